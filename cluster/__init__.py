@@ -1,0 +1,1 @@
+"""Where Ray is started or joined, and the cluster definitions."""

@@ -1,0 +1,64 @@
+"""The only place that starts or joins a Ray cluster from a driver."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from qwen3emb.config import ClusterConfig
+from qwen3emb.errors import UserError
+
+__all__ = ["connected", "ray_environment"]
+
+
+def ray_environment() -> dict[str, str]:
+    """Settings every Ray process of ours needs, for those the user has not set.
+
+    Token authentication must be the same on both sides or clients fail with InvalidAuthToken, so it is off unless
+    the user turns it on.
+    """
+    wanted = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    return {key: value for key, value in wanted.items() if key not in os.environ}
+
+
+@contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[None]:
+    """Join the configured cluster, or start an embedded one that ends with the block.
+
+    `cluster.address` wins over `RAY_ADDRESS`; without both a Ray starts inside this process.
+
+    Raises:
+        UserError: no cluster answers at the given address.
+    """
+    environment = ray_environment()
+    if cluster.gpus_per_worker:
+        environment.pop("DS_ACCELERATOR", None)
+    os.environ.update(environment)
+    import ray
+
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    options = {"log_to_driver": True, "logging_level": logging.WARNING, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, runtime_env={"env_vars": environment}, **options)
+        else:
+            ray.init(address="local", num_cpus=cluster.num_cpus, include_dashboard=False, **options)
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at {address!r}; start one with `ray start --head`") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,1 @@
+"""One thin entry point per stage: `python -m jobs.NAME --config FILE`."""

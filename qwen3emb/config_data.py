@@ -1,0 +1,164 @@
+"""Configuration of the data stages: corpus, synthesize, filter, mine. Imports no torch, ray or vllm."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["CorpusConfig", "FilterConfig", "MineConfig", "Section", "SourceConfig", "SynthesizeConfig"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and a key that does not exist is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SourceConfig(Section):
+    """One place that passages are read from."""
+
+    kind: Literal["python", "jsonl", "parquet", "csv", "tsv", "markdown", "text"]
+    """Format of the files."""
+    path: str
+    """File, folder, glob or URI; for `python` also the words `stdlib` and `site-packages`."""
+    language: str = "en"
+    """Language of the texts, e.g. `en`, `zh-Hans`; `und` where it is not known."""
+    text_field: str = "text"
+    """Field or column of the text (JSONL, Parquet, CSV, TSV)."""
+    title_field: str | None = "title"
+    """Field of the title; a row without it has an empty title."""
+    id_field: str | None = None
+    """Field of the id; without it ids are `file:row`."""
+    max_files: int | None = Field(default=None, ge=1)
+    """Read at most this many files, chosen by a hash of their names."""
+
+
+class CorpusConfig(Section):
+    """`corpus`: files into passages, labelled pairs and held-out retrieval sets."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    """What to read."""
+    tokenizer: str | None = None
+    """Model whose tokenizer counts chunk tokens; default `models.base`."""
+    max_tokens: int = Field(default=512, ge=16)
+    """Longest passage; longer ones are chunked."""
+    overlap_tokens: int = Field(default=0, ge=0)
+    """Tokens that neighbouring chunks share."""
+    min_words: int = Field(default=40, ge=0)
+    """Docstrings with fewer words of natural language are no passages (Python sources only)."""
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)
+    """MinHash Jaccard similarity from which the later text is dropped as near duplicate."""
+    max_passages: int | None = Field(default=None, ge=1)
+    """Keep at most this many passages, chosen by a hash of their ids."""
+    max_pairs: int | None = Field(default=None, ge=1)
+    """Keep at most this many labelled training pairs, chosen by a hash of their ids."""
+    dev_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of Python modules whose pairs become the dev set for validation while training."""
+    heldout_share: float = Field(default=0.15, ge=0, lt=1)
+    """Share of Python modules that no training or synthesis ever sees: the evaluation set."""
+    max_dev_queries: int = Field(default=50, ge=1)
+    """At most this many dev queries."""
+    max_dev_documents: int = Field(default=300, ge=1)
+    """At most this many dev functions to search in."""
+    max_heldout_queries: int = Field(default=200, ge=1)
+    """At most this many held-out queries."""
+    max_heldout_documents: int = Field(default=600, ge=1)
+    """At most this many held-out functions to search in; queries always have theirs among them."""
+    workers: int = Field(default=2, ge=1)
+    """Parallel reading tasks."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CorpusConfig:
+        if self.dev_share + self.heldout_share >= 1:
+            raise ValueError("dev_share + heldout_share must be below 1, or nothing is left to train on")
+        if self.overlap_tokens >= self.max_tokens:
+            raise ValueError("overlap_tokens must be smaller than max_tokens")
+        return self
+
+
+class SynthesizeConfig(Section):
+    """`synthesize`: an LLM reads a passage as one of five personas and writes a query for it (paper section 3)."""
+
+    personas: str
+    """JSONL file with a `persona` field (Persona Hub's format)."""
+    max_passages: int | None = Field(default=None, ge=1)
+    """Use at most this many passages, chosen by a hash of their ids."""
+    candidates: int = Field(default=5, ge=1)
+    """Candidate personas per passage, by cosine."""
+    languages: dict[str, float] = Field(default={"English": 1.0})
+    """Query languages and their weights."""
+    words: dict[str, float] = Field(default={"5-10": 0.5, "10-20": 0.4, "20-40": 0.1})
+    """Query lengths in words, `low-high`, and their weights."""
+    max_passage_tokens: int = Field(default=512, ge=16)
+    """Passages are shown to the generator up to this many tokens."""
+    max_model_len: int = Field(default=2048, ge=256)
+    """Context of the generator engine, tokens; a prompt that does not fit is rejected with that reason."""
+    max_query_tokens: int = Field(default=96, ge=8)
+    """Longest generated answer."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Sampling temperature of both calls."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus of both calls."""
+    max_retries: int = Field(default=1, ge=0)
+    """How often a row with a bad answer is asked again with another seed before it is rejected."""
+    engines: int = Field(default=1, ge=1)
+    """vLLM engine replicas."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs per engine."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Engine weights."""
+    kv_cache_gb: float = Field(default=1.0, gt=0)
+    """KV cache on CPU machines, GiB per engine."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads per engine on CPU machines."""
+    max_num_seqs: int = Field(default=16, ge=1)
+    """Sequences an engine decodes at once."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows handed to an engine at a time."""
+    rows_per_block: int = Field(default=64, ge=1)
+    """Rows per written file: what a killed run may have to do again."""
+
+
+class FilterConfig(Section):
+    """`filter`: keep pairs whose query-document cosine is above a threshold (paper section 3)."""
+
+    model: str = "weak"
+    """Embedding model that scores: `weak`, or a model name or directory."""
+    threshold: float = Field(default=0.7, ge=-1, le=1)
+    """Pairs at or below this cosine are dropped."""
+    sample: int | None = Field(default=None, ge=1)
+    """Score only this many pairs, drawn at random; the rest is left out of stage 2."""
+    max_tokens: int = Field(default=512, ge=8)
+    """Longest query or document while scoring."""
+    workers: int = Field(default=2, ge=1)
+    """Encoding workers."""
+    bins: int = Field(default=40, ge=2)
+    """Bins of the histogram over [-1, 1]."""
+
+
+class MineConfig(Section):
+    """`mine`: hard negatives from the corpus with positive-aware rules (follow-up report)."""
+
+    model: str = "weak"
+    """Embedding model that scores: `weak`, or a model name or directory."""
+    negatives: int = Field(default=2, ge=0)
+    """Hard negatives per query; a query with fewer candidates keeps what there is, and it is counted."""
+    top_k: int = Field(default=50, ge=1)
+    """Candidates retrieved per query."""
+    skip_top: int = Field(default=0, ge=0)
+    """Ranks left out at the top of the candidates, where unlabelled positives sit."""
+    min_positive: float = Field(default=-1.0, ge=-1, le=1)
+    """t+: a query is kept only if its positive scores above this."""
+    margin: float = Field(default=0.0, ge=-2, le=2)
+    """delta: a candidate is a negative only if its score < mean positive score + delta."""
+    max_tokens: int = Field(default=512, ge=8)
+    """Longest query or document while scoring."""
+    workers: int = Field(default=2, ge=1)
+    """Encoding workers."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MineConfig:
+        if self.skip_top + self.negatives > self.top_k:
+            raise ValueError("top_k must be at least skip_top + negatives")
+        return self

@@ -1,0 +1,1 @@
+"""Rows before training: corpus, personas, synthesis, filtering, hard negatives."""

@@ -1,0 +1,1 @@
+"""Everything that imports Ray: data sets, vLLM workers, encoding workers, the trainer."""

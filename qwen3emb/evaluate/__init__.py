@@ -1,0 +1,1 @@
+"""Retrieval metrics and the table of what each stage bought."""

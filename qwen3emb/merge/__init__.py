@@ -1,0 +1,1 @@
+"""Checkpoint merging: SLERP and its N-way form."""

@@ -1,0 +1,1 @@
+"""Models: loading, padding-free packing, pooling, encoding, scoring, export."""

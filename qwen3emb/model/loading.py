@@ -1,0 +1,64 @@
+"""Loading decoders with the packed attention: the trunk for embeddings, the causal LM for the reranker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3emb.errors import UserError
+from qwen3emb.model.fetch import has_weights
+from qwen3emb.model.packing import ATTENTION_NAME, register_attention
+
+__all__ = ["dtype_of", "load_causal", "load_tokenizer", "load_trunk"]
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch dtype of a config value.
+
+    Raises:
+        UserError: no such dtype.
+    """
+    if name not in _DTYPES:
+        raise UserError(f"dtype {name!r}: expected one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def load_tokenizer(model_dir: Path) -> Any:
+    """The model's tokenizer; code inside the model directory never runs."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+
+
+def load_trunk(model_dir: Path, dtype: str) -> Any:
+    """The decoder without language-model head, in eval mode, with packed attention."""
+    from transformers import AutoModel
+
+    return _load(AutoModel, model_dir, dtype)
+
+
+def load_causal(model_dir: Path, dtype: str) -> Any:
+    """The decoder with language-model head, in eval mode, with packed attention."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, model_dir, dtype)
+
+
+def _load(auto: Any, model_dir: Path, dtype: str) -> Any:
+    if not has_weights(model_dir):
+        raise UserError(f"model directory {model_dir}: no *.safetensors weights in it (pickled weights are not read)")
+    register_attention()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    model = auto.from_pretrained(
+        model_dir,
+        dtype=dtype_of(dtype),
+        attn_implementation=ATTENTION_NAME,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    return model.eval()

@@ -1,0 +1,122 @@
+"""Query and documents to relevance: the yes / no reranker (RECIPE section 1, paper section 2).
+
+Documents of one query share the system, instruction and query prefix, which is computed once per pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwen3emb.errors import UserError
+from qwen3emb.model.contract import read_contract
+from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted
+from qwen3emb.model.loading import load_causal, load_tokenizer
+from qwen3emb.model.packing import PackedBatch, pack
+from qwen3emb.templates import RerankTemplate
+
+__all__ = ["Reranker", "answer_states", "rerank_tree"]
+
+
+def answer_states(model: Any, batch: PackedBatch) -> Tensor:
+    """(number of leaves, hidden) states that predict the answer token."""
+    states = model.model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False
+    ).last_hidden_state
+    out: Tensor = states[0, batch.last]
+    return out
+
+
+def rerank_tree(
+    template: RerankTemplate,
+    query: str,
+    documents: Sequence[str],
+    *,
+    max_tokens: int,
+    max_query_tokens: int | None = None,
+    instruction: str | None = None,
+) -> tuple[list[int], list[list[int]]]:
+    """(prefix ids, leaves' ids) of one query and its documents, at most `max_tokens` along each path."""
+    prefix = template.prefix(query, instruction, max_query_tokens)
+    return prefix, template.leaves(documents, max_tokens - len(prefix))
+
+
+class Reranker:
+    """A reranker in this process."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        dtype: str = "bfloat16",
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Load the model.
+
+        Raises:
+            UserError: no weights, or "yes" / "no" is not one token.
+        """
+        self.contract = read_contract(model_dir)
+        if self.contract and self.contract.kind != "reranker":
+            raise UserError(f"{model_dir} holds an embedding model, not a reranker")
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = load_causal(model_dir, dtype).to(self.device)
+        self.template = RerankTemplate(load_tokenizer(model_dir))
+        yes, no = self.template.yes_no
+        head = self.model.get_output_embeddings().weight
+        self.direction = (head[yes].float() - head[no].float()).detach()
+
+    @property
+    def context(self) -> int:
+        """The model's longest input, tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+    def score(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_tokens: int,
+        instruction: str | None = None,
+        max_query_tokens: int | None = None,
+        token_budget: int = TOKEN_BUDGET,
+    ) -> np.ndarray:
+        """P(yes) / (P(yes) + P(no)) for each document, float32 (len(documents),).
+
+        Args:
+            query: the query.
+            documents: what to judge; over-long ones lose their end, never the suffix.
+            max_tokens: longest whole input.
+            instruction: the task; default the template's.
+            max_query_tokens: longer queries lose their end.
+            token_budget: tokens per forward pass.
+
+        Raises:
+            UserError: `max_tokens` exceeds the model's context or leaves no room for a document.
+        """
+        if max_tokens > self.context:
+            raise UserError(f"max_tokens {max_tokens} is more than the model's context of {self.context} tokens")
+        instruction = instruction or (self.contract.instruction if self.contract else None)
+        prefix, leaves = rerank_tree(
+            self.template,
+            query,
+            documents,
+            max_tokens=max_tokens,
+            max_query_tokens=max_query_tokens,
+            instruction=instruction,
+        )
+        out = np.empty(len(leaves), dtype=np.float32)
+        with torch.inference_mode():
+            for group in budgeted([len(leaf) for leaf in leaves], token_budget):
+                batch = pack([(prefix, [leaves[i] for i in group])]).to(self.device)
+                margin = answer_states(self.model, batch).float() @ self.direction
+                out[group] = torch.sigmoid(margin).cpu().numpy()
+        return out

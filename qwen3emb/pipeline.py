@@ -1,0 +1,142 @@
+"""The stages, what each one reads, and what identifies its output. Imports no ray, torch or vllm."""
+
+from __future__ import annotations
+
+import sysconfig
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3emb import __version__
+from qwen3emb.artifact import Identity, State, state_of
+from qwen3emb.config import RunConfig
+from qwen3emb.errors import UserError
+from qwen3emb.model.fetch import resolve_model
+from qwen3emb.storage import Storage, external_fingerprint
+
+__all__ = ["STAGES", "Stage", "StageContext", "identity", "plan", "stage_folder"]
+
+# Fields that change how fast a stage runs or where, not what it writes.
+_OPERATIONAL = {"workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"}
+_TRAINING = {"weak", "supervised", "reranker"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: folder under the run's storage.
+        module: `python -m MODULE` runs it.
+        section: its section of the config.
+        needs: stages whose artifacts it reads.
+        models: fields of `models` it reads.
+        arguments: further arguments of the module.
+    """
+
+    name: str
+    module: str
+    section: str
+    needs: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+
+STAGES = {
+    s.name: s
+    for s in (
+        Stage("corpus", "jobs.corpus", "corpus", models=("base",)),
+        Stage("synthesize", "jobs.synthesize", "synthesize", ("corpus",), ("generator", "retrieval")),
+        Stage("weak", "jobs.train_embedding", "weak", ("corpus", "synthesize"), ("base",), ("--stage", "weak")),
+        Stage("filter", "jobs.filter", "filter", ("synthesize", "weak")),
+        Stage("mine", "jobs.mine", "mine", ("corpus", "filter", "weak")),
+        Stage(
+            "supervised", "jobs.train_embedding", "supervised", ("corpus", "weak", "mine"), (), ("--stage", "supervised")
+        ),
+        Stage("reranker", "jobs.train_reranker", "reranker", ("corpus", "mine"), ("reranker_base",)),
+        Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), ("base", "reranker_base")),
+        Stage("evaluate", "jobs.evaluate", "evaluate", ("corpus", "weak", "supervised", "merge"), ("base",)),
+        Stage("index", "jobs.index", "index", ("corpus", "merge")),
+    )
+}
+"""In the order of the picture in the README."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a running stage is given."""
+
+    cfg: RunConfig
+    stage: Stage
+    out: Storage
+    resume: bool
+
+    def input(self, name: str) -> Storage:
+        """The folder of an upstream stage."""
+        return stage_folder(self.cfg, name)
+
+
+def stage_folder(cfg: RunConfig, name: str) -> Storage:
+    """Where a stage of this run lies on storage."""
+    return Storage(cfg.storage) / name
+
+
+def identity(cfg: RunConfig, name: str) -> Identity:
+    """What decides a stage's output: resolved config, fingerprints of its inputs, code version.
+
+    Raises:
+        UserError: a file or model it reads is missing.
+    """
+    stage = STAGES[name]
+    section = getattr(cfg, stage.section).model_dump(mode="json")
+    skipped = _OPERATIONAL - ({"batch_size"} if name in _TRAINING else set())
+    config: dict[str, Any] = {
+        stage.section: {k: v for k, v in section.items() if k not in skipped},
+        "seed": cfg.seed,
+        "models": {f: _model_name(cfg, f) for f in stage.models},
+        "end_token": cfg.models.end_token,
+        "instruction": cfg.models.instruction,
+    }
+    inputs = {need: identity(cfg, need).fingerprint for need in stage.needs}
+    inputs |= {f"models.{f}": _model_fingerprint(_model_name(cfg, f)) for f in stage.models}
+    inputs |= {place: _source_fingerprint(place) for place in _external(cfg, name)}
+    return Identity(name, __version__, config, inputs)
+
+
+def plan(cfg: RunConfig) -> list[tuple[Stage, State]]:
+    """Every stage in order, and where it stands on storage."""
+    return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name))) for s in STAGES.values()]
+
+
+def _model_name(cfg: RunConfig, field: str) -> str:
+    return str(getattr(cfg.models, field) or cfg.models.base)
+
+
+def _model_fingerprint(name: str) -> str:
+    try:
+        return external_fingerprint(str(resolve_model(name)), ".safetensors")
+    except UserError:
+        if "/" not in name:
+            raise
+        return name  # a hub id that the nodes load themselves
+
+
+def _external(cfg: RunConfig, name: str) -> list[str]:
+    """Files and folders outside the run's storage that a stage reads."""
+    if name == "corpus":
+        return [s.path for s in cfg.corpus.sources]
+    if name == "synthesize":
+        return [cfg.synthesize.personas]
+    chosen = {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak")
+    if chosen != "weak":
+        return [str(resolve_model(chosen))]
+    dataset = {"evaluate": cfg.evaluate.dataset, "index": cfg.index.source}.get(name, "heldout")
+    return [] if dataset in ("heldout", "passages") else [dataset]
+
+
+def _source_fingerprint(place: str) -> str:
+    words = {"stdlib": "stdlib", "site-packages": "purelib"}
+    if place in words:
+        return external_fingerprint(sysconfig.get_paths()[words[place]], ".py")
+    if any(c in place for c in "*?["):
+        return place
+    return external_fingerprint(place)

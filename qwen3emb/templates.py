@@ -1,0 +1,149 @@
+"""The only query, document and reranker formats, and the yes / no ids (RECIPE: paper section 2, released models).
+
+Training, mining, evaluation, export and serving all call these functions, so that a served score is the trained
+score. Token ids are returned instead of strings where truncation matters: only the text of the user is ever cut,
+never the template around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3emb.errors import UserError
+
+__all__ = [
+    "DEFAULT_INSTRUCTION",
+    "DEFAULT_RERANK_INSTRUCTION",
+    "EmbeddingTemplate",
+    "RerankTemplate",
+    "query_prompt",
+    "token_id",
+]
+
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+DEFAULT_RERANK_INSTRUCTION = DEFAULT_INSTRUCTION
+
+_SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".'
+)
+_RERANK_HEAD = "<|im_start|>system\n" + _SYSTEM + "<|im_end|>\n<|im_start|>user\n"
+_RERANK_TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def query_prompt(instruction: str) -> str:
+    """What stands before a query: `Instruct: {instruction}\\nQuery:`, with no space after the colon."""
+    return f"Instruct: {instruction}\nQuery:"
+
+
+def token_id(tokenizer: Any, token: str) -> int:
+    """The id of `token` where the tokenizer knows it as one token.
+
+    Raises:
+        UserError: the tokenizer splits it or does not know it.
+    """
+    ids = tokenizer.encode(token, add_special_tokens=False)
+    if len(ids) != 1:
+        raise UserError(f"the tokenizer splits {token!r} into {len(ids)} tokens; it must be one token")
+    return int(ids[0])
+
+
+@dataclass(frozen=True)
+class EmbeddingTemplate:
+    """Token ids of queries and documents for one tokenizer.
+
+    Attributes:
+        tokenizer: a Hugging Face tokenizer.
+        end_token: what the embedding is read at; `<|endoftext|>` for Qwen3, `<|im_end|>` for SmolLM2.
+    """
+
+    tokenizer: Any
+    end_token: str
+
+    @property
+    def end_id(self) -> int:
+        """The id of the end token."""
+        return token_id(self.tokenizer, self.end_token)
+
+    def prefix(self, instruction: str | None) -> list[int]:
+        """Ids of the instruction prefix that all queries of a task share; empty without an instruction."""
+        return self._ids(query_prompt(instruction)) if instruction else []
+
+    def encode(
+        self, texts: Sequence[str], max_tokens: int, instruction: str | None = None
+    ) -> tuple[list[int], list[list[int]]]:
+        """Split `texts` into (shared prefix ids, one list of leaf ids per text), each leaf with the end token.
+
+        prefix + leaf has at most `max_tokens` tokens; the text loses tokens from its end, never the end token.
+        The prefix is tokenised apart from the text, which is exact because it ends at a colon that no token of
+        the Qwen and SmolLM2 vocabularies crosses with a following word (tested).
+        """
+        prefix = self.prefix(instruction)
+        room = max_tokens - len(prefix) - 1
+        if room < 1:
+            raise UserError(f"max_tokens {max_tokens} leaves no room after an instruction of {len(prefix)} tokens")
+        end = self.end_id
+        batch = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return prefix, [[*ids[:room], end] for ids in batch]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+@dataclass(frozen=True)
+class RerankTemplate:
+    """Token ids of the yes / no reranker's input for one tokenizer (RECIPE section 1).
+
+    Attributes:
+        tokenizer: a Hugging Face tokenizer with `<|im_start|>` and `<|im_end|>` as special tokens.
+    """
+
+    tokenizer: Any
+
+    @property
+    def yes_no(self) -> tuple[int, int]:
+        """Ids of "yes" and "no".
+
+        Raises:
+            UserError: one of them is not a single token.
+        """
+        return token_id(self.tokenizer, "yes"), token_id(self.tokenizer, "no")
+
+    @staticmethod
+    def text(query: str, document: str, instruction: str | None = None) -> str:
+        """The whole input as one string."""
+        shared = RerankTemplate.shared_text(query, instruction)
+        return f"{shared} {document}{_RERANK_TAIL}"
+
+    @staticmethod
+    def shared_text(query: str, instruction: str | None = None) -> str:
+        """What all documents of one query share: system, instruction and query, up to `<Document>:`."""
+        instruct = instruction or DEFAULT_RERANK_INSTRUCTION
+        return f"{_RERANK_HEAD}<Instruct>: {instruct}\n<Query>: {query}\n<Document>:"
+
+    def prefix(self, query: str, instruction: str | None = None, max_query_tokens: int | None = None) -> list[int]:
+        """Ids of the shared part; a query longer than `max_query_tokens` loses its end."""
+        if max_query_tokens is not None:
+            ids = self._ids(query)
+            query = self.tokenizer.decode(ids[:max_query_tokens]) if len(ids) > max_query_tokens else query
+        return self._ids(self.shared_text(query, instruction))
+
+    def leaves(self, documents: Sequence[str], room: int) -> list[list[int]]:
+        """Ids of ` {document}` + suffix for each document, at most `room` tokens each.
+
+        Over-long documents lose tokens from their end; the suffix is never cut.
+
+        Raises:
+            UserError: the suffix alone does not fit.
+        """
+        tail = self._ids(_RERANK_TAIL)
+        if room <= len(tail):
+            raise UserError(f"{room} tokens are left for document and suffix, the suffix alone has {len(tail)}")
+        texts = [f" {document}" for document in documents]
+        batch = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [[*ids[: room - len(tail)], *tail] for ids in batch]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -1,0 +1,1 @@
+"""Training maths: losses, sampling, schedules, one embedding step and one reranker step."""
