@@ -22,6 +22,7 @@ def ray_environment() -> dict[str, str]:
     wanted = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -55,7 +56,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         if address:
             ray.init(address=address, runtime_env={"env_vars": environment}, **options)
         else:
-            ray.init(address="local", num_cpus=cluster.num_cpus, include_dashboard=False, **options)
+            ray.init(address="local", num_cpus=cluster.num_cpus, include_dashboard=True, **options)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address!r}; start one with `ray start --head`") from error
     try:

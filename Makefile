@@ -1,0 +1,49 @@
+# `make` lists the targets. Everything runs from .venv, which `make install` keeps up to date.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+PY := .venv/bin/python
+CONFIG ?= examples/demo.yaml
+
+.PHONY: help install demo test check format serve constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: ## make .venv and install what is pinned (PYTHON=..., EXTRA=cpu|gpu)
+	@scripts/setup.sh
+
+demo: install ## corpus to served model, end to end (CONFIG=examples/demo.yaml)
+	@$(PY) -m qwen3emb.cli fetch-model smollm2-135m-instruct
+	@$(PY) -m qwen3emb.cli fetch-model all-minilm-l6-v2
+	@$(PY) -m jobs.pipeline --config "$(CONFIG)"
+
+test: install ## unit tests, then integration tests
+	@$(PY) -m pytest tests/unit --quiet --durations=5
+	@$(PY) -m pytest tests/integration --quiet --durations=10
+
+check: install ## ruff, mypy, every example config, generated documentation
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --check --quiet .
+	@$(PY) -m mypy --no-error-summary
+	@for file in examples/*.yaml; do $(PY) -m qwen3emb.cli check-config "$$file" >/dev/null; done
+	@$(PY) -m qwen3emb.config_docs --check
+	@echo "check: ruff, mypy, examples and docs are in order"
+
+format: install ## let ruff format and sort the code
+	@$(PY) -m ruff check --fix --quiet . || true
+	@$(PY) -m ruff format --quiet .
+
+serve: install ## serve the models and the index of CONFIG
+	@$(PY) -m jobs.serve --config "$(CONFIG)"
+
+constraints: ## resolve pyproject.toml again into constraints/
+	@scripts/constraints.sh
+
+bench-%: install ## side by side with a peer: make bench-encode
+	@benchmarks/run.sh "$*"
+
+clean: ## remove .venv, .venv-bench and caches; runs/ stays
+	@rm -rf .venv .venv-bench .setup.lock .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	@find qwen3emb jobs serve cluster tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
