@@ -170,7 +170,8 @@ def _read_entries(folder: Path) -> _Entries:
             shards = {shard: _read_header(folder / shard) for shard in set(weight_map.values())}
             entries = {name: shards[shard][name] for name, shard in weight_map.items()}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"The weights in {folder} cannot be read ({error!r}); copy them again.") from error
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"The weights in {folder} cannot be read ({why}); copy them again.") from error
     odd = next((entry for entry in entries.values() if entry.dtype not in _BYTES), None)
     if odd is not None:
         raise UserError(f"Tensor {odd.name!r} in {odd.file} is quantised ({odd.dtype}); merge full weights.")
@@ -206,7 +207,6 @@ def _check_alike(paths: Sequence[Path]) -> dict[str, list[_Entries]]:
 
 
 def _facts(root: Path, folders: dict[str, _Entries]) -> dict[str, object]:
-    """What must be equal in all checkpoints."""
     try:
         config = json.loads((root / "config.json").read_text())
         facts: dict[str, object] = {f"config.json {key!r}": config.get(key) for key in _CONFIG_KEYS}
