@@ -50,9 +50,9 @@ def chunk_text(text: str, count_tokens: TokenOffsets, max_tokens: int, overlap_t
         if end is None:
             piece = text[places.characters[start] : places.characters[start + 1]].strip()
             raise UserError(f"a chunk of {max_tokens} tokens cannot hold {piece!r}; give chunks more tokens.")
-        chunk = text[places.characters[start] : places.characters[end]].strip()
-        if chunk:
-            chunks.append(chunk)
+        added = text[places.characters[covered] : places.characters[end]]
+        if added.strip():  # else a chunk of nothing but overlap
+            chunks.append(text[places.characters[start] : places.characters[end]].strip())
         covered = end
         start = _overlap_start(places, start, end, overlap_tokens)
     return chunks
