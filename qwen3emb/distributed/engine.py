@@ -1,0 +1,70 @@
+"""DeepSpeed on this rank: build, step, save, restore, and the full weights for export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3emb.config_train import OptimizerConfig
+
+__all__ = ["build_engine", "full_weights", "restore", "save", "set_learning_rate"]
+
+_TAG = "state"
+
+
+def build_engine(model: Any, cfg: OptimizerConfig) -> Any:
+    """A DeepSpeed ZeRO engine around `model`, with AdamW on fp32 master weights.
+
+    Must be called on every rank, with torch.distributed running.
+    """
+    import deepspeed
+    from torch.optim import AdamW
+
+    # Its shared-memory collectives are compiled at first use, which takes a compiler and a minute; gloo does as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    optimizer = AdamW(parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=fused)
+    settings = {
+        # DeepSpeed only checks these against the world size; our batches are formed by rows and tokens.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": cfg.max_grad_norm,
+        "bf16": {"enabled": cfg.dtype == "bfloat16"},
+        "zero_optimization": {"stage": cfg.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    return engine
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def full_weights(engine: Any) -> dict[str, Tensor]:
+    """All weights on the CPU, on rank 0 (every rank must call it: ZeRO-3 gathers)."""
+    if engine.zero_optimization_stage() == 3:
+        state: dict[str, Tensor] = engine._zero3_consolidated_16bit_state_dict() or {}
+        return state
+    return {name: tensor.detach().cpu().clone() for name, tensor in engine.module.state_dict().items()}
+
+
+def save(engine: Any, folder: Path, state: dict[str, Any]) -> None:
+    """Write weights, optimizer and `state` of this rank into a shared or rank-local folder."""
+    engine.save_checkpoint(str(folder), tag=_TAG, client_state=state)
+
+
+def restore(engine: Any, folder: Path) -> dict[str, Any]:
+    """Load what `save` wrote and return its `state`."""
+    _, state = engine.load_checkpoint(str(folder), tag=_TAG)
+    torch.set_rng_state(state["rng"])
+    return dict(state)

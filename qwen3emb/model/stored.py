@@ -1,0 +1,57 @@
+"""Models on storage: what the training stages left, and the embedding model that later stages score with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qwen3emb.artifact import read_record
+from qwen3emb.errors import UserError
+from qwen3emb.model.contract import CONTRACT_FILE
+from qwen3emb.model.fetch import resolve_model
+from qwen3emb.storage import Storage
+
+__all__ = ["WEAK", "checkpoints", "final_model", "scoring_model"]
+
+WEAK = "weak"
+"""The config's word for the final model of the weakly supervised stage."""
+
+
+def final_model(folder: Storage) -> Storage:
+    """The model that a training stage ended with, a model directory of ours.
+
+    Raises:
+        UserError: the stage is not complete, or is not a training stage.
+    """
+    return folder / str(_metric(folder, "model"))
+
+
+def checkpoints(folder: Storage) -> list[Storage]:
+    """All checkpoints that a training stage kept, oldest first; the final model is the last one.
+
+    Raises:
+        UserError: the stage is not complete, or is not a training stage.
+    """
+    return [folder / str(name) for name in _metric(folder, "checkpoints")]
+
+
+def scoring_model(name: str, weak: Storage, end_token: str) -> tuple[str, str | None]:
+    """(directory or URI, end token to give to `Encoder`) of the embedding model called `name`.
+
+    Args:
+        name: `weak`, or a model name or directory.
+        weak: folder of the weakly supervised stage.
+        end_token: for a model that does not say its own (`models.end_token`).
+
+    Raises:
+        UserError: there is no such model.
+    """
+    folder = final_model(weak) if name == WEAK else Storage(str(resolve_model(name)))
+    # A model of ours knows its end token; None takes that one.
+    return folder.uri, None if folder.exists(CONTRACT_FILE) else end_token
+
+
+def _metric(folder: Storage, name: str) -> Any:
+    metrics = read_record(folder).get("metrics", {})
+    if not metrics.get(name):
+        raise UserError(f"{folder.uri}: its record names no {name}, so it is not a training stage's folder")
+    return metrics[name]

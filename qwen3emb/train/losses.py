@@ -1,0 +1,148 @@
+"""The embedding loss of the paper's section 2 (equation 1), CoSENT for graded pairs, and the reranker's SFT loss.
+
+Tensors in, (loss, metrics) out; no collectives here. The caller passes the *global* batch, see `gather.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from qwen3emb.config_train import LossConfig
+
+__all__ = ["ContrastiveBatch", "answer_loss", "contrastive_loss", "cosent_loss", "matryoshka_loss"]
+
+
+@dataclass(frozen=True)
+class ContrastiveBatch:
+    """A global batch of N queries, their positives, and M hard negatives.
+
+    Attributes:
+        queries: (N, D) pooled vectors, normalised or not.
+        positives: (N, D).
+        negatives: (M, D); M may be 0.
+        owner: (M,) row whose hard negative this is.
+        query_ids: (N,) content hashes; equal texts have equal ids.
+        positive_ids: (N,) content hashes of the positives.
+        negative_ids: (M,) content hashes of the negatives.
+    """
+
+    queries: Tensor
+    positives: Tensor
+    negatives: Tensor
+    owner: Tensor
+    query_ids: Tensor
+    positive_ids: Tensor
+    negative_ids: Tensor
+
+    def prefix(self, dimensions: int | None) -> ContrastiveBatch:
+        """The same batch with vectors cut to `dimensions` and normalised."""
+        q, p, n = (normalize(t[:, :dimensions].float(), dim=-1) for t in (self.queries, self.positives, self.negatives))
+        return ContrastiveBatch(q, p, n, self.owner, self.query_ids, self.positive_ids, self.negative_ids)
+
+
+def contrastive_loss(
+    batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool = False
+) -> tuple[Tensor, dict[str, float]]:
+    """Equation 1: mean over rows of -log(e^{s(q,d+)/tau} / Z), with the five terms of Z and their masks.
+
+    Args:
+        batch: vectors already normalised (`ContrastiveBatch.prefix`).
+        cfg: temperature, margin and the switches of RECIPE section 2.
+        explicit_only: classification rows: Z has only the positive and the row's own hard negatives, since other
+            rows of the batch may share the class.
+
+    Returns:
+        (scalar loss, {"masked": share of masked negatives, "positive": mean positive cosine,
+        "hardest": mean of each row's highest unmasked q-d negative cosine}).
+    """
+    count = len(batch.queries)
+    rows = torch.arange(count, device=batch.queries.device)
+    positive = (batch.queries * batch.positives).sum(dim=1)  # (N,)
+    limit = positive.detach()[:, None] + cfg.margin
+    documents = torch.cat([batch.positives, batch.negatives])  # (N + M, D)
+    document_ids = torch.cat([batch.positive_ids, batch.negative_ids])
+    own = torch.cat([rows, batch.owner])[None] == rows[:, None]  # (N, N + M): belongs to this row
+    hard = own & (torch.arange(len(documents), device=rows.device) >= count)[None]
+    others = _others(own, count, cfg.in_batch_hard) & (not explicit_only)
+    same = cfg.mask_identical & (document_ids[None] == batch.positive_ids[:, None])
+
+    query_document = batch.queries @ documents.T
+    candidate = hard | others
+    kept = candidate & ~same & (query_document.detach() <= limit)
+    logits, masks, total = [query_document], [kept], candidate.sum()
+    if cfg.query_query and not explicit_only:
+        query_query = batch.queries @ batch.queries.T
+        different = rows[:, None] != rows[None]
+        twin = cfg.mask_identical & (batch.query_ids[:, None] == batch.query_ids[None])
+        logits.append(query_query)
+        masks.append(different & ~twin & (query_query.detach() <= limit))
+        total = total + different.sum()
+    if cfg.document_document and not explicit_only:
+        logits.append(batch.positives @ documents.T)
+        masks.append(others & ~same)
+        total = total + others.sum()
+
+    everything, mask = torch.cat(logits, dim=1) / cfg.temperature, torch.cat(masks, dim=1)
+    anchor = positive[:, None] / cfg.temperature
+    scores = torch.cat([anchor, everything.masked_fill(~mask, -torch.inf)], dim=1)
+    loss = (torch.logsumexp(scores, dim=1) - anchor[:, 0]).mean()
+    hardest = query_document.detach().masked_fill(~kept, -torch.inf).amax(dim=1)
+    hardest = hardest[torch.isfinite(hardest)]
+    return loss, {
+        "masked": float(1 - mask.sum() / total) if total else 0.0,
+        "positive": float(positive.detach().mean()),
+        "hardest": float(hardest.mean()) if len(hardest) else 0.0,
+    }
+
+
+def _others(own: Tensor, count: int, in_batch_hard: bool) -> Tensor:
+    """(N, N + M): documents of other rows that serve as in-batch negatives."""
+    others = ~own
+    if not in_batch_hard:
+        others[:, count:] = False
+    return others
+
+
+def matryoshka_loss(
+    batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool = False
+) -> tuple[Tensor, dict[str, float]]:
+    """The contrastive loss on the full vector plus, weighted, on each prefix of `cfg.mrl_dims` (MRL).
+
+    Metrics are those of the full vector.
+    """
+    loss, metrics = contrastive_loss(batch.prefix(None), cfg, explicit_only)
+    weights = cfg.mrl_weights or [1.0] * len(cfg.mrl_dims)
+    for dimensions, weight in zip(cfg.mrl_dims, weights, strict=True):
+        if dimensions < batch.queries.shape[1]:
+            loss = loss + weight * contrastive_loss(batch.prefix(dimensions), cfg, explicit_only)[0]
+    return loss, metrics
+
+
+def cosent_loss(first: Tensor, second: Tensor, grades: Tensor, temperature: float) -> Tensor:
+    """CoSENT for graded STS rows: log(1 + sum over pairs with grade_a > grade_b of e^{(s_b - s_a)/tau}).
+
+    Args:
+        first, second: (N, D) normalised vectors of the two sentences.
+        grades: (N,) human scores; only their order matters.
+        temperature: tau.
+    """
+    cosine = (first * second).sum(dim=1) / temperature
+    difference = cosine[None] - cosine[:, None]  # [a, b] = s_b - s_a
+    wanted = grades[:, None] > grades[None]
+    violations = difference.masked_fill(~wanted, -torch.inf).flatten()
+    return torch.logsumexp(torch.cat([violations.new_zeros(1), violations]), dim=0)
+
+
+def answer_loss(logits: Tensor, labels: Tensor, total: int) -> Tensor:
+    """SFT loss at the one answer position: sum of -log p(label) / total (paper section 2, reranking).
+
+    Args:
+        logits: (n, vocabulary) at the last input token of each answer, and nowhere else.
+        labels: (n,) token ids of "yes" or "no".
+        total: answers in the global batch, over all ranks.
+    """
+    return cross_entropy(logits.float(), labels, reduction="sum") / total

@@ -1,0 +1,55 @@
+"""Training rows in memory: what one optimizer step consumes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from qwen3emb.errors import UserError
+
+__all__ = ["TrainingRow", "content_id", "rows_from_pairs", "rows_from_training"]
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One query, one positive document, its hard negatives (hardest first)."""
+
+    id: str
+    query: str
+    positive: str
+    negatives: tuple[str, ...] = ()
+
+
+def content_id(text: str) -> int:
+    """A 62-bit hash of a text, equal for equal texts after collapsing white space: document identity in the loss."""
+    digest = hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
+
+
+def rows_from_pairs(table: pa.Table) -> list[TrainingRow]:
+    """Rows without hard negatives from a table of `records.PAIR`."""
+    columns = (table[c].to_pylist() for c in ("id", "query", "document"))
+    return [TrainingRow(i, q, d) for i, q, d in zip(*columns, strict=True)]
+
+
+def rows_from_training(table: pa.Table, negatives: int, synthetic: bool = True) -> list[TrainingRow]:
+    """Rows with up to `negatives` hard negatives from a table of `records.TRAINING_ROW`."""
+    columns = (table[c].to_pylist() for c in ("id", "query", "positive", "negatives", "origin"))
+    return [
+        TrainingRow(i, q, p, tuple((n or [])[:negatives]))
+        for i, q, p, n, origin in zip(*columns, strict=True)
+        if synthetic or origin != "synthetic"
+    ]
+
+
+def checked(rows: Sequence[TrainingRow], batch: int, what: str) -> None:
+    """Refuse to train on less than one batch.
+
+    Raises:
+        UserError: fewer rows than a global batch.
+    """
+    if len(rows) < batch:
+        raise UserError(f"{what}: {len(rows)} training rows, but a global batch takes {batch}; add data or lower it")

@@ -1,0 +1,166 @@
+"""What the training loop trains: an embedding model or a reranker, behind the same five methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3emb.config_train import TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.evaluate.metrics import retrieval_metrics
+from qwen3emb.evaluate.retrieval import RetrievalSet
+from qwen3emb.model.contract import Contract
+from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted, normalised_prefix, pooled
+from qwen3emb.model.export import export_embedding, export_reranker
+from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
+from qwen3emb.model.packing import Tree, pack
+from qwen3emb.model.reranker import rerank_tree
+from qwen3emb.templates import EmbeddingTemplate, RerankTemplate
+from qwen3emb.train.embedding_step import embedding_loss
+from qwen3emb.train.gather import gather_rows, rank_and_world
+from qwen3emb.train.reranker_step import reranker_loss
+from qwen3emb.train.rows import TrainingRow
+
+__all__ = ["EmbeddingTask", "RerankerTask"]
+
+
+def _even(packs: list[list[int]]) -> list[list[int]]:
+    """`packs` of this rank, the last one repeated until all ranks have equally many (ZeRO-3 forwards are collective)."""
+    most = int(gather_rows(torch.tensor([len(packs)])).max())
+    return packs + [packs[-1] if packs else [0]] * (most - len(packs))
+
+
+def _spread(trees: Sequence[Tree], forward: Any) -> Tensor:
+    """Results of single-leaf trees in order, computed by all ranks together: (len(trees), width)."""
+    rank, world = rank_and_world()
+    mine = list(range(rank, len(trees), world))
+    packs = list(budgeted([len(trees[i][0]) + len(trees[i][1][0]) for i in mine], TOKEN_BUDGET))
+    numbers: list[int] = []
+    results: list[Tensor] = []
+    for n, group in enumerate(_even(packs)):
+        chosen = [mine[i] if mine else 0 for i in group]
+        out = forward(pack([trees[i] for i in chosen]))
+        if n < len(packs):
+            numbers.extend(chosen)
+            results.append(out)
+    own = torch.cat(results) if results else out[:0]
+    order = gather_rows(torch.tensor(numbers, dtype=torch.long))
+    gathered = gather_rows(own.cpu())
+    return gathered[torch.argsort(order)]
+
+
+@dataclass
+class EmbeddingTask:
+    """Contrastive training of an embedding model (paper section 2)."""
+
+    cfg: TrainEmbeddingConfig
+    model_dir: Path
+    end_token: str
+    instruction: str
+    dev: RetrievalSet | None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a global batch."""
+        return self.cfg.batch_size
+
+    def load(self) -> Any:
+        """The decoder to train."""
+        self.template = EmbeddingTemplate(load_tokenizer(self.model_dir), self.end_token)
+        return load_trunk(self.model_dir, self.cfg.optimizer.dtype)
+
+    def loss(self, engine: Any, rows: Sequence[TrainingRow]) -> tuple[Tensor, dict[str, float]]:
+        """This rank's loss of the global batch."""
+        return embedding_loss(engine, self.template, rows, self.cfg, self.instruction)
+
+    def validate(self, engine: Any) -> dict[str, float]:
+        """nDCG@10 and MRR@10 on the dev set; empty without one."""
+        if self.dev is None or not self.dev.queries:
+            return {}
+        prefix, queries = self.template.encode(
+            list(self.dev.queries.values()), self.cfg.max_query_tokens, self.instruction
+        )
+        _, documents = self.template.encode(self.dev.texts(), self.cfg.max_document_tokens)
+        trees: list[Tree] = [(prefix, [q]) for q in queries] + [([], [d]) for d in documents]
+        with torch.no_grad():
+            vectors = _spread(trees, lambda batch: normalised_prefix(pooled(engine, batch.to(engine.device))))
+        scores = (vectors[: len(queries)] @ vectors[len(queries) :].T).numpy()
+        return {f"dev_{k}": v for k, v in retrieval_metrics(self.dev, scores, [10]).items()}
+
+    def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
+        """Write a model directory."""
+        limit = min(config.max_position_embeddings, 32768)
+        dims = list(self.cfg.loss.mrl_dims)
+        contract = Contract("embedding", self.instruction, self.end_token, limit, config.hidden_size, dims)
+        export_embedding(output, weights, config, self.template.tokenizer, contract)
+
+
+@dataclass
+class RerankerTask:
+    """Yes / no supervised fine-tuning (paper section 2); `dev` rows are ranked, never trained on."""
+
+    cfg: TrainRerankerConfig
+    model_dir: Path
+    instruction: str
+    dev: Sequence[TrainingRow]
+
+    @property
+    def batch_size(self) -> int:
+        """Queries of a global batch."""
+        return self.cfg.queries_per_step
+
+    def load(self) -> Any:
+        """The causal LM to train."""
+        self.template = RerankTemplate(load_tokenizer(self.model_dir))
+        self.yes_no = self.template.yes_no
+        return load_causal(self.model_dir, self.cfg.optimizer.dtype)
+
+    def loss(self, engine: Any, rows: Sequence[TrainingRow]) -> tuple[Tensor, dict[str, float]]:
+        """This rank's part of the global batch's loss."""
+        return reranker_loss(engine, self.template, rows, self.cfg, self.instruction)
+
+    def validate(self, engine: Any) -> dict[str, float]:
+        """Mean reciprocal rank of each dev row's positive among its hard negatives."""
+        if not self.dev:
+            return {}
+        trees: list[Tree] = []
+        sizes = []
+        for row in self.dev:
+            documents = [row.positive, *row.negatives[: self.cfg.negatives]]
+            prefix, leaves = rerank_tree(
+                self.template,
+                row.query,
+                documents,
+                max_tokens=self.cfg.max_tokens,
+                max_query_tokens=self.cfg.max_query_tokens,
+                instruction=self.instruction,
+            )
+            trees.extend((prefix, [leaf]) for leaf in leaves)
+            sizes.append(len(leaves))
+        with torch.no_grad():
+            scores = _spread(trees, lambda batch: self._margins(engine, batch)).squeeze(1)
+        ranks = [1 + int((s[1:] >= s[0]).sum()) for s in scores.split(sizes)]
+        return {"dev_mrr": sum(1 / r for r in ranks) / len(ranks)}
+
+    def _margins(self, engine: Any, batch: Any) -> Tensor:
+        moved = batch.to(engine.device)
+        logits = engine(
+            input_ids=moved.input_ids,
+            position_ids=moved.position_ids,
+            packed=moved,
+            use_cache=False,
+            logits_to_keep=moved.last,
+        ).logits[0]
+        yes, no = self.yes_no
+        margin: Tensor = (logits[:, yes] - logits[:, no]).float()[:, None]
+        return margin
+
+    def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
+        """Write a model directory."""
+        limit = min(config.max_position_embeddings, 32768)
+        contract = Contract("reranker", self.instruction, "", limit)
+        export_reranker(output, weights, config, self.template.tokenizer, contract)

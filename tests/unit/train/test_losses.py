@@ -1,0 +1,146 @@
+"""The losses against literal double-loop transcriptions of the paper's equation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3emb.config_train import LossConfig
+from qwen3emb.train.losses import (
+    ContrastiveBatch,
+    answer_loss,
+    contrastive_loss,
+    cosent_loss,
+    matryoshka_loss,
+)
+
+
+def make_batch(seed: int, rows: int, owners: list[int], kinds: int, width: int = 6) -> ContrastiveBatch:
+    """Random vectors; texts are drawn from `kinds` different ones, so that duplicates happen."""
+    generator = torch.Generator().manual_seed(seed)
+    document_vectors = torch.randn(kinds, width, generator=generator, dtype=torch.float64)
+    query_vectors = document_vectors + 0.7 * torch.randn(kinds, width, generator=generator, dtype=torch.float64)
+
+    def draw(count: int) -> torch.Tensor:
+        return torch.randint(0, kinds, (count,), generator=generator)
+
+    q, p, n = draw(rows), draw(rows), draw(len(owners))
+    return ContrastiveBatch(
+        torch.nn.functional.normalize(query_vectors[q], dim=-1),
+        torch.nn.functional.normalize(document_vectors[p], dim=-1),
+        torch.nn.functional.normalize(document_vectors[n], dim=-1),
+        torch.tensor(owners, dtype=torch.long),
+        q,
+        p,
+        n,
+    )
+
+
+def literal_loss(batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool = False) -> float:
+    """RECIPE section 2, term by term, one pair at a time."""
+    cosine = torch.dot
+    rows, total = len(batch.queries), 0.0
+    documents = [(batch.positives[j], int(batch.positive_ids[j]), j, False) for j in range(rows)]
+    documents += [
+        (batch.negatives[k], int(batch.negative_ids[k]), int(batch.owner[k]), True)
+        for k in range(len(batch.negatives))
+    ]
+    for i in range(rows):
+        query, positive = batch.queries[i], batch.positives[i]
+        s_positive = float(cosine(query, positive).detach())
+        z = math.exp(s_positive / cfg.temperature)
+        for vector, identity, owner, hard in documents:
+            if owner == i and not hard:
+                continue
+            if owner != i and (explicit_only or (hard and not cfg.in_batch_hard)):
+                continue
+            if cfg.mask_identical and identity == int(batch.positive_ids[i]):
+                continue
+            s = float(cosine(query, vector))
+            if s <= s_positive + cfg.margin:
+                z += math.exp(s / cfg.temperature)
+            if owner != i and cfg.document_document:
+                z += math.exp(float(cosine(positive, vector)) / cfg.temperature)
+        for j in range(rows):
+            if j == i or explicit_only or not cfg.query_query:
+                continue
+            if cfg.mask_identical and int(batch.query_ids[i]) == int(batch.query_ids[j]):
+                continue
+            s = float(cosine(query, batch.queries[j]))
+            if s <= s_positive + cfg.margin:
+                z += math.exp(s / cfg.temperature)
+        total -= math.log(math.exp(s_positive / cfg.temperature) / z)
+    return total / rows
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_contrastive_loss_equals_the_literal_equation(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 5))
+    owners = data.draw(st.lists(st.integers(0, rows - 1), max_size=7))
+    batch = make_batch(data.draw(st.integers(0, 10_000)), rows, owners, data.draw(st.integers(1, 9)))
+    cfg = LossConfig(
+        temperature=data.draw(st.sampled_from([0.05, 0.2])),
+        margin=data.draw(st.sampled_from([0.1, -0.3, -3.0])),  # -3 masks everything
+        query_query=data.draw(st.booleans()),
+        document_document=data.draw(st.booleans()),
+        in_batch_hard=data.draw(st.booleans()),
+        mask_identical=data.draw(st.booleans()),
+    )
+    explicit = data.draw(st.booleans())
+    loss, metrics = contrastive_loss(batch, cfg, explicit)
+    assert float(loss) == pytest.approx(literal_loss(batch, cfg, explicit), rel=1e-9, abs=1e-9)
+    assert 0 <= metrics["masked"] <= 1
+
+
+def test_the_threshold_of_the_mask_is_detached() -> None:
+    batch = make_batch(3, 4, [0, 1, 1], 9)
+    leaves = [t.clone().requires_grad_() for t in (batch.queries, batch.positives, batch.negatives)]
+    moved = ContrastiveBatch(*leaves, batch.owner, batch.query_ids, batch.positive_ids, batch.negative_ids)
+    contrastive_loss(moved, LossConfig())[0].backward()
+    step = 1e-6
+    for leaf in leaves:  # finite differences of the literal equation
+        for index in [(0, 0), (len(leaf) - 1, 3)]:
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    leaf[index] += sign * step
+                values.append(literal_loss(moved, LossConfig()))
+                with torch.no_grad():
+                    leaf[index] -= sign * step
+            assert float(leaf.grad[index]) == pytest.approx((values[0] - values[1]) / (2 * step), abs=1e-5)
+
+
+def test_matryoshka_sums_weighted_prefixes_and_skips_what_is_not_shorter() -> None:
+    batch = make_batch(1, 4, [2], 9)
+    cfg = LossConfig(mrl_dims=[2, 6, 99], mrl_weights=[0.5, 3.0, 3.0])
+    expected = contrastive_loss(batch.prefix(None), cfg)[0] + 0.5 * contrastive_loss(batch.prefix(2), cfg)[0]
+    assert float(matryoshka_loss(batch, cfg)[0]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_cosent_equals_its_double_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        torch.nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=-1) for _ in range(2)
+    )
+    grades = torch.tensor([0.0, 3.0, 3.0, 5.0, 1.0])
+    s = [float(a @ b) for a, b in zip(first, second, strict=True)]
+    total = 1.0
+    for a in range(5):
+        for b in range(5):
+            if grades[a] > grades[b]:
+                total += math.exp((s[b] - s[a]) / 0.1)
+    assert float(cosent_loss(first, second, grades, 0.1)) == pytest.approx(math.log(total), rel=1e-5)
+
+
+def test_answer_loss_is_the_negative_log_probability_of_the_label() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
+    expected = sum(
+        math.log(sum(math.exp(x) for x in row)) - row[label]
+        for row, label in ((logits[0].tolist(), 1), (logits[1].tolist(), 0))
+    )
+    assert float(answer_loss(logits, torch.tensor([1, 0]), total=4)) == pytest.approx(expected / 4, rel=1e-6)

@@ -1,0 +1,34 @@
+"""Sample order and learning rate are pure functions with the properties training relies on."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3emb.config_train import OptimizerConfig
+from qwen3emb.train.schedule import batch_rows, learning_rate
+
+
+@given(rows=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 5))
+def test_every_epoch_visits_every_row_once(rows: int, batch: int, seed: int) -> None:
+    drawn = [n for step in range(2 * rows) for n in batch_rows(step, batch, rows, seed)]
+    for epoch in range(len(drawn) // rows):
+        assert sorted(drawn[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+
+
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    assert batch_rows(7, 4, 11, 0) == batch_rows(7, 4, 11, 0)
+    assert batch_rows(0, 11, 11, 0) != batch_rows(0, 11, 11, 1)
+    assert batch_rows(0, 11, 11, 0) != batch_rows(1, 11, 11, 0)
+
+
+def test_learning_rate_warms_up_and_decays_to_its_floor() -> None:
+    cfg = OptimizerConfig(lr=1.0, warmup_steps=4, schedule="cosine", min_lr_ratio=0.1)
+    values = [learning_rate(step, 20, cfg) for step in range(21)]
+    assert values[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert values[4] == pytest.approx(1.0)
+    assert all(a >= b for a, b in zip(values[4:], values[5:], strict=False))
+    assert values[20] == pytest.approx(0.1)
+    linear = OptimizerConfig(lr=1.0, warmup_steps=0, schedule="linear", min_lr_ratio=0.0)
+    assert learning_rate(5, 10, linear) == pytest.approx(0.5)
