@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from benchmarks.harness import Comparison, compare, report, seconds
 from qwen3emb.model.encoder import Encoder
@@ -25,7 +25,7 @@ from qwen3emb.model.fetch import fetch_model
 MODEL = "smollm2-135m-instruct"
 END_TOKEN = "<|im_end|>"
 TEXTS = 256
-MAX_TOKENS = 512
+MAX_TOKENS = 256
 ROUNDS = 3
 THREADS = 2
 
@@ -46,9 +46,9 @@ def mixed_texts() -> list[str]:
 
 def their_model(directory: Path) -> SentenceTransformer:
     """The same directory in sentence-transformers: last-token pooling, normalised, bf16."""
-    body = Transformer(str(directory), max_seq_length=MAX_TOKENS, model_args={"dtype": torch.bfloat16})
+    body = Transformer(str(directory), max_seq_length=MAX_TOKENS, model_kwargs={"dtype": torch.bfloat16})
     body.tokenizer.padding_side = "left"
-    pooling = Pooling(body.get_word_embedding_dimension(), pooling_mode="lasttoken")
+    pooling = Pooling(body.get_embedding_dimension(), pooling_mode="lasttoken")
     return SentenceTransformer(modules=[body, pooling, Normalize()], device="cpu")
 
 
@@ -58,9 +58,7 @@ def main() -> int:
     directory, texts = fetch_model(MODEL), mixed_texts()
     encoder, peer = Encoder(directory, end_token=END_TOKEN, dtype="bfloat16"), their_model(directory)
     # Cut here, so that the end token survives on both sides.
-    ids = peer.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS - 1)[
-        "input_ids"
-    ]
+    ids = peer.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS - 1)["input_ids"]
     texts = peer.tokenizer.batch_decode(ids)
     ended = [text + END_TOKEN for text in texts]
 
@@ -78,9 +76,7 @@ def main() -> int:
     if worst < 0.98:
         raise SystemExit(f"encode: the two sides compute different things (cosine {worst:.4f})")
     speed = Comparison("encode.texts_per_s", must=1.0, aim=1.3)
-    return report(
-        [compare(speed, lambda: TEXTS / seconds(ours), lambda: TEXTS / seconds(theirs), ROUNDS, warm_up=0)]
-    )
+    return report([compare(speed, lambda: TEXTS / seconds(ours), lambda: TEXTS / seconds(theirs), ROUNDS, warm_up=0)])
 
 
 if __name__ == "__main__":

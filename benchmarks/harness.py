@@ -53,9 +53,7 @@ class Outcome:
 
         Two zeros are equal; one zero is infinitely better or worse.
         """
-        better, worse = (
-            (self.ours, self.theirs) if self.comparison.higher_is_better else (self.theirs, self.ours)
-        )
+        better, worse = (self.ours, self.theirs) if self.comparison.higher_is_better else (self.theirs, self.ours)
         if worse == 0:
             return 1.0 if better == 0 else float("inf")
         return better / worse

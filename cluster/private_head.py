@@ -150,7 +150,7 @@ def _answers(head: subprocess.Popen[bytes], port: int, seconds: float) -> bool:
     return False
 
 
-def _end(head: subprocess.Popen[bytes], folder: Path, grace: float = 15) -> None:
+def _end(head: subprocess.Popen[bytes], folder: Path, grace: float = 6) -> None:
     """SIGTERM the head, wait, then SIGKILL whatever carries this head's mark in its environment.
 
     Ray's own clean-up leaves stragglers now and then (a job's driver runs in a session of its own); the mark,

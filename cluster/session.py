@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from qwen3emb.config import ClusterConfig
 from qwen3emb.errors import UserError
@@ -51,12 +52,14 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     import ray
 
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    options = {"log_to_driver": True, "logging_level": logging.WARNING, "configure_logging": True}
+    # Ray's own actors chat at INFO and WARNING (one asks every second for a dashboard we do not start here).
+    quiet = ray.LoggingConfig(encoding="TEXT", log_level="ERROR")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "logging_config": quiet}
     try:
         if address:
             ray.init(address=address, runtime_env={"env_vars": environment}, **options)
         else:
-            ray.init(address="local", num_cpus=cluster.num_cpus, include_dashboard=True, **options)
+            ray.init(address="local", num_cpus=cluster.num_cpus, include_dashboard=False, **options)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address!r}; start one with `ray start --head`") from error
     try:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from cluster.session import connected
-from qwen3emb.artifact import StageResult, complete, start
+from qwen3emb.artifact import Identity, StageResult, complete, start, state_of
 from qwen3emb.config import RunConfig, load_config
-from qwen3emb.errors import StageFailure, UserError
+from qwen3emb.errors import UserError
+from qwen3emb.exits import guarded
 from qwen3emb.pipeline import STAGES, StageContext, identity, stage_folder
 
 __all__ = ["command_line", "guarded", "run_stage", "say"]
@@ -43,14 +42,15 @@ def run_stage(name: str, run: Callable[[StageContext], StageResult], arguments: 
     return guarded(lambda: _run(name, run, load_config(arguments.config, arguments.set), arguments), arguments.debug)
 
 
-def _run(
-    name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, arguments: argparse.Namespace
-) -> None:
+def _run(name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, arguments: argparse.Namespace) -> None:
     began = time.monotonic()
-    what, out = identity(cfg, name), stage_folder(cfg, name)
+    known: dict[str, Identity] = {}
+    what, out = identity(cfg, name, known), stage_folder(cfg, name)
     for need in STAGES[name].needs:
-        if not stage_folder(cfg, need).exists("artifact.json"):
-            raise UserError(f"stage {name} reads {stage_folder(cfg, need).uri}, which is not complete; run {need} first")
+        # "different" counts as missing: what this stage wrote would be recorded as made from other inputs.
+        if state_of(stage_folder(cfg, need), known[need]) != "done":
+            folder = stage_folder(cfg, need).uri
+            raise UserError(f"stage {name} reads {folder}, which is not complete for this config; run {need} first")
     state = start(out, what, arguments.replace)
     if state == "done":
         say(f"{name}: reused {out.uri} ({what.fingerprint})")
@@ -63,46 +63,3 @@ def _run(
     say(f"{name}: {result.rows_in} rows in, {result.rows_out} out, rejected: {rejected}")
     for key, value in result.metrics.items():
         say(f"{name}: {key} = {value}")
-
-
-def guarded(action: Callable[[], None], debug: bool) -> int:
-    """Run `action`; 0, 2 for a user's mistake, 1 for a failure, each in one sentence on standard error."""
-    try:
-        action()
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        message, code = _verdict(_root_cause(error))
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        return code
-    return 0
-
-
-def _verdict(error: BaseException) -> tuple[str, int]:
-    """One sentence and the exit code for what ended a stage."""
-    if isinstance(error, UserError | StageFailure):
-        return str(error), error.exit_code
-    if isinstance(error, OSError) and _is_users(error):
-        return _io_sentence(error), 2
-    return f"{type(error).__name__}: {error} (run again with --debug for the stack trace)", 1
-
-
-def _is_users(error: OSError) -> bool:
-    """True for a full disk, a port in use, or a missing permission."""
-    numbers = {errno.ENOSPC, errno.EDQUOT, errno.EADDRINUSE, errno.EACCES, errno.EROFS}
-    return error.errno in numbers or "No space left" in str(error)
-
-
-def _io_sentence(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return f"the disk is full ({error}); free space or set another storage, then run again: finished rows are kept"
-    return str(error)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """What was raised inside a Ray worker, under Ray's wrappers."""
-    while True:
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException):
-            return error
-        error = inner

@@ -1,12 +1,13 @@
 """One YAML per run, one section per stage. Imports no torch, ray or vllm (a test proves it).
 
-`load_config(path, overrides)` is the only way in: it reads the file, applies `--set key=value`, and turns every
-mistake into one sentence that names the nearest valid key.
+`load_config(path, overrides)` is the only way in: it reads the file, applies `--set key=value`, and turns
+every mistake into one sentence that names the nearest valid key.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,9 +26,9 @@ class ClusterConfig(Section):
     """Which Ray the stages run on."""
 
     address: str | None = None
-    """Address of a running Ray cluster, `auto` to find one, or nothing: join one if there is, else start one."""
+    """Address of a Ray cluster, or `auto` to find one; default `RAY_ADDRESS`, else one is started."""
     num_cpus: int = Field(default=8, ge=4)
-    """Logical CPUs of a Ray started here; more than the machine's cores, since small tasks hold CPUs while idle."""
+    """Logical CPUs of a Ray started here; may exceed the cores, since small tasks hold CPUs while idle."""
     gpus_per_worker: int = Field(default=0, ge=0)
     """GPUs per training or encoding worker; 0 = CPU."""
 
@@ -96,6 +97,20 @@ class RunConfig(Section):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML with the booleans of version 1.2, in which `on` (a key here) and `no` (Norwegian) are words."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a run's YAML, apply `key=value` overrides (dotted keys, YAML values) and validate.
 
@@ -103,7 +118,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         UserError: unreadable file, bad YAML, unknown key (the nearest valid one is named), or bad value.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise UserError(f"config {path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -136,13 +151,13 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--set {override!r}: {part!r} is not a section")
     try:
-        node[last] = yaml.safe_load(value)
+        node[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override!r}: the value is not YAML") from error
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first mistakes as one sentence, each with its place and, for unknown keys, the nearest valid key."""
+    """The first mistakes as one sentence, each with its place and, for unknown keys, the nearest one."""
     parts = []
     for item in error.errors()[:3]:
         location = [p for p in item["loc"] if not isinstance(p, int)]
@@ -160,13 +175,16 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _nearest(location: list[str]) -> str | None:
-    """The valid key nearest to an unknown one: in its own section first, else anywhere."""
-    model: type[BaseModel] | None = RunConfig
-    for part in location[:-1]:
-        model = _section_type(model, part) if model else None
-    local = [".".join([*location[:-1], name]) for name in (model.model_fields if model else {})]
-    near = difflib.get_close_matches(".".join(location), local, n=1, cutoff=0.6)
-    return near[0] if near else next(iter(difflib.get_close_matches(".".join(location), _all_keys(), 1, 0.4)), None)
+    """The valid key nearest to an unknown one: by its own name, keys of the same section first."""
+    name, parent = location[-1], ".".join(location[:-1])
+
+    def likeness(key: str) -> float:
+        section, _, last = key.rpartition(".")
+        near = 0.2 if section == parent else 0.1 if section.startswith(parent) else 0.0
+        return difflib.SequenceMatcher(None, name, last).ratio() + near
+
+    best = max(_all_keys(), key=likeness)
+    return best if likeness(best) >= 0.6 else None
 
 
 def _section_type(model: type[BaseModel], name: str) -> type[BaseModel] | None:

@@ -24,6 +24,12 @@ class EvaluateConfig(Section):
     """Documents per query that the reranker scores (the paper's 100)."""
     rerank_max_tokens: int = Field(default=512, ge=64)
     """Whole input length of the reranker."""
+    rerank_weight: float | None = Field(default=1.0, ge=0, le=1)
+    """Share of the reranker's score in the final order, against the embedding's, both standardised per query; 1 = the
+    reranker alone decides (the paper's); null = the share that is best on the dev set, and the reranker alone is
+    reported beside it."""
+    rerank_dev_top: int = Field(default=20, ge=2)
+    """Documents per dev query that are reranked to find that share."""
     recall_at: list[int] = Field(default=[1, 10, 100])
     """k of recall@k."""
     workers: int = Field(default=2, ge=1)

@@ -13,10 +13,11 @@ from qwen3emb.errors import UserError
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.storage import Storage, external_fingerprint
 
-__all__ = ["STAGES", "Stage", "StageContext", "identity", "plan", "stage_folder"]
+__all__ = ["OPERATIONAL", "STAGES", "Stage", "StageContext", "identity", "plan", "selected", "stage_folder"]
 
 # Fields that change how fast a stage runs or where, not what it writes.
-_OPERATIONAL = {"workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"}
+OPERATIONAL = {"workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"}
+_TRAIN = "jobs.train_embedding"
 _TRAINING = {"weak", "supervised", "reranker"}
 
 
@@ -46,12 +47,10 @@ STAGES = {
     for s in (
         Stage("corpus", "jobs.corpus", "corpus", models=("base",)),
         Stage("synthesize", "jobs.synthesize", "synthesize", ("corpus",), ("generator", "retrieval")),
-        Stage("weak", "jobs.train_embedding", "weak", ("corpus", "synthesize"), ("base",), ("--stage", "weak")),
+        Stage("weak", _TRAIN, "weak", ("corpus", "synthesize"), ("base",), ("--stage", "weak")),
         Stage("filter", "jobs.filter", "filter", ("synthesize", "weak")),
         Stage("mine", "jobs.mine", "mine", ("corpus", "filter", "weak")),
-        Stage(
-            "supervised", "jobs.train_embedding", "supervised", ("corpus", "weak", "mine"), (), ("--stage", "supervised")
-        ),
+        Stage("supervised", _TRAIN, "supervised", ("corpus", "weak", "mine"), (), ("--stage", "supervised")),
         Stage("reranker", "jobs.train_reranker", "reranker", ("corpus", "mine"), ("reranker_base",)),
         Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), ("base", "reranker_base")),
         Stage("evaluate", "jobs.evaluate", "evaluate", ("corpus", "weak", "supervised", "merge"), ("base",)),
@@ -80,15 +79,28 @@ def stage_folder(cfg: RunConfig, name: str) -> Storage:
     return Storage(cfg.storage) / name
 
 
-def identity(cfg: RunConfig, name: str) -> Identity:
+def identity(cfg: RunConfig, name: str, known: dict[str, Identity] | None = None) -> Identity:
     """What decides a stage's output: resolved config, fingerprints of its inputs, code version.
+
+    Args:
+        cfg: the run.
+        name: the stage.
+        known: identities computed before, by stage; added to. Most stages read most others, and looking at
+            a source tree takes a second.
 
     Raises:
         UserError: a file or model it reads is missing.
     """
+    known = {} if known is None else known
+    if name not in known:
+        known[name] = _identity(cfg, name, known)
+    return known[name]
+
+
+def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity:
     stage = STAGES[name]
     section = getattr(cfg, stage.section).model_dump(mode="json")
-    skipped = _OPERATIONAL - ({"batch_size"} if name in _TRAINING else set())
+    skipped = OPERATIONAL - ({"batch_size"} if name in _TRAINING else set())
     config: dict[str, Any] = {
         stage.section: {k: v for k, v in section.items() if k not in skipped},
         "seed": cfg.seed,
@@ -96,7 +108,7 @@ def identity(cfg: RunConfig, name: str) -> Identity:
         "end_token": cfg.models.end_token,
         "instruction": cfg.models.instruction,
     }
-    inputs = {need: identity(cfg, need).fingerprint for need in stage.needs}
+    inputs = {need: identity(cfg, need, known).fingerprint for need in stage.needs}
     inputs |= {f"models.{f}": _model_fingerprint(_model_name(cfg, f)) for f in stage.models}
     inputs |= {place: _source_fingerprint(place) for place in _external(cfg, name)}
     return Identity(name, __version__, config, inputs)
@@ -104,7 +116,29 @@ def identity(cfg: RunConfig, name: str) -> Identity:
 
 def plan(cfg: RunConfig) -> list[tuple[Stage, State]]:
     """Every stage in order, and where it stands on storage."""
-    return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name))) for s in STAGES.values()]
+    known: dict[str, Identity] = {}
+    return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name, known))) for s in STAGES.values()]
+
+
+def selected(
+    steps: list[tuple[Stage, State]], first: str | None = None, only: str | None = None
+) -> list[tuple[Stage, State]]:
+    """The steps of a plan from stage `first` on, or `only` that one.
+
+    Raises:
+        UserError: one of them reads a stage that is neither done nor among them.
+    """
+    names = [stage.name for stage, _ in steps]
+    chosen = steps[names.index(first) :] if first else [s for s in steps if only in (None, s[0].name)]
+    there = {stage.name for stage, state in steps if state == "done"} | {stage.name for stage, _ in chosen}
+    for stage, _ in chosen:
+        missing = [need for need in stage.needs if need not in there]
+        if missing:
+            raise UserError(
+                f"stage {stage.name} reads {missing[0]}, which is not done for this config; "
+                f"run with --from {missing[0]}, or without --from and --only"
+            )
+    return chosen
 
 
 def _model_name(cfg: RunConfig, field: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import posixpath
+import shutil
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -34,7 +35,10 @@ def project_root() -> Path:
     here = Path.cwd()
     if "working_dir_files" not in here.parts:
         return here
-    origin = metadata.distribution("qwen3emb").read_text("direct_url.json")
+    try:
+        origin = metadata.distribution("qwen3emb").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        origin = None
     url = json.loads(origin)["url"] if origin else ""
     root = Path(unquote(urlparse(url).path))
     if url.startswith("file:") and root.is_dir():
@@ -46,10 +50,16 @@ def project_root() -> Path:
 
 
 def absolute_uri(uri: str) -> str:
-    """`uri` itself where it has a scheme or is absolute, else the path under `project_root()`."""
+    """`uri` itself where it has a scheme or is absolute, else the path under `project_root()`.
+
+    A relative file that lies in the current folder is taken from there, so that a Ray job reads the personas
+    that were uploaded with its working directory; folders are not, since they may be outputs.
+    """
     if "://" in uri:
         return uri
     path = Path(uri).expanduser()
+    if path.is_file():
+        return str(path.resolve())
     return str(path if path.is_absolute() else (project_root() / path).resolve())
 
 
@@ -135,13 +145,25 @@ class Storage:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def local(self, name: str = "") -> Path:
-        """A local folder with the content of `name`; downloaded once to a temporary cache where storage is remote."""
+        """A local folder with the content of `name`; downloaded once to a temporary cache where storage is remote.
+
+        Several processes of one machine may ask at once: the folder appears whole, and anew when its files changed.
+        """
         if self.is_local:
             return Path(self.path(name))
-        key = hashlib.sha256(posixpath.join(self.uri, name).encode()).hexdigest()[:16]
-        target = Path(tempfile.gettempdir()) / "qwen3emb-cache" / key
-        pafs.copy_files(self.path(name), str(target), source_filesystem=self.filesystem)
-        return target
+        below = self.filesystem.get_file_info(pafs.FileSelector(self.path(name), recursive=True))
+        state = sorted((i.path, i.size, i.mtime_ns) for i in below if i.type == pafs.FileType.File)
+        key = hashlib.sha256(repr((self.uri, name, state)).encode()).hexdigest()[:16]
+        cache = Path(tempfile.gettempdir()) / "qwen3emb-cache"
+        if not (cache / key).is_dir():
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
+            pafs.copy_files(self.path(name), str(partial), source_filesystem=self.filesystem)
+            try:
+                partial.rename(cache / key)
+            except OSError:  # another process was faster
+                shutil.rmtree(partial)
+        return cache / key
 
     def upload(self, folder: Path, name: str) -> None:
         """Copy a local folder to `name`; nothing to do where it is there already."""

@@ -74,11 +74,7 @@ def unmet(packages: list[dict[str, Any]], extras: set[str], python: str) -> list
 def pinned_file(extra: str, pins: dict[str, str]) -> str:
     """The text of a constraints file."""
     dropped = UNUSED if extra == "cpu" else set()
-    left_out = (
-        f"\n# ({', '.join(sorted(UNUSED))} stay out: they fail beside the CPU build of torch)"
-        if dropped
-        else ""
-    )
+    left_out = f"\n# ({', '.join(sorted(UNUSED))} stay out: they fail beside the CPU build of torch)" if dropped else ""
     header = HEADER.format(
         extra=extra,
         date=datetime.now(UTC).date(),
@@ -104,9 +100,7 @@ def main() -> None:
     pins = {canonicalize_name(package["name"]): package["version"] for package in packages}
     del pins["qwen3emb"]
     if pins["torch"].endswith("+cpu") != (arguments.extra == "cpu"):
-        raise SystemExit(
-            f"pip chose torch {pins['torch']} for {arguments.extra}; look at pip's configured indexes"
-        )
+        raise SystemExit(f"pip chose torch {pins['torch']} for {arguments.extra}; look at pip's configured indexes")
     text = pinned_file(arguments.extra, pins)
     arguments.output.write_text(text, encoding="utf-8")
     print(f"{arguments.output}: {text.count('==')} packages")

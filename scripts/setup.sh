@@ -55,6 +55,10 @@ if unusable; then
     "$base" -m venv --clear "$venv"
 fi
 rm -f "$venv"/.installed-*
+incomplete="$("$python" scripts/check_install.py --forget-incomplete "$pins")"
+if [[ -n "$incomplete" ]]; then
+    say "     an interruption left these incomplete, installing them again: $incomplete"
+fi
 
 # The two builds from source use the pinned setuptools, not whatever is newest on the day.
 "${pip_install[@]}" "$(grep -E '^setuptools==' "$pins")"
@@ -67,11 +71,6 @@ DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "${pip_install[@]}" -r "$pins"
 "${pip_install[@]}" --editable .
 
 say "4/4  checking the installation"
-incomplete="$("$python" scripts/check_install.py --incomplete)"
-if [[ -n "$incomplete" ]]; then
-    say "     installing again what an interruption left incomplete: ${incomplete//$'\n'/ }"
-    DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "${pip_install[@]}" --force-reinstall -r <(echo "$incomplete")
-fi
 "$python" scripts/check_install.py "$pins"
 touch "$stamp"
 say "ready: .venv holds $(grep -c == "$pins") packages and this project"

@@ -85,8 +85,7 @@ def file_prefixes(files: Sequence[str]) -> dict[str, str]:
     bare = [_strip_suffixes(name) for name in relative]
     counts = Counter(bare)
     return {
-        name: (short if counts[short] == 1 else full)
-        for name, short, full in zip(files, bare, relative, strict=True)
+        name: (short if counts[short] == 1 else full) for name, short, full in zip(files, bare, relative, strict=True)
     }
 
 

@@ -23,9 +23,7 @@ _HEADING = re.compile(rb"\s{0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*\r?\n?$")
 _UNDERLINE = re.compile(rb"\s{0,3}(=+|-+)[ \t]*\r?\n?$")
 
 
-def parquet_rows(
-    system: pafs.FileSystem, path: str, source: str, fields: Sequence[str]
-) -> Iterator[dict[str, object]]:
+def parquet_rows(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str]) -> Iterator[dict[str, object]]:
     """The values of `fields` row by row; text stays bytes, since Arrow does not promise that it is UTF-8.
 
     Raises UserError where a column is missing, and pyarrow's own errors where the file is not Parquet.

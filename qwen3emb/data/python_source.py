@@ -175,8 +175,7 @@ def split_of(module: str, dev_share: float, heldout_share: float, seed: int) -> 
     """
     if min(dev_share, heldout_share) < 0 or dev_share + heldout_share > 1:
         raise UserError(
-            f"dev share {dev_share} and held-out share {heldout_share} must be at least 0 "
-            "and together at most 1."
+            f"dev share {dev_share} and held-out share {heldout_share} must be at least 0 and together at most 1."
         )
     digest = blake2b(f"{seed}:{module}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64  # uniform in [0, 1)
@@ -185,9 +184,7 @@ def split_of(module: str, dev_share: float, heldout_share: float, seed: int) -> 
     return "dev" if place < heldout_share + dev_share else "train"
 
 
-def labelled_pair(
-    item: SourceItem, min_query_words: int = 3, min_code_lines: int = 2
-) -> tuple[str, str] | None:
+def labelled_pair(item: SourceItem, min_query_words: int = 3, min_code_lines: int = 2) -> tuple[str, str] | None:
     """(query, document) of a function: the docstring's first paragraph and the code, or None.
 
     None for what is no function, dunder methods, tests (`test_*`), a paragraph of fewer than

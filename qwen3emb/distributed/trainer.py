@@ -202,4 +202,3 @@ def _export(job: TrainJob, weights: dict[str, torch.Tensor], config: Any, name: 
         shutil.rmtree(folder)
     for old in checkpoint_names(out)[: -job.task.cfg.keep_checkpoints]:
         out.delete(old)
-

@@ -41,9 +41,7 @@ def write_retrieval_set(folder: Storage, data: RetrievalSet) -> None:
     """Write queries.parquet, corpus.parquet and qrels.parquet."""
     queries = [{"id": i, "text": t} for i, t in data.queries.items()]
     corpus = [{"id": i, "title": title, "text": text} for i, (title, text) in data.corpus.items()]
-    qrels = [
-        {"query_id": q, "corpus_id": d, "score": s} for q, found in data.qrels.items() for d, s in found.items()
-    ]
+    qrels = [{"query_id": q, "corpus_id": d, "score": s} for q, found in data.qrels.items() for d, s in found.items()]
     for name, rows, schema in (("queries", queries, QUERIES), ("corpus", corpus, CORPUS), ("qrels", qrels, QRELS)):
         folder.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
 
@@ -66,7 +64,7 @@ def read_retrieval_set(folder: Storage) -> RetrievalSet:
 
 
 def read_beir(folder: Storage, split: str) -> RetrievalSet:
-    """Read a BEIR folder: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, each also gzip'ed. Unjudged queries are left out.
+    """Read a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, each also gzip'ed); judged queries only.
 
     Raises:
         UserError: a file is missing or a line is not what it should be.

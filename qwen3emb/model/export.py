@@ -24,9 +24,7 @@ _WEIGHTS = "model.safetensors"
 SEQUENCE_CLASSIFIER = "sequence_classifier"
 
 
-def export_embedding(
-    output: Path, state: dict[str, Tensor], config: Any, tokenizer: Any, contract: Contract
-) -> None:
+def export_embedding(output: Path, state: dict[str, Tensor], config: Any, tokenizer: Any, contract: Contract) -> None:
     """Write an embedding model.
 
     Args:

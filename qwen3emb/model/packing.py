@@ -141,7 +141,8 @@ def _bucket(segments: Sequence[Segment]) -> _Bucket:
 def _plan(batch: PackedBatch) -> _Plan:
     """Group segments so that at most a fifth of a bucket's rows is padding; made once per batch."""
     if "plan" in batch.cache:
-        return batch.cache["plan"]
+        known: _Plan = batch.cache["plan"]
+        return known
     ordered = sorted(batch.segments, key=lambda s: (s.prefix_length, s.end - s.start))
     groups: list[list[Segment]] = []
     for s in ordered:
@@ -155,8 +156,9 @@ def _plan(batch: PackedBatch) -> _Plan:
     order = torch.cat([b.rows.flatten()[b.kept] for b in buckets])
     restore = torch.empty_like(order)
     restore[order] = torch.arange(len(order))
-    batch.cache["plan"] = _Plan(buckets, restore)
-    return batch.cache["plan"]
+    plan = _Plan(buckets, restore)
+    batch.cache["plan"] = plan
+    return plan
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
@@ -184,7 +186,7 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, batch: PackedBat
 
 def _gather(states: Tensor, index: Tensor, heads: int) -> Tensor:
     """(T, kv heads, dim) -> (n, heads, L, dim) at the packed positions `index` (n, L)."""
-    rows = torch.nn.functional.embedding(index, states.flatten(1)).unflatten(-1, states.shape[1:])
+    rows: Tensor = torch.nn.functional.embedding(index, states.flatten(1)).view(*index.shape, *states.shape[1:])
     if heads != states.shape[1]:
         rows = rows.repeat_interleave(heads // states.shape[1], dim=2)
     return rows.transpose(1, 2)
@@ -218,12 +220,11 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: 
         return may_attend(own, prefix, row, column)
 
     if "block" not in batch.cache:
-        batch.cache["block"] = create_block_mask(  # type: ignore[arg-type]
-            rule, None, None, batch.tokens, batch.tokens, device=query.device
-        )
-    heads_first = [t.transpose(0, 1)[None] for t in (query, key, value)]
-    attend = torch.compile(flex_attention, dynamic=True)
-    out: Tensor = attend(*heads_first, block_mask=batch.cache["block"], scale=scale, enable_gqa=True)
+        size = batch.tokens
+        batch.cache["block"] = create_block_mask(rule, None, None, size, size, device=query.device)
+    q, k, v = (t.transpose(0, 1)[None] for t in (query, key, value))
+    attend: Any = torch.compile(flex_attention, dynamic=True)
+    out: Tensor = attend(q, k, v, block_mask=batch.cache["block"], scale=scale, enable_gqa=True)
     return out[0].transpose(0, 1)
 
 

@@ -64,7 +64,7 @@ def reranker_loss(
     ).logits[0]  # (answers, vocabulary)
     total = int(gather_rows(torch.tensor([len(labels)], device=device)).sum())
     loss = answer_loss(logits, labels, total)
-    chance = torch.sigmoid((logits[:, yes] - logits[:, no]).detach().float()).split(sizes)
+    chance = torch.split(torch.sigmoid((logits[:, yes] - logits[:, no]).detach().float()), sizes)
     hardest = [float(c[1:].max()) for c in chance if len(c) > 1]
     return loss, {
         "tokens": float(batch.tokens),

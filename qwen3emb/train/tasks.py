@@ -29,7 +29,7 @@ __all__ = ["EmbeddingTask", "RerankerTask"]
 
 
 def _even(packs: list[list[int]]) -> list[list[int]]:
-    """`packs` of this rank, the last one repeated until all ranks have equally many (ZeRO-3 forwards are collective)."""
+    """`packs`, the last one repeated until all ranks have equally many: forwards are collective under ZeRO-3."""
     most = int(gather_rows(torch.tensor([len(packs)])).max())
     return packs + [packs[-1] if packs else [0]] * (most - len(packs))
 
@@ -85,7 +85,7 @@ class EmbeddingTask:
             list(self.dev.queries.values()), self.cfg.max_query_tokens, self.instruction
         )
         _, documents = self.template.encode(self.dev.texts(), self.cfg.max_document_tokens)
-        trees: list[Tree] = [(prefix, [q]) for q in queries] + [([], [d]) for d in documents]
+        trees: list[Tree] = [*((prefix, [q]) for q in queries), *(([], [d]) for d in documents)]
         with torch.no_grad():
             vectors = _spread(trees, lambda batch: normalised_prefix(pooled(engine, batch.to(engine.device))))
         scores = (vectors[: len(queries)] @ vectors[len(queries) :].T).numpy()
@@ -143,7 +143,7 @@ class RerankerTask:
             sizes.append(len(leaves))
         with torch.no_grad():
             scores = _spread(trees, lambda batch: self._margins(engine, batch)).squeeze(1)
-        ranks = [1 + int((s[1:] >= s[0]).sum()) for s in scores.split(sizes)]
+        ranks = [1 + int((s[1:] >= s[0]).sum()) for s in torch.split(scores, sizes)]
         return {"dev_mrr": sum(1 / r for r in ranks) / len(ranks)}
 
     def _margins(self, engine: Any, batch: Any) -> Tensor:

@@ -46,9 +46,7 @@ def test_launcher_scales_gpu_workers_from_zero_and_installs_the_pinned_set(path:
     assert "GPU" not in types[config["head_node_type"]]["resources"]
     workers = [node for name, node in types.items() if name != config["head_node_type"]]
     assert [node["min_workers"] for node in workers] == [0]
-    assert all(
-        0 < node["max_workers"] <= config["max_workers"] and node["resources"]["GPU"] for node in workers
-    )
+    assert all(0 < node["max_workers"] <= config["max_workers"] and node["resources"]["GPU"] for node in workers)
     assert any("--no-deps -r constraints/gpu.txt" in command for command in config["setup_commands"])
 
 

@@ -33,9 +33,7 @@ def with_special_tokens(text: str) -> Offsets:
 COUNTERS = [words, bpe_like, by_bytes, with_special_tokens]
 
 prose = st.lists(
-    st.sampled_from(
-        ["word", "a", "longer-word", "x" * 30, "é", "。", "中文。", ".", "! ", "\n\n", "\n", " ", "😀"]
-    ),
+    st.sampled_from(["word", "a", "longer-word", "x" * 30, "é", "。", "中文。", ".", "! ", "\n\n", "\n", " ", "😀"]),
     max_size=120,
 ).flatmap(lambda parts: st.sampled_from(["".join(parts), " ".join(parts)]))
 

@@ -54,9 +54,7 @@ def test_signature_form_and_what_it_ignores() -> None:
 def test_scripts_without_spaces_are_compared_by_characters() -> None:
     text = "机器学习模型可以从大量文本数据中学习语言的表示方法、并且在检索任务中取得很好的效果。" * 2
     near = (minhash(text) == minhash(text.replace("很好", "不错", 1))).mean()
-    far = (
-        minhash(text) == minhash("今天天气很好、我们去公园散步、然后回家吃饭、晚上看一部电影再睡觉。")
-    ).mean()
+    far = (minhash(text) == minhash("今天天气很好、我们去公园散步、然后回家吃饭、晚上看一部电影再睡觉。")).mean()
     assert near > 0.6 and far < 0.1
 
 

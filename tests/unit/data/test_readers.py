@@ -109,9 +109,7 @@ def test_ids_must_be_there_and_be_text(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "column_type", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
-)
+@pytest.mark.parametrize("column_type", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_parquet_rows_across_batches(tmp_path: Path, column_type: pa.DataType) -> None:
     path = tmp_path / "p.parquet"
     values = [f"text {i}" for i in range(3000)]
@@ -181,8 +179,7 @@ def test_text_file_is_one_passage_or_pieces_that_cover_it(tmp_path: Path) -> Non
     kept = "\n\n".join(texts(rows)).split("\n\n")
     assert kept == paragraphs[: len(kept)] and len(kept) > 6000
     assert all(
-        row.id == f"large:{line}"
-        for row, line in zip(rows, [1, len(texts(rows)[:1][0].split("\n")) + 1], strict=False)
+        row.id == f"large:{line}" for row, line in zip(rows, [1, len(texts(rows)[:1][0].split("\n")) + 1], strict=False)
     )
 
 
@@ -269,9 +266,7 @@ def test_list_files_of_a_file_a_directory_a_glob_and_a_uri(tmp_path: Path) -> No
     assert texts(read(uris[0], "jsonl")) == ["t"]
 
 
-def test_list_files_relative_to_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_list_files_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text("x", "utf-8")
     monkeypatch.chdir(tmp_path)

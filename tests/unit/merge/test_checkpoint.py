@@ -129,10 +129,7 @@ def test_shards_in_and_out(tmp_path: Path, limit: int) -> None:
 
 def test_three_checkpoints_on_task_vectors(tmp_path: Path) -> None:
     base = tensors(0)
-    step = [
-        {n: base[n] + 0.05 * v if v.is_floating_point() else v for n, v in tensors(s).items()}
-        for s in (1, 2, 3)
-    ]
+    step = [{n: base[n] + 0.05 * v if v.is_floating_point() else v for n, v in tensors(s).items()} for s in (1, 2, 3)]
     step = [{n: v.to(base[n].dtype) for n, v in values.items()} for values in step]
     paths = [write(tmp_path / f"c{i}", values) for i, values in enumerate(step)]
     # a causal-LM base: float32, prefixed names, one tensor more
@@ -250,10 +247,7 @@ def test_contradictory_arguments_are_refused(tmp_path: Path) -> None:
 
 def test_a_killed_merge_leaves_no_output_and_the_next_one_succeeds(tmp_path: Path) -> None:
     big = {"w": torch.randn(300_000), "v": torch.randn(300_000)}
-    paths = [
-        write(tmp_path / "src" / name, {n: v * s for n, v in big.items()})
-        for name, s in (("a", 1), ("b", -3))
-    ]
+    paths = [write(tmp_path / "src" / name, {n: v * s for n, v in big.items()}) for name, s in (("a", 1), ("b", -3))]
     out = tmp_path / "to" / "out"
     # the kernel kills the process in the middle of the second tensor, at 2 MB of the file
     code = (

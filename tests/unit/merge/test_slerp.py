@@ -27,9 +27,7 @@ def round_to_bits(x: np.ndarray, bits: int) -> np.ndarray:
     return np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
 
 
-def pair(
-    seed: int, shape: tuple[int, ...], degrees: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(seed: int, shape: tuple[int, ...], degrees: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Two float64 tensors, of different lengths, at the given angle (about 90 degrees where None)."""
     rng = np.random.default_rng(seed)
     a, b = rng.standard_normal((2, math.prod(shape)))
@@ -125,17 +123,13 @@ def test_antipodal_vectors_become_lerp_and_stay_finite() -> None:
 
 def test_points_without_a_unique_mean_become_lerp() -> None:
     # three directions at 120 degrees in a plane: their weighted sum is zero
-    points = [
-        torch.tensor([math.cos(a), math.sin(a)]).double() for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)
-    ]
+    points = [torch.tensor([math.cos(a), math.sin(a)]).double() for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
     merged, report = spherical_mean(points, [1, 1, 1])
     assert (report.path, report.reason) == ("lerp", "no unique mean")
     assert merged.abs().max() < 1e-15
 
 
-def karcher_residual(
-    tensors: list[torch.Tensor], weights: list[float], coefficients: tuple[float, ...]
-) -> float:
+def karcher_residual(tensors: list[torch.Tensor], weights: list[float], coefficients: tuple[float, ...]) -> float:
     """|sum_i weight_i log_m(u_i)| with full vectors, m = sum_i c_i u_i; also asserts |m| = 1."""
     units = [flat(t) / np.linalg.norm(flat(t)) for t in tensors]
     mean = sum(c * u for c, u in zip(coefficients, units, strict=True))
@@ -216,9 +210,7 @@ def test_one_tensor_empty_tensors_and_scalars() -> None:
     assert slerp(torch.tensor(1.0), torch.tensor(3.0), 0.5)[0].item() == 2.0
     assert slerp(torch.tensor(-1.0), torch.tensor(3.0), 0.5)[0].item() == 1.0
     turned = pair(14, (6, 2))[0]
-    torch.testing.assert_close(
-        slerp(turned.T, turned.T.flip(0), 0.5)[0], slerp(turned, turned.flip(1), 0.5)[0].T
-    )
+    torch.testing.assert_close(slerp(turned.T, turned.T.flip(0), 0.5)[0], slerp(turned, turned.flip(1), 0.5)[0].T)
 
 
 def test_subnormal_and_overflowing_float16() -> None:

@@ -70,7 +70,7 @@ def test_what_cannot_be_loaded_or_encoded_is_one_sentence(exported: Path, tiny_q
     with pytest.raises(UserError, match="end token"):
         Encoder(tiny_qwen3)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no \\*.safetensors"):
+    with pytest.raises(UserError, match=r"no \*\.safetensors"):
         Encoder(tmp_path, end_token="<|endoftext|>")
     with pytest.raises(UserError, match="context of 1024"):
         Encoder(exported).encode(["x"], max_tokens=1025)

@@ -56,9 +56,7 @@ def worker(rank: int, world: int, kind: str, folder: str, rendezvous: str, resul
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("kind", ["embedding", "reranker"])
-def test_sum_over_ranks_is_the_gradient_of_one_process(
-    kind: str, world: int, tiny_qwen3: Path, tmp_path: Path
-) -> None:
+def test_sum_over_ranks_is_the_gradient_of_one_process(kind: str, world: int, tiny_qwen3: Path, tmp_path: Path) -> None:
     result, rendezvous = str(tmp_path / "gradient.pt"), str(tmp_path / "rendezvous")
     mp.spawn(worker, args=(world, kind, str(tiny_qwen3), rendezvous, result), nprocs=world)
     expected = gradient(kind, str(tiny_qwen3), ROWS)

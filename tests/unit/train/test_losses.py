@@ -46,8 +46,7 @@ def literal_loss(batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool =
     rows, total = len(batch.queries), 0.0
     documents = [(batch.positives[j], int(batch.positive_ids[j]), j, False) for j in range(rows)]
     documents += [
-        (batch.negatives[k], int(batch.negative_ids[k]), int(batch.owner[k]), True)
-        for k in range(len(batch.negatives))
+        (batch.negatives[k], int(batch.negative_ids[k]), int(batch.owner[k]), True) for k in range(len(batch.negatives))
     ]
     for i in range(rows):
         query, positive = batch.queries[i], batch.positives[i]
@@ -124,9 +123,7 @@ def test_matryoshka_sums_weighted_prefixes_and_skips_what_is_not_shorter() -> No
 
 def test_cosent_equals_its_double_loop() -> None:
     generator = torch.Generator().manual_seed(0)
-    first, second = (
-        torch.nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=-1) for _ in range(2)
-    )
+    first, second = (torch.nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=-1) for _ in range(2))
     grades = torch.tensor([0.0, 3.0, 3.0, 5.0, 1.0])
     s = [float(a @ b) for a, b in zip(first, second, strict=True)]
     total = 1.0

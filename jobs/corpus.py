@@ -1,0 +1,20 @@
+"""Read files into passages, labelled pairs and held-out sets: `python -m jobs.corpus --config FILE`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.entry import command_line, run_stage, say
+from qwen3emb.artifact import StageResult
+from qwen3emb.pipeline import StageContext
+
+
+def run(ctx: StageContext) -> StageResult:
+    """The stage."""
+    from qwen3emb.distributed.corpus import build_corpus
+
+    return build_corpus(ctx, lambda done, total: say(f"corpus: {done} of {total} files read"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("corpus", run, command_line(__doc__ or "").parse_args()))

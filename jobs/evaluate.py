@@ -1,0 +1,20 @@
+"""Retrieval metrics of every stage's model on held-out data: `python -m jobs.evaluate --config FILE`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.entry import command_line, run_stage, say
+from qwen3emb.artifact import StageResult
+from qwen3emb.pipeline import StageContext
+
+
+def run(ctx: StageContext) -> StageResult:
+    """The stage."""
+    from qwen3emb.distributed.evaluating import evaluate_models
+
+    return evaluate_models(ctx, say)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("evaluate", run, command_line(__doc__ or "").parse_args()))

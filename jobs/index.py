@@ -1,0 +1,21 @@
+"""Embed a corpus into a searchable index: `python -m jobs.index --config FILE`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.entry import command_line, run_stage, say
+from qwen3emb.artifact import StageResult
+from qwen3emb.distributed.progress import paced
+from qwen3emb.pipeline import StageContext
+
+
+def run(ctx: StageContext) -> StageResult:
+    """The stage."""
+    from qwen3emb.distributed.indexing import build_index
+
+    return build_index(ctx, paced(say, "index: documents"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("index", run, command_line(__doc__ or "").parse_args()))

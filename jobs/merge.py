@@ -1,0 +1,20 @@
+"""Merge the last checkpoints of both supervised trainings by SLERP: `python -m jobs.merge --config FILE`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.entry import command_line, run_stage, say
+from qwen3emb.artifact import StageResult
+from qwen3emb.pipeline import StageContext
+
+
+def run(ctx: StageContext) -> StageResult:
+    """The stage."""
+    from qwen3emb.distributed.merging import merge_models
+
+    return merge_models(ctx, say)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("merge", run, command_line(__doc__ or "").parse_args()))

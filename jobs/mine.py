@@ -1,0 +1,20 @@
+"""Mine hard negatives for the supervised stage and the reranker: `python -m jobs.mine --config FILE`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.entry import command_line, run_stage, say
+from qwen3emb.artifact import StageResult
+from qwen3emb.pipeline import StageContext
+
+
+def run(ctx: StageContext) -> StageResult:
+    """The stage."""
+    from qwen3emb.distributed.mining import mine_negatives
+
+    return mine_negatives(ctx, say)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("mine", run, command_line(__doc__ or "").parse_args()))

@@ -1,0 +1,104 @@
+"""The stages in order as Ray jobs, skipping what is done."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from cluster.private_head import private_head
+from jobs.entry import command_line, guarded, say
+from qwen3emb.artifact import start
+from qwen3emb.config import RunConfig, load_config
+from qwen3emb.distributed.submission import Target, connect, here, there
+from qwen3emb.errors import StageFailure, UserError
+from qwen3emb.evaluate.report import print_report, write_summary
+from qwen3emb.pipeline import STAGES, Stage, identity, plan, selected, stage_folder
+
+__all__ = ["main", "parse", "run_pipeline"]
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = command_line(__doc__ or "")
+    parser.epilog = "example: python -m jobs.pipeline --config examples/demo.yaml --from mine"
+    parser.add_argument("--from", dest="first", choices=STAGES, metavar="STAGE", help="leave out the stages before")
+    parser.add_argument("--only", choices=STAGES, metavar="STAGE", help=f"one of: {', '.join(STAGES)}")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, start and write nothing")
+    return parser.parse_args(words)
+
+
+def run_pipeline(arguments: argparse.Namespace) -> None:
+    """Run what is chosen and not done yet, then report.
+
+    Raises:
+        UserError: a stage before the chosen ones is not done, holds output of another configuration (without
+            `--replace`), or ended with exit code 2.
+        StageFailure: a stage failed.
+    """
+    cfg = load_config(arguments.config, arguments.set)
+    steps = plan(cfg)
+    chosen = selected(steps, arguments.first, arguments.only)
+    for stage, state in chosen:
+        folder = stage_folder(cfg, stage.name)
+        command = " ".join(["python -m", stage.module, *stage.arguments])
+        if state == "done":
+            say(f"{stage.name}: reused {folder.uri}")
+        elif arguments.dry_run:
+            say(f"{stage.name}: {state}, would run {command}")
+        elif state == "different" and not arguments.replace:
+            start(folder, identity(cfg, stage.name))  # refuses, and says what differs
+    if arguments.dry_run:
+        return
+    ran = _run(cfg, [stage for stage, state in chosen if state != "done"], arguments)
+    done = {stage.name for stage, state in steps if state == "done"} | ran.keys()
+    write_summary(cfg, done, ran)
+    print_report(cfg, done, ran, arguments.config, Console())
+
+
+def _run(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) -> dict[str, float]:
+    """Submit the stages one after another; seconds of each, submission included."""
+    seconds: dict[str, float] = {}
+    if not stages:
+        return seconds
+    flags = ["--replace"] * arguments.replace + ["--debug"] * arguments.debug
+    with _target(cfg, arguments) as target:
+        for stage in stages:
+            began = time.monotonic()
+            code = target.run(stage.module, [*stage.arguments, *flags])
+            if code:
+                kind = UserError if code == UserError.exit_code else StageFailure
+                raise kind(f"stage {stage.name} ended with exit code {code}; its message is above")
+            seconds[stage.name] = time.monotonic() - began
+            say(f"{stage.name}: done in {seconds[stage.name]:.0f} s")
+    return seconds
+
+
+@contextmanager
+def _target(cfg: RunConfig, arguments: argparse.Namespace) -> Iterator[Target]:
+    """The cluster that is given, else a private head for the time of the block."""
+    address = cfg.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        say(f"pipeline: submitting to {address}")
+        yield there(connect(address), cfg, arguments.config, arguments.set)
+        return
+    say("pipeline: starting a private Ray head")
+    with private_head(cfg.cluster) as head:
+        yield here(connect(head), arguments.config, arguments.set)
+
+
+def main() -> int:
+    """Parse the command line and run; the exit code."""
+    arguments = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a private head is ended as well
+    return guarded(lambda: run_pipeline(arguments), arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Write a query for every passage with the generator LLM: `python -m jobs.synthesize --config FILE`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.entry import command_line, run_stage, say
+from qwen3emb.artifact import StageResult
+from qwen3emb.pipeline import StageContext
+
+
+def run(ctx: StageContext) -> StageResult:
+    """The stage."""
+    from qwen3emb.distributed.synthesis import synthesize
+
+    return synthesize(ctx, say)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("synthesize", run, command_line(__doc__ or "").parse_args()))

@@ -1,0 +1,36 @@
+"""The `qwen3emb` command. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from qwen3emb.cli_check import check_config
+from qwen3emb.cli_models import embed, fetch_model, search
+from qwen3emb.cli_run import report, run, status, submit
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Train, merge and serve your own embedding and reranking models with the Qwen3 Embedding recipe.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "submit": submit,
+    "status": status,
+    "report": report,
+    "embed": embed,
+    "search": search,
+    "fetch-model": fetch_model,
+    "check-config": check_config,
+}
+for _name, _function in _COMMANDS.items():
+    app.command(_name)(_function)
+
+if __name__ == "__main__":
+    app()

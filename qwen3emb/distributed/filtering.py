@@ -1,0 +1,104 @@
+"""The stage `filter`: synthetic pairs whose query-document cosine is above a threshold (RECIPE section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from qwen3emb.artifact import StageResult
+from qwen3emb.config import RunConfig
+from qwen3emb.data.filtering import Histogram, draw, histogram, keep
+from qwen3emb.distributed.encoding import Encoders
+from qwen3emb.distributed.progress import paced
+from qwen3emb.errors import StageFailure
+from qwen3emb.model.stored import scoring_model
+from qwen3emb.pipeline import StageContext
+from qwen3emb.records import PAIR
+from qwen3emb.storage import Storage
+
+__all__ = ["filter_pairs"]
+
+_SHARD = 100_000
+
+
+def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
+    """Score the pairs of `synthesize` and write `pairs/` (kept), `dropped/` and `histogram.json`.
+
+    Args:
+        ctx: the stage.
+        say: takes lines of progress.
+
+    Raises:
+        UserError: the scoring model is missing.
+        StageFailure: its vectors hold NaN.
+    """
+    cfg = ctx.cfg.filter
+    table = ctx.input("synthesize").read_table("pairs", PAIR).select(PAIR.names).cast(PAIR)
+    chosen = draw(len(table), cfg.sample, ctx.cfg.seed)
+    pairs = table.take(pa.array(chosen))
+    scores = _scores(pairs, ctx.cfg, ctx.input("weak"), say)
+    pairs = pairs.set_column(PAIR.get_field_index("score"), PAIR.field("score"), pa.array(scores, pa.float32()))
+    kept = keep(scores, cfg.threshold)
+    for name, rows in (("pairs", kept), ("dropped", ~kept)):
+        ctx.out.delete(name)  # of a run that was killed
+        _write(ctx.out, name, pairs.filter(pa.array(rows)))
+    found = histogram(scores, cfg.bins)
+    _write_histogram(ctx.out, found, cfg.threshold, int(kept.sum()))
+    quantiles = {f"{q:g}": round(value, 4) for q, value in found.quantiles.items()}
+    for line in found.lines(cfg.threshold):
+        say(f"filter: {line}")
+    if not kept.any():
+        say(
+            f"filter: no pair scores above filter.threshold {cfg.threshold}, so no synthetic pairs go on; "
+            f"quantiles of the cosine to choose one from: {quantiles or 'none, there are no pairs'}"
+        )
+    rejected = {"below_threshold": int((~kept).sum()), "not_sampled": len(table) - len(pairs)}
+    metrics = {"threshold": cfg.threshold, "scored": len(pairs), "quantiles": quantiles}
+    return StageResult(len(table), int(kept.sum()), rejected, metrics)
+
+
+def _scores(pairs: pa.Table, cfg: RunConfig, weak: Storage, say: Callable[[str], None]) -> np.ndarray:
+    """(pairs,) float32 cosines; each distinct text is encoded once."""
+    model, end_token = scoring_model(cfg.filter.model, weak, cfg.models.end_token)
+    if not len(pairs):
+        return np.empty(0, dtype=np.float32)
+    queries, of_query = _distinct(pairs["query"].to_pylist())
+    documents, of_document = _distinct(pairs["document"].to_pylist())
+    say(f"filter: scoring {len(pairs)} pairs with {model}")
+    gpus = cfg.cluster.gpus_per_worker
+    with Encoders(model, end_token=end_token, workers=cfg.filter.workers, gpus_per_worker=gpus) as pool:
+        encode = partial(pool.encode, max_tokens=cfg.filter.max_tokens)
+        ask = cfg.models.instruction
+        query_vectors = encode(queries, instruction=ask, progress=paced(say, "filter: queries embedded"))
+        vectors = encode(documents, progress=paced(say, "filter: documents embedded"))
+    out: np.ndarray = np.einsum("nd,nd->n", query_vectors[of_query], vectors[of_document])
+    if not np.isfinite(out).all():
+        raise StageFailure(f"{model} gives NaN for {int((~np.isfinite(out)).sum())} pairs; its training diverged")
+    return out
+
+
+def _distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
+    """The distinct texts, and for each text its place among them."""
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return list(place), np.array([place[t] for t in texts], dtype=np.int64)
+
+
+def _write(out: Storage, name: str, table: pa.Table) -> None:
+    """At least one file, so that readers find the schema."""
+    for number, start in enumerate(range(0, max(1, len(table)), _SHARD)):
+        out.write_table(f"{name}/part-{number:05d}.parquet", table.slice(start, _SHARD))
+
+
+def _write_histogram(out: Storage, found: Histogram, threshold: float, kept: int) -> None:
+    content = {
+        "threshold": threshold,
+        "scored": sum(found.counts),
+        "kept": kept,
+        "edges": [round(e, 6) for e in found.edges],
+        "counts": list(found.counts),
+        "quantiles": {f"{q:g}": value for q, value in found.quantiles.items()},
+    }
+    out.write_json("histogram.json", content)

@@ -1,0 +1,117 @@
+"""The stage `merge`: SLERP over the last checkpoints of both supervised trainings (RECIPE section 4)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from qwen3emb.artifact import StageResult
+from qwen3emb.config_train import MergeConfig
+from qwen3emb.merge.checkpoint import merge_checkpoints
+from qwen3emb.model.export import SEQUENCE_CLASSIFIER, export_sequence_classifier
+from qwen3emb.model.fetch import resolve_model
+from qwen3emb.model.stored import checkpoints
+from qwen3emb.pipeline import StageContext
+from qwen3emb.storage import Storage
+
+__all__ = ["EMBEDDING", "RERANKER", "merge_models"]
+
+EMBEDDING, RERANKER = "embedding", "reranker"
+"""Folders of the merged models."""
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """One model to merge: checkpoints, base and output as URIs."""
+
+    checkpoints: list[str]
+    base: str
+    on: str
+    weights: list[float] | None
+    output: str
+    classifier: bool
+
+
+def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
+    """Merge the embedding model and the reranker; write both models and `report.json`.
+
+    The reranker also gets a one-label sequence classifier in a folder below. Rows are tensors.
+
+    Args:
+        ctx: the stage.
+        say: takes lines of progress.
+
+    Raises:
+        UserError: the checkpoints cannot be merged, or the base is not the one they were trained from.
+    """
+    cfg, models = ctx.cfg.merge, ctx.cfg.models
+    work = {
+        EMBEDDING: _work(ctx, "supervised", models.base, EMBEDDING, say),
+        RERANKER: _work(ctx, "reranker", models.reranker_base or models.base, RERANKER, say),
+    }
+    task = ray.remote(_merge)
+    reports = dict(zip(work, ray.get([task.remote(w) for w in work.values()]), strict=True))
+    ctx.out.write_json("report.json", reports)
+    for name, report in reports.items():
+        say(f"merge: {name}: {_sentence(report, cfg)}")
+    metrics = {name: _figures(report) for name, report in reports.items()}
+    tensors = sum(report["summary"]["tensors"] for report in reports.values())
+    return StageResult(tensors, tensors, {}, metrics)
+
+
+def _work(ctx: StageContext, stage: str, base: str, output: str, say: Callable[[str], None]) -> _Merge:
+    """What to merge: the last checkpoints of `stage`, as many as there are."""
+    cfg = ctx.cfg.merge
+    found = [c.uri for c in checkpoints(ctx.input(stage))][-cfg.last :]
+    if len(found) < cfg.last:
+        say(f"merge: {stage} kept {len(found)} checkpoints, merge.last is {cfg.last}; merging what there is")
+    ctx.out.delete(output)  # of a run that was killed
+    weights = cfg.weights[-len(found) :] if cfg.weights else None
+    return _Merge(found, str(resolve_model(base)), cfg.on, weights, (ctx.out / output).uri, output == RERANKER)
+
+
+def _merge(work: _Merge) -> dict[str, Any]:
+    """Ray task: one merged model on storage; the report."""
+    output = Storage(work.output)
+    with tempfile.TemporaryDirectory() as folder:
+        target = output.local() if output.is_local else Path(folder) / "model"
+        report = merge_checkpoints(
+            [Storage(uri).local() for uri in work.checkpoints],
+            target,
+            weights=work.weights,
+            base=Path(work.base) if work.on == "task_vectors" else None,
+            on=work.on,
+        )
+        if work.classifier:
+            export_sequence_classifier(target, target / SEQUENCE_CLASSIFIER)
+        output.upload(target, "")
+    # where they lie on storage, not where they were read
+    return report.to_dict() | {"checkpoints": work.checkpoints}
+
+
+def _sentence(report: dict[str, Any], cfg: MergeConfig) -> str:
+    summary = report["summary"]
+    names = ", ".join(uri.rsplit("/", 1)[-1] for uri in report["checkpoints"])
+    paths = ", ".join(f"{n} {path}" for path, n in summary["paths"].items() if n)
+    if summary["max_angle_degrees"] is None:
+        return f"{summary['tensors']} tensors of {names}: {paths}"
+    mean, widest = summary["mean_angle_degrees"], summary["max_angle_degrees"]
+    return (
+        f"{summary['tensors']} tensors of {names} on {cfg.on}: {paths}; angle {mean:.2f} degrees on average, "
+        f"at most {widest:.2f} ({summary['max_angle_tensor']})"
+    )
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    summary = report["summary"]
+    angles = {key: summary[key] for key in ("mean_angle_degrees", "max_angle_degrees")}
+    return {
+        "checkpoints": len(report["checkpoints"]),
+        **summary["paths"],
+        **{key: None if value is None else round(value, 4) for key, value in angles.items()},
+    }

@@ -1,0 +1,168 @@
+"""The stage `mine`: hard negatives for labelled and filtered synthetic pairs (RECIPE section 4)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from qwen3emb.artifact import StageResult
+from qwen3emb.config import RunConfig
+from qwen3emb.data.mining import MinePair, MinePlan, Negatives, Search, choose, plan
+from qwen3emb.distributed.encoding import Encoders
+from qwen3emb.distributed.progress import paced
+from qwen3emb.errors import UserError
+from qwen3emb.evaluate.index import document_text
+from qwen3emb.model.stored import scoring_model
+from qwen3emb.pipeline import StageContext
+from qwen3emb.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
+from qwen3emb.storage import Storage
+
+__all__ = ["mine_negatives"]
+
+_BLOCK = 512
+_SHARD = 50_000
+_LABELLED, _SYNTHETIC = "labelled", "synthetic"
+_Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """(queries, D) and (documents, D) float32 unit vectors of a plan's texts."""
+
+    queries: np.ndarray
+    documents: np.ndarray
+
+
+def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
+    """Mine each query's negatives from the corpus of its origin; write `rows/` and `rejects/`.
+
+    Labelled queries are mined from the documents of all labelled pairs, synthetic ones from all passages.
+
+    Args:
+        ctx: the stage.
+        say: takes lines of progress.
+
+    Raises:
+        UserError: there are no pairs, or the scoring model is missing.
+    """
+    corpus, filtered = ctx.input("corpus"), ctx.input("filter")
+    pairs = _pairs(corpus, _LABELLED) + _pairs(filtered, _SYNTHETIC)
+    if not pairs:
+        raise UserError(
+            f"{corpus.uri}/pairs and {filtered.uri}/pairs hold no pair to mine for; add sources, or lower "
+            "filter.threshold"
+        )
+    passages = corpus.read_table("passages", PASSAGE).select(["title", "text"]).to_pylist()
+    labelled = [p.document for p in pairs if p.origin == _LABELLED]
+    texts = [document_text(p["title"] or "", p["text"]) for p in passages]  # as in the synthetic pairs
+    work = plan(pairs, {_LABELLED: labelled, _SYNTHETIC: texts})
+    vectors = _embed(work, ctx.cfg, ctx.input("weak"), say)
+    found: dict[tuple[str, int], Negatives | None] = {}
+    for origin, search in work.searches.items():
+        mined = _search(search, vectors, ctx.cfg, paced(say, f"mine: {origin} queries searched"))
+        found |= {(origin, query): negatives for query, negatives in zip(search.queries, mined, strict=True)}
+    rows, rejects = _rows(pairs, work, vectors, found)
+    _write(ctx.out, "rows", pa.Table.from_pylist(rows, schema=TRAINING_ROW))
+    _write(ctx.out, "rejects", pa.Table.from_pylist(rejects, schema=REJECT))
+    metrics = _figures(rows, ctx.cfg.mine.negatives)
+    if metrics["short"]:
+        say(f"mine: {metrics['short']} of {len(rows)} rows have fewer than {ctx.cfg.mine.negatives} negatives")
+    return StageResult(len(pairs), len(rows), dict(Counter(r["reason"] for r in rejects)), metrics)
+
+
+def _pairs(folder: Storage, origin: str) -> list[MinePair]:
+    columns = folder.read_table("pairs", PAIR).select(["id", "query", "document"]).to_pydict()
+    return [MinePair(i, q, d, origin) for i, q, d in zip(*columns.values(), strict=True)]
+
+
+def _embed(work: MinePlan, cfg: RunConfig, weak: Storage, say: _Say) -> _Vectors:
+    """Each distinct text once."""
+    model, end_token = scoring_model(cfg.mine.model, weak, cfg.models.end_token)
+    say(f"mine: embedding {len(work.queries)} queries and {len(work.documents)} documents with {model}")
+    gpus = cfg.cluster.gpus_per_worker
+    with Encoders(model, end_token=end_token, workers=cfg.mine.workers, gpus_per_worker=gpus) as pool:
+        encode = partial(pool.encode, max_tokens=cfg.mine.max_tokens)
+        ask = cfg.models.instruction
+        queries = encode(work.queries, instruction=ask, progress=paced(say, "mine: queries embedded"))
+        documents = encode(work.documents, progress=paced(say, "mine: documents embedded"))
+    return _Vectors(queries, documents)
+
+
+def _search(
+    search: Search, vectors: _Vectors, cfg: RunConfig, progress: Callable[[int, int], None]
+) -> list[Negatives | None]:
+    """The search in blocks of queries, as Ray tasks that share the corpus; in the order of the queries."""
+    if not search.queries:
+        return []
+    corpus = ray.put(vectors.documents[search.corpus])
+    task = ray.remote(choose)
+    pending = []
+    for low in range(0, len(search.queries), _BLOCK):
+        part = slice(low, low + _BLOCK)
+        queries = vectors.queries[search.queries[part]]
+        scores = [
+            vectors.documents[list(rows)] @ query for query, rows in zip(queries, search.positives[part], strict=True)
+        ]
+        pending.append(task.remote(queries, corpus, scores, search.excluded[part], cfg.mine))
+    found: list[Negatives | None] = []
+    for block in pending:
+        mined: list[Negatives | None] = ray.get(block)
+        found.extend(mined)
+        progress(len(found), len(search.queries))
+    return found
+
+
+def _rows(
+    pairs: Sequence[MinePair],
+    work: MinePlan,
+    vectors: _Vectors,
+    found: dict[tuple[str, int], Negatives | None],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training rows, rejects), one of them for each pair, in the order of the pairs."""
+    rows, rejects = [], []
+    for pair, (query, document) in zip(pairs, work.pairs, strict=True):
+        score = float(vectors.queries[query] @ vectors.documents[document])
+        negatives = found[pair.origin, query]
+        if negatives is None:
+            rejects.append(_reject(pair, score))
+            continue
+        corpus = work.searches[pair.origin].corpus
+        row = {"id": pair.id, "query": pair.query, "positive": pair.document, "origin": pair.origin}
+        texts = [work.documents[corpus[n]] for n in negatives.rows]
+        scores = {"positive_score": score, "negative_scores": list(negatives.scores)}
+        rows.append({**row, "negatives": texts, **scores})
+    return rows, rejects
+
+
+def _reject(pair: MinePair, score: float) -> dict[str, Any]:
+    payload = json.dumps({"query": pair.query, "positive": pair.document, "score": score}, ensure_ascii=False)
+    where = {"id": pair.id, "stage": "mine", "source": pair.origin, "row": -1}
+    return where | {"reason": "positive_below_min", "payload": payload}
+
+
+def _write(out: Storage, name: str, table: pa.Table) -> None:
+    """At least one file, so that readers find the schema; what a killed run wrote is dropped."""
+    out.delete(name)
+    for number, start in enumerate(range(0, max(1, len(table)), _SHARD)):
+        out.write_table(f"{name}/part-{number:05d}.parquet", table.slice(start, _SHARD))
+
+
+def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
+    """Figures of the training rows; `short` counts those with fewer than the `wanted` negatives."""
+    hard = [s for row in rows for s in row["negative_scores"]]
+    return {
+        "rows": dict(Counter(row["origin"] for row in rows)),
+        "negatives": len(hard),
+        "short": sum(len(row["negatives"]) < wanted for row in rows),
+        "missing_negatives": sum(wanted - len(row["negatives"]) for row in rows),
+        "mean_positive_score": round(float(np.mean([r["positive_score"] for r in rows])), 4) if rows else None,
+        "mean_negative_score": round(float(np.mean(hard)), 4) if hard else None,
+    }

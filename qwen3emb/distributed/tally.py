@@ -1,0 +1,108 @@
+"""What the actors of a synthesis run have done so far, counted in one place and told every few seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+__all__ = ["Tally", "counting", "figures"]
+
+_SECONDS_PER_LINE = 5.0
+_QUIET_LINES = 6  # a line that says nothing new comes every sixth time
+
+
+class Tally:
+    """Actor: counts by key (a block, an engine), and which rows engines have died with.
+
+    It lives as long as the driver, so a killed and resumed run blames no row for it.
+    """
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        self._counts: dict[str, dict[str, float]] = {}
+        self._begun: dict[str, int] = {}
+        self._alone: dict[str, str] = {}
+        self._guilty: dict[str, list[str]] = {}
+
+    def begin(self, block: str) -> tuple[int, list[str]]:
+        """A block is begun: how many engines have died with it, and the rows that were asked alone when they did."""
+        self._begun[block] = self._begun.get(block, 0) + 1
+        guilty = self._guilty.setdefault(block, [])
+        if block in self._alone:
+            guilty.append(self._alone.pop(block))
+        return self._begun[block] - 1, list(guilty)
+
+    def suspect(self, block: str, row: str) -> None:
+        """A row of a block is asked alone from now on; the one before it got through."""
+        self._alone[block] = row
+
+    def put(self, key: str, counts: dict[str, float]) -> None:
+        """Replace the counts of `key`."""
+        self._counts[key] = counts
+
+    def total(self) -> dict[str, float]:
+        """The sums over all keys."""
+        sums: dict[str, float] = {}
+        for counts in self._counts.values():
+            for name, value in counts.items():
+                sums[name] = sums.get(name, 0) + value
+        return sums
+
+
+@contextmanager
+def counting(say: Callable[[str], None], done: int, total: int) -> Iterator[Any]:
+    """A tally actor, and a line of progress every few seconds as long as the block lasts.
+
+    Args:
+        say: is told the lines.
+        done: passages that earlier runs have written.
+        total: passages in all.
+    """
+    actor: Any = ray.remote(Tally)
+    tally = actor.options(num_cpus=0).remote()
+    finished = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(tally, say, done, total, finished), daemon=True)
+    watcher.start()
+    try:
+        yield tally
+    finally:
+        finished.set()
+        watcher.join()
+
+
+def _watch(tally: Any, say: Callable[[str], None], done: int, total: int, finished: threading.Event) -> None:
+    """Say what is new every few seconds, and now and then that nothing is."""
+    began: float | None = None
+    said, quiet = "", 0
+    while not finished.wait(_SECONDS_PER_LINE):
+        counts = ray.get(tally.total.remote())
+        pairs, rejects = int(counts.get("pairs", 0)), int(counts.get("rejects", 0))
+        news = f"{done + pairs + rejects} of {total} passages" if counts.get("engines") else "the generator is loading"
+        began = began or (time.monotonic() if counts.get("engines") else None)
+        quiet = quiet + 1 if news == said else 0
+        if quiet % _QUIET_LINES:
+            continue
+        said = news
+        rate = pairs / max(time.monotonic() - began, _SECONDS_PER_LINE) if began else 0.0
+        say(f"synthesize: {news}" + (f", {rate:.2f} pairs/s, {rejects} rejected" if began else ""))
+
+
+def figures(tally: Any, seconds: float) -> dict[str, Any]:
+    """Metrics of this run, which took `seconds`; a resumed run tells only of its own part."""
+    counts: dict[str, float] = ray.get(tally.total.remote())
+    busy, prompt = counts.get("seconds", 0.0), counts.get("prompt", 0)
+    generated, pairs = counts.get("generated", 0), counts.get("pairs", 0)
+    return {
+        "prompt_tokens": int(prompt),
+        "generated_tokens": int(generated),
+        "prefix_cache_hit_rate": round(counts.get("cached", 0) / prompt, 3) if prompt else 0.0,
+        "generated_tokens_per_s": round(generated / busy, 1) if busy else 0.0,
+        "pairs_per_s": round(pairs / busy, 3) if busy else 0.0,
+        "engine_load_seconds": round(counts.get("load_seconds", 0) / max(1, counts.get("engines", 1)), 1),
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,212 @@
+"""The HTTP ingress: `/v1/embeddings`, `/v1/rerank`, `/search`, `/v1/models`, `/health`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+
+from qwen3emb.evaluate.index import Hit, document_text
+from serve.inputs import EmbeddingInputs, Prepared, RerankInputs
+from serve.passes import Failure, split
+from serve.schema import (
+    ApiError,
+    EmbeddingRequest,
+    RerankRequest,
+    SearchRequest,
+    embedding_response,
+    model_list,
+    overloaded,
+    rerank_response,
+    unknown_model,
+    validation_error,
+)
+
+__all__ = ["RETRY_AFTER_S", "Gateway", "Served", "app"]
+
+RETRY_AFTER_S = 1
+app = FastAPI(title="qwen3emb", description="Embeddings, reranking and search of one run's models.")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the ingress has to know of what is behind it.
+
+    Attributes:
+        name: of the run; the models are NAME-embedding and NAME-reranker.
+        embedding: directory or URI of the embedding model.
+        reranker: of the reranker, None without one.
+        index: of the search index, None without one.
+        max_query_tokens: longest query.
+        max_document_tokens: longest document.
+    """
+
+    name: str
+    embedding: str
+    reranker: str | None
+    index: str | None
+    max_query_tokens: int
+    max_document_tokens: int
+
+    @property
+    def embedding_name(self) -> str:
+        """The embedding model's name in the API."""
+        return f"{self.name}-embedding"
+
+    @property
+    def reranker_name(self) -> str:
+        """The reranker's name in the API."""
+        return f"{self.name}-reranker"
+
+
+@app.exception_handler(ApiError)
+async def _api_error(_request: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, headers=error.headers)
+
+
+@app.exception_handler(RequestValidationError)
+async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    return await _api_error(request, validation_error(error.errors()))
+
+
+@app.exception_handler(HTTPException)
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    return await _api_error(request, ApiError(error.status_code, f"{error.detail}: {request.url.path}"))
+
+
+@app.exception_handler(Exception)
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    message = f"the server failed on this request ({type(error).__name__}); its log has the details"
+    return await _api_error(request, ApiError(500, message, kind="server_error"))
+
+
+# Above the class: the ingress decorator pickles it with the names that are there by then.
+async def _computed(handle: Any, prepared: Prepared, dimensions: int | None = None) -> np.ndarray:
+    """What a deployment makes of the inputs, one row each, in their order.
+
+    Raises:
+        ApiError: 429 where too many requests wait, 500 where the model gave no valid answer.
+    """
+    parts = list(split(prepared, dimensions))
+    responses = [handle.remote(job) for _, job in parts]
+    try:
+        results = await asyncio.gather(*responses)
+    except BackPressureError as error:
+        for response in responses:
+            response.cancel()
+        raise overloaded(RETRY_AFTER_S) from error
+    failed = next((r for r in results if isinstance(r, Failure)), None)
+    if failed is not None:
+        raise ApiError(500, failed.message, kind="server_error")
+    joined: np.ndarray = np.concatenate(results)
+    out: np.ndarray = np.empty_like(joined)
+    out[np.concatenate([numbers for numbers, _ in parts])] = joined
+    return out
+
+
+@serve.ingress(app)
+class Gateway:
+    """Checks and tokenises requests, and hands finished token ids to the model deployments."""
+
+    def __init__(
+        self,
+        served: Served,
+        embedder: DeploymentHandle[Any],
+        reranker: DeploymentHandle[Any] | None,
+        searcher: DeploymentHandle[Any] | None,
+    ) -> None:
+        """Load the tokenizers; the handles of what `served` lacks are None."""
+        self._served, self._embedder, self._reranker, self._searcher = served, embedder, reranker, searcher
+        self._created = int(time.time())
+        limits = (served.max_query_tokens, served.max_document_tokens)
+        self._embedding_inputs = EmbeddingInputs.of_model(served.embedding, *limits)
+        self._rerank_inputs = RerankInputs.of_model(served.reranker, *limits) if served.reranker else None
+
+    @app.get("/health")
+    async def health(self) -> JSONResponse:
+        """200 when every model is loaded, else 503."""
+        status = await asyncio.to_thread(serve.status)
+        application = status.applications.get(serve.get_replica_context().app_name)
+        parts = {n: d.status.value for n, d in application.deployments.items()} if application else {}
+        healthy = bool(parts) and all(state == "HEALTHY" for state in parts.values())
+        return JSONResponse({"status": "ok" if healthy else "loading", "deployments": parts}, 200 if healthy else 503)
+
+    @app.get("/v1/models")
+    async def models(self) -> JSONResponse:
+        """The names of what is served."""
+        reranker = [self._served.reranker_name] if self._reranker else []
+        return JSONResponse(model_list([self._served.embedding_name, *reranker], self._created))
+
+    @app.post("/v1/embeddings")
+    async def embeddings(self, request: EmbeddingRequest) -> JSONResponse:
+        """OpenAI's embeddings, with instructions."""
+        name = self._served.embedding_name
+        if request.model not in (None, name):
+            raise unknown_model(str(request.model), [name])
+        prepared = await asyncio.to_thread(self._embedding_inputs.prepare, request)
+        vectors = await _computed(self._embedder, prepared, request.dimensions)
+        content = embedding_response(name, vectors, request.encoding_format, prepared.tokens, prepared.truncated)
+        return JSONResponse(content)
+
+    @app.post("/v1/rerank")
+    @app.post("/v2/rerank", include_in_schema=False)
+    async def rerank(self, request: RerankRequest) -> JSONResponse:
+        """Cohere's and Jina's rerank, with instructions."""
+        name = self._served.reranker_name
+        known = [name] if self._rerank_inputs else []
+        if request.model not in (None, *known) or not known:
+            raise unknown_model(request.model or name, known)
+        prepared, scores = await self._judged(
+            request.query,
+            request.texts(),
+            instruction=request.instruction,
+            truncate=request.truncate,
+            max_tokens_per_doc=request.max_tokens_per_doc,
+        )
+        number = f"rerank-{uuid.uuid4().hex}"
+        return JSONResponse(rerank_response(name, request, scores, prepared.tokens, prepared.truncated, number))
+
+    @app.post("/search")
+    async def search(self, request: SearchRequest) -> JSONResponse:
+        """The indexed documents that answer a query best."""
+        if self._searcher is None:
+            raise ApiError(404, "this server has no index; run the stage `index` and serve again")
+        if request.rerank and self._rerank_inputs is None:
+            raise unknown_model(self._served.reranker_name, [])
+        asked = EmbeddingRequest(
+            input=request.query,
+            input_type="query",
+            instruction=request.instruction,
+            truncate=request.truncate,
+        )
+        prepared = await asyncio.to_thread(self._embedding_inputs.prepare, asked)
+        vector = (await _computed(self._embedder, prepared))[0]
+        top = max(request.top_k, request.rerank_top) if request.rerank else request.top_k
+        hits: list[Hit] = await self._searcher.remote(vector, top)
+        found = [asdict(hit) for hit in hits]
+        tokens = prepared.tokens
+        if request.rerank and hits:
+            texts = [document_text(hit.title, hit.text) for hit in hits]
+            judged, scores = await self._judged(request.query, texts, instruction=request.instruction, truncate=True)
+            tokens += judged.tokens
+            order = np.argsort(-scores, kind="stable")
+            found = [found[i] | {"rerank_score": float(scores[i])} for i in order]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"query": request.query, "hits": found[: request.top_k], "usage": usage})
+
+    async def _judged(self, query: str, documents: list[str], **options: Any) -> tuple[Prepared, np.ndarray]:
+        """The prepared inputs and a score for each document."""
+        assert self._rerank_inputs is not None, "callers check that there is a reranker"
+        prepared = await asyncio.to_thread(self._rerank_inputs.prepare, query, documents, **options)
+        return prepared, await _computed(self._reranker, prepared)

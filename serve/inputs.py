@@ -1,0 +1,206 @@
+"""Requests to token ids: templates, length limits, real token counts. Imports no ray.
+
+The ingress does this, so that a request that is too long is refused before it costs anything, and so that
+replicas receive finished ids that nothing can template a second time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwen3emb.errors import UserError
+from qwen3emb.model.contract import read_contract
+from qwen3emb.model.loading import load_tokenizer
+from qwen3emb.storage import Storage
+from qwen3emb.templates import DEFAULT_RERANK_INSTRUCTION, EmbeddingTemplate, RerankTemplate
+from serve.schema import MAX_TOKENS, EmbeddingRequest, bad_request
+
+__all__ = ["EmbeddingInputs", "Prepared", "RerankInputs"]
+
+_UNLIMITED = 1 << 40
+_HINT = "shorten it, or set truncate to true to lose its end"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Token ids of one request.
+
+    Attributes:
+        prefix: ids that stand before every leaf.
+        leaves: ids per input, in order.
+        truncated: numbers of the inputs that were cut.
+    """
+
+    prefix: list[int]
+    leaves: list[list[int]]
+    truncated: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all inputs as the model sees them, template included."""
+        return sum(len(self.prefix) + len(leaf) for leaf in self.leaves)
+
+
+@dataclass(frozen=True)
+class EmbeddingInputs:
+    """Prepares what is to be embedded.
+
+    Attributes:
+        template: the model's.
+        instruction: for queries that bring none.
+        max_query_tokens: longest query, with instruction and end token.
+        max_document_tokens: longest document, with end token.
+        dimensions: length of the model's full vector.
+    """
+
+    template: EmbeddingTemplate
+    instruction: str
+    max_query_tokens: int
+    max_document_tokens: int
+    dimensions: int
+
+    @staticmethod
+    def of_model(model_dir: str, max_query_tokens: int, max_document_tokens: int) -> EmbeddingInputs:
+        """For an embedding model of ours, in a directory or at a URI.
+
+        Raises:
+            UserError: it is none.
+        """
+        folder = Storage(model_dir).local()
+        contract = read_contract(folder)
+        if contract is None or contract.kind != "embedding":
+            raise UserError(f"{model_dir}: not an embedding model of ours")
+        template = EmbeddingTemplate(load_tokenizer(folder), contract.end_token)
+        limits = (max_query_tokens, max_document_tokens)
+        return EmbeddingInputs(template, contract.instruction, *limits, contract.dimensions)
+
+    def prepare(self, request: EmbeddingRequest) -> Prepared:
+        """Token ids of a request's inputs.
+
+        Raises:
+            ApiError: 400 for an input or a request that is too long, a token id that does not exist, or more
+                dimensions than there are.
+        """
+        if request.dimensions is not None and request.dimensions > self.dimensions:
+            message = f"dimensions {request.dimensions}: the model has 1 to {self.dimensions}"
+            raise bad_request(message, "dimensions")
+        instruction = (request.instruction or self.instruction) if request.is_query else None
+        limit = self.max_query_tokens if request.is_query else self.max_document_tokens
+        prefix = self.template.prefix(instruction)
+        room = limit - len(prefix) - 1
+        if room < 1:
+            raise bad_request(f"instruction has {len(prefix)} tokens, at most {limit - 2} fit", "instruction")
+        texts = self._ids(request.inputs())
+        long = [i for i, ids in enumerate(texts) if len(ids) > room]
+        if long and not request.truncate:
+            size = len(prefix) + len(texts[long[0]]) + 1
+            what = "query" if request.is_query else "document"
+            raise bad_request(
+                f"input[{long[0]}] has {size} tokens with its template, a {what} may have {limit}; {_HINT}",
+                "input",
+                "context_length_exceeded",
+            )
+        end = self.template.end_id
+        return _bounded(Prepared(prefix, [[*ids[:room], end] for ids in texts], long), "input")
+
+    def _ids(self, inputs: list[str] | list[list[int]]) -> list[list[int]]:
+        """Ids of the texts alone. A client's ids may end with the end token; it is added again later."""
+        if isinstance(inputs[0], str):
+            texts = [str(text) for text in inputs]
+            return [leaf[:-1] for leaf in self.template.encode(texts, _UNLIMITED)[1]]
+        vocabulary, end = len(self.template.tokenizer), self.template.end_id
+        given = [[int(token) for token in ids] for ids in inputs]
+        for number, ids in enumerate(given):
+            wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+            if wrong is not None:
+                raise bad_request(f"input[{number}]: no token {wrong}; there are {vocabulary}", "input")
+        return [ids[:-1] if ids[-1] == end else ids for ids in given]
+
+
+@dataclass(frozen=True)
+class RerankInputs:
+    """Prepares what is to be judged.
+
+    Attributes:
+        template: the reranker's.
+        instruction: for requests that bring none.
+        max_query_tokens: longest query, without template.
+        max_document_tokens: longest document, without template.
+        context: the model's longest input, tokens.
+    """
+
+    template: RerankTemplate
+    instruction: str | None
+    max_query_tokens: int
+    max_document_tokens: int
+    context: int
+
+    @staticmethod
+    def of_model(model_dir: str, max_query_tokens: int, max_document_tokens: int) -> RerankInputs:
+        """For a reranker in a directory or at a URI."""
+        folder = Storage(model_dir).local()
+        contract = read_contract(folder)
+        instruction = contract.instruction if contract else None
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        template = RerankTemplate(load_tokenizer(folder))
+        limits = (max_query_tokens, max_document_tokens)
+        return RerankInputs(template, instruction, *limits, int(config["max_position_embeddings"]))
+
+    def prepare(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        truncate: bool = False,
+        max_tokens_per_doc: int | None = None,
+    ) -> Prepared:
+        """Token ids of a query and its documents.
+
+        Documents longer than `max_tokens_per_doc` are cut in any case, the client asked for it.
+
+        Raises:
+            ApiError: 400 for a query, a document or a request that is too long.
+        """
+        size = len(self._plain(query))
+        if size > self.max_query_tokens and not truncate:
+            raise bad_request(
+                f"query has {size} tokens, at most {self.max_query_tokens} fit; {_HINT}",
+                "query",
+                "context_length_exceeded",
+            )
+        chosen = instruction or self.instruction or DEFAULT_RERANK_INSTRUCTION
+        prefix = self.template.prefix(query, chosen, self.max_query_tokens)
+        suffix = len(self.template.leaves([""], _UNLIMITED)[0]) - len(self._plain(" "))
+        fits = min(self.max_document_tokens, self.context - len(prefix) - suffix)
+        if fits < 1:
+            raise bad_request(
+                f"query and instruction have {len(prefix)} tokens, which leaves no room for a document",
+                "query",
+            )
+        asked = max_tokens_per_doc is not None and max_tokens_per_doc <= fits
+        room = min(fits, max_tokens_per_doc or fits)
+        whole = self.template.leaves(documents, _UNLIMITED)
+        long = [i for i, leaf in enumerate(whole) if len(leaf) - suffix > room]
+        if long and not asked and not truncate:
+            raise bad_request(
+                f"documents[{long[0]}]: {len(whole[long[0]]) - suffix} tokens, at most {fits} fit; {_HINT}",
+                "documents",
+                "context_length_exceeded",
+            )
+        leaves = self.template.leaves(documents, room + suffix) if long else whole
+        return _bounded(Prepared(prefix, leaves, long), "documents")
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.template.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _bounded(prepared: Prepared, param: str) -> Prepared:
+    if prepared.tokens > MAX_TOKENS:
+        raise bad_request(
+            f"the request has {prepared.tokens} tokens, at most {MAX_TOKENS} fit; split it into several",
+            param,
+        )
+    return prepared

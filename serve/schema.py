@@ -1,0 +1,272 @@
+"""Requests, responses and errors of the HTTP API. Imports no ray.
+
+`/v1/embeddings` is OpenAI's with three fields more (`instruction`, `input_type`, `truncate`); `/v1/rerank` is
+Cohere's v2 and Jina's with two (`instruction`, `truncate`); `/search` is our own. A field that does not exist
+is an error, and so is every input that would otherwise be answered with a wrong number.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+__all__ = [
+    "MAX_INPUTS",
+    "MAX_TOKENS",
+    "ApiError",
+    "EmbeddingRequest",
+    "RerankRequest",
+    "SearchRequest",
+    "bad_request",
+    "embedding_response",
+    "model_list",
+    "overloaded",
+    "rerank_response",
+    "unknown_model",
+    "validation_error",
+]
+
+MAX_INPUTS = 2048
+MAX_TOKENS = 300_000
+"""OpenAI's limits of one request."""
+
+_INPUT = "input must be a string, a list of strings, a list of token ids, or a list of lists of token ids"
+
+
+class ApiError(Exception):
+    """An answer that is not 200, in OpenAI's shape.
+
+    Attributes:
+        status: HTTP status.
+        headers: HTTP headers besides the usual ones.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """An error with its status, sentence, and the request field it is about."""
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+        self._fields = {"message": message, "type": kind, "param": param, "code": code}
+
+    def body(self) -> dict[str, Any]:
+        """`{"error": {message, type, param, code}}`."""
+        return {"error": dict(self._fields)}
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def unknown_model(model: str, known: Sequence[str]) -> ApiError:
+    """404 for a model that is not served at this endpoint."""
+    served = f"served here: {', '.join(known)}" if known else "this server has none of that kind"
+    return ApiError(404, f"no model {model!r}; {served}", param="model", code="model_not_found")
+
+
+def overloaded(retry_after_s: int) -> ApiError:
+    """429 with Retry-After."""
+    message = f"too many requests are waiting; try again in {retry_after_s} s"
+    headers = {"Retry-After": str(retry_after_s)}
+    return ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+
+
+def validation_error(errors: Sequence[Any]) -> ApiError:
+    """400 for pydantic's first complaint about a body."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        return bad_request(f"the body is not JSON: {message}")
+    named = ".".join(place)
+    return bad_request(f"{named}: {message}" if named else message, param=place[0] if place else None)
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class EmbeddingRequest(_Request):
+    """`POST /v1/embeddings`."""
+
+    input: str | list[str] | list[int] | list[list[int]]
+    """A text, texts, token ids of a text, or of several; token ids of the text alone, no instruction."""
+    model: str | None = None
+    """Name from `/v1/models`; may be left out."""
+    encoding_format: Literal["float", "base64"] = "float"
+    """Numbers, or little-endian float32 in base64."""
+    dimensions: int | None = Field(default=None, ge=1)
+    """Keep this many leading dimensions, normalised again."""
+    user: str | None = None
+    """Ignored."""
+    input_type: Literal["query", "document"] | None = None
+    """Queries get the instruction before them; default document, or query where an instruction is given."""
+    instruction: str | None = Field(default=None, min_length=1)
+    """The task, in one sentence; default the model's own."""
+    truncate: bool = False
+    """Cut inputs that are too long, and say which in `truncated`, instead of refusing them."""
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _shape(cls, value: Any) -> Any:
+        return _checked_input(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EmbeddingRequest:
+        if self.instruction and self.input_type == "document":
+            raise ValueError("instruction: documents take none; leave it out or set input_type to query")
+        return self
+
+    @property
+    def is_query(self) -> bool:
+        """True where the instruction stands before the inputs."""
+        return self.input_type == "query" or (self.input_type is None and self.instruction is not None)
+
+    def inputs(self) -> list[str] | list[list[int]]:
+        """The inputs as a list."""
+        if isinstance(self.input, str):
+            return [self.input]
+        if isinstance(self.input[0], int):
+            return [self.input]
+        return self.input
+
+
+def _checked_input(value: Any) -> Any:
+    """`value` where it has one of the four shapes and nothing in it is empty.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if isinstance(value, str):
+        _not_empty([value])
+        return value
+    if not isinstance(value, list):
+        raise ValueError(_INPUT)
+    if not value:
+        raise ValueError("input is an empty list")
+    if all(_is_token(v) for v in value):
+        return value
+    if len(value) > MAX_INPUTS:
+        raise ValueError(f"input has {len(value)} entries, at most {MAX_INPUTS} fit in one request")
+    texts = all(isinstance(v, str) for v in value)
+    tokens = all(isinstance(v, list) and all(_is_token(t) for t in v) for v in value)
+    if not texts and not tokens:
+        raise ValueError(_INPUT)
+    _not_empty(value)
+    return value
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _not_empty(values: list[Any]) -> None:
+    for number, value in enumerate(values):
+        if not value:
+            raise ValueError(f"input[{number}] is empty")
+
+
+class DocumentObject(BaseModel):
+    """A document as an object; other fields than `text` are ignored."""
+
+    text: str
+
+
+class RerankRequest(_Request):
+    """`POST /v1/rerank`."""
+
+    query: str = Field(min_length=1)
+    """The query."""
+    documents: list[str | DocumentObject] = Field(min_length=1, max_length=MAX_INPUTS)
+    """Texts, or objects with a `text`."""
+    model: str | None = None
+    """Name from `/v1/models`; may be left out."""
+    top_n: int | None = Field(default=None, ge=1)
+    """Return this many of the best; default all."""
+    return_documents: bool = False
+    """Repeat the documents in the results."""
+    max_tokens_per_doc: int | None = Field(default=None, ge=1)
+    """Cut documents to this many tokens."""
+    instruction: str | None = Field(default=None, min_length=1)
+    """The task, in one sentence; default the model's own."""
+    truncate: bool = False
+    """Cut inputs that are too long, and say which in `truncated`, instead of refusing them."""
+
+    def texts(self) -> list[str]:
+        """The documents' texts."""
+        return [d if isinstance(d, str) else d.text for d in self.documents]
+
+
+class SearchRequest(_Request):
+    """`POST /search`."""
+
+    query: str = Field(min_length=1)
+    """The query."""
+    top_k: int = Field(default=10, ge=1, le=1000)
+    """How many documents to return."""
+    rerank: bool = False
+    """Judge the best `rerank_top` with the reranker, and order them by its score."""
+    rerank_top: int = Field(default=20, ge=1, le=1000)
+    """How many documents the reranker judges; at least `top_k`."""
+    instruction: str | None = Field(default=None, min_length=1)
+    """The task, in one sentence; default the models' own."""
+    truncate: bool = False
+    """Cut a query that is too long instead of refusing it."""
+
+
+def embedding_response(
+    model: str, vectors: np.ndarray, encoding_format: str, tokens: int, truncated: Sequence[int]
+) -> dict[str, Any]:
+    """The body for `vectors` (inputs, dimensions); `truncated` inputs are named where there are any."""
+    data = [
+        {"object": "embedding", "index": i, "embedding": _encoded(row, encoding_format)}
+        for i, row in enumerate(vectors)
+    ]
+    body = {"object": "list", "data": data, "model": model, "usage": _usage(tokens)}
+    return body | ({"truncated": list(truncated)} if truncated else {})
+
+
+def _encoded(vector: np.ndarray, encoding_format: str) -> str | list[float]:
+    if encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+    return [float(v) for v in vector]
+
+
+def rerank_response(
+    model: str, request: RerankRequest, scores: np.ndarray, tokens: int, truncated: Sequence[int], number: str
+) -> dict[str, Any]:
+    """The body for `scores` (documents,): best first, equal ones in the order given."""
+    texts = request.texts()
+    order = np.argsort(-scores, kind="stable")[: request.top_n]
+    results: list[dict[str, Any]] = [{"index": int(i), "relevance_score": float(scores[i])} for i in order]
+    if request.return_documents:
+        results = [r | {"document": {"text": texts[r["index"]]}} for r in results]
+    meta = {
+        "api_version": {"version": "2"},
+        "billed_units": {"search_units": 1},
+        "tokens": {"input_tokens": tokens, "output_tokens": 0},
+    }
+    body = {"id": number, "model": model, "results": results, "meta": meta, "usage": _usage(tokens)}
+    return body | ({"truncated": list(truncated)} if truncated else {})
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def model_list(names: Sequence[str], created: int) -> dict[str, Any]:
+    """The body of `/v1/models`."""
+    entries = [{"id": n, "object": "model", "created": created, "owned_by": "qwen3emb"} for n in names]
+    return {"object": "list", "data": entries}

@@ -1,0 +1,24 @@
+"""The search deployment: an index in memory, asked with query vectors."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from qwen3emb.evaluate.index import Hit, SearchIndex
+from qwen3emb.storage import Storage
+
+__all__ = ["Searcher"]
+
+
+class Searcher:
+    """One replica."""
+
+    def __init__(self, index: str) -> None:
+        """Load the index from its folder or URI."""
+        self._index = SearchIndex.open(Storage(index))
+
+    async def __call__(self, vector: np.ndarray, top: int) -> list[Hit]:
+        """The `top` documents nearest to a normalised (dimension,) vector, best first."""
+        return await asyncio.to_thread(self._index.search, vector, top)

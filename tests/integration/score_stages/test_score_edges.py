@@ -1,0 +1,91 @@
+"""`filter`, `mine`, `merge` and `evaluate` where there is little to work on, and after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.session import connected
+from qwen3emb.artifact import read_record
+from qwen3emb.config import load_config
+from qwen3emb.distributed.evaluating import evaluate_models
+from qwen3emb.distributed.filtering import filter_pairs
+from qwen3emb.distributed.merging import merge_models
+from qwen3emb.distributed.mining import mine_negatives
+from qwen3emb.errors import UserError
+from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
+from qwen3emb.model.stored import checkpoints, final_model
+from qwen3emb.records import PAIR
+
+pytestmark = pytest.mark.integration
+
+
+def test_evaluation_goes_on_from_the_runs_that_are_there(upstream: Any, logs: dict[str, str]) -> None:
+    """No Ray is connected here: a model that was embedded again would fail."""
+    result = evaluate_models(upstream.context("evaluate", resume=True), print)
+    assert result.metrics == read_record(upstream.folder("evaluate"))["metrics"]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(upstream: Any, logs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The same run in another folder, where little is left, and a connected Ray."""
+    changes = [f"storage={tmp_path_factory.mktemp('other')}", "filter.threshold=1.0", "filter.sample=null"]
+    cfg = load_config(upstream.config, [*changes, "filter.workers=1", "merge.weights=[0.25, 0.75]"])
+    run = replace(upstream, cfg=cfg)
+    names = ["checkpoints/step_000002"]
+    for stage in ("weak", "supervised", "reranker"):
+        run.folder(stage).upload(upstream.folder(stage).local(names[0]), names[0])
+        run.finish(stage, {"model": names[0], "checkpoints": names})
+    with connected(cfg.cluster):
+        yield run
+
+
+def test_filter_where_nothing_passes_finishes_and_shows_quantiles(elsewhere: Any) -> None:
+    elsewhere.folder("synthesize").write_table(
+        "pairs/a.parquet", pa.Table.from_pylist(elsewhere.synthetic, schema=PAIR)
+    )
+    said: list[str] = []
+    result = filter_pairs(elsewhere.context("filter"), said.append)
+    assert (result.rows_in, result.rows_out) == (24, 0)
+    assert result.rejected == {"below_threshold": 24, "not_sampled": 0}
+    out = elsewhere.folder("filter")
+    assert out.read_table("pairs").schema == PAIR and len(out.read_table("pairs")) == 0
+    median = round(float(np.median(out.read_table("dropped")["score"].to_numpy())), 4)
+    assert "no pair scores above filter.threshold 1.0" in said[-1] and f"'0.5': {median}" in said[-1]
+
+
+def test_one_checkpoint_is_what_there_is_to_merge(elsewhere: Any) -> None:
+    said: list[str] = []
+    result = merge_models(elsewhere.context("merge"), said.append)
+    assert "merge: supervised kept 1 checkpoints, merge.last is 2; merging what there is" in said
+    assert result.metrics["embedding"]["checkpoints"] == 1
+    for name, stage in (("embedding", "supervised"), ("reranker", "reranker")):
+        merged = load_file(elsewhere.folder("merge").local(f"{name}/model.safetensors"))
+        kept = load_file(elsewhere.folder(stage).local("checkpoints/step_000002/model.safetensors"))
+        assert merged.keys() == kept.keys() and all(torch.equal(merged[n], kept[n]) for n in kept)
+
+
+def test_no_pairs_to_mine_for_is_the_users_to_mend(elsewhere: Any) -> None:
+    with pytest.raises(UserError, match=r"hold no pair to mine for; .* filter\.threshold"):
+        mine_negatives(elsewhere.context("mine"), print)
+
+
+def test_an_empty_held_out_set_is_the_users_to_mend(elsewhere: Any) -> None:
+    write_retrieval_set(elsewhere.folder("corpus") / "heldout", RetrievalSet({}, {}, {}))
+    with pytest.raises(UserError, match=r"0 queries and 0 documents .* corpus\.heldout_share"):
+        evaluate_models(elsewhere.context("evaluate"), print)
+
+
+def test_a_folder_that_is_no_training_stage_is_refused(upstream: Any) -> None:
+    with pytest.raises(UserError, match="names no model"):
+        final_model(upstream.folder("corpus"))
+    last = upstream.folder("supervised").uri + "/checkpoints/step_000002"
+    assert final_model(upstream.folder("supervised")).uri == last
+    assert [c.uri for c in checkpoints(upstream.folder("supervised"))] == [last[:-1] + "1", last]

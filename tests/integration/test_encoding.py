@@ -1,0 +1,96 @@
+"""The pools that filter, mine and evaluate score with, against the models in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.session import connected
+from qwen3emb.config import ClusterConfig
+from qwen3emb.distributed.encoding import Encoders, Rerankers, encode_texts
+from qwen3emb.errors import UserError
+from qwen3emb.exits import guarded
+from qwen3emb.model.encoder import Encoder
+from qwen3emb.model.reranker import Reranker
+
+pytestmark = pytest.mark.integration
+
+END = "<|endoftext|>"
+TEXTS = [f"text number {i} " + "with some more words " * (i * 7 % 11) for i in range(150)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    with connected(ClusterConfig()):
+        yield
+
+
+def test_encoders_give_the_encoders_vectors_in_order(tiny_qwen3: Path) -> None:
+    encoder = Encoder(tiny_qwen3, end_token=END, dtype="float32")
+    seen: list[tuple[int, int]] = []
+    with Encoders(str(tiny_qwen3), end_token=END, dtype="float32", workers=2) as pool:
+        assert pool.dimensions == encoder.dimensions
+        documents = pool.encode(TEXTS, max_tokens=64, progress=lambda done, total: seen.append((done, total)))
+        queries = pool.encode(TEXTS[:5], max_tokens=64, instruction="Find it")
+        assert pool.encode([], max_tokens=64).shape == (0, encoder.dimensions)
+    np.testing.assert_allclose(documents, encoder.encode(TEXTS, max_tokens=64), atol=1e-4)
+    expected = encoder.encode(TEXTS[:5], max_tokens=64, instruction="Find it")
+    np.testing.assert_allclose(queries, expected, atol=1e-4)
+    assert [total for _, total in seen] == [150] * 3
+    assert seen[-1][0] == 150
+
+
+def test_encode_texts_is_one_pool_for_one_call(tiny_qwen3: Path) -> None:
+    got = encode_texts(
+        TEXTS[:9],
+        model_dir=str(tiny_qwen3),
+        end_token=END,
+        dtype="float32",
+        instruction=None,
+        max_tokens=32,
+        workers=1,
+    )
+    expected = Encoder(tiny_qwen3, end_token=END, dtype="float32").encode(TEXTS[:9], max_tokens=32)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_rerankers_give_each_querys_own_scores(tiny_qwen3: Path) -> None:
+    reranker = Reranker(tiny_qwen3, dtype="float32")
+    queries = ["first", "second question", "third"]
+    documents = [TEXTS[:4], [], TEXTS[10:30]]
+    with Rerankers(str(tiny_qwen3), dtype="float32", workers=2) as pool:
+        scores = pool.score(queries, documents, max_tokens=300, instruction="Find it", max_query_tokens=8)
+    assert [len(s) for s in scores] == [4, 0, 20]
+    for query, texts, got in zip(queries, documents, scores, strict=True):
+        expected = reranker.score(query, texts, max_tokens=300, instruction="Find it", max_query_tokens=8)
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_killed_worker_costs_no_text(tiny_qwen3: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int) -> None:
+        if not killed and done < total:
+            killed.append(ray.get(pool._actors[0].pid.remote()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    texts = TEXTS * 4
+    with Encoders(str(tiny_qwen3), end_token=END, dtype="float32", workers=2) as pool:
+        got = pool.encode(texts, max_tokens=64, progress=kill_one)
+        assert ray.get(pool._actors[0].pid.remote()) != killed[0]
+    expected = Encoder(tiny_qwen3, end_token=END, dtype="float32").encode(TEXTS, max_tokens=64)
+    np.testing.assert_allclose(got, np.concatenate([expected] * 4), atol=1e-4)
+
+
+def test_users_mistakes_come_back_as_such(tiny_qwen3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert guarded(lambda: Encoders(str(tmp_path), end_token=END).close(), debug=False) == 2
+    assert "no *.safetensors weights" in capsys.readouterr().err
+    with Encoders(str(tiny_qwen3), end_token=END) as pool, pytest.raises(UserError, match="max_tokens 9999"):
+        pool.encode(["a"], max_tokens=9999)

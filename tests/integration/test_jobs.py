@@ -1,0 +1,194 @@
+"""Stages as Ray jobs on real Ray heads: logs and exit codes come back, nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.private_head import private_head
+from qwen3emb.config import ClusterConfig
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def options(tmp_path: Path, tiny_qwen3: Path) -> list[str]:
+    """The demo's config with inputs so small that `corpus` takes a moment."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i in range(5):
+        (texts / f"{i}.txt").write_text(f"Text number {i} is about {['bread', 'flour', 'salt', 'water', 'yeast'][i]}.")
+    sets = [
+        f"storage={tmp_path}/run",
+        f"models={{generator: {tiny_qwen3}, base: {tiny_qwen3}, retrieval: {tiny_qwen3}}}",
+        f"corpus={{sources: [{{kind: text, path: {texts}}}], max_tokens: 128}}",
+    ]
+    return ["--config", "examples/demo.yaml", *(word for s in sets for word in ("--set", s))]
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def heads() -> set[int]:
+    """Processes that belong to a private head."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if "QWEN3EMB_PRIVATE_HEAD" in process.environ():
+                found.add(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def shared_head() -> Iterator[str]:
+    """A cluster that was there before; its `python` is ours."""
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
+    try:
+        with private_head(ClusterConfig()) as address:
+            yield address
+    finally:
+        os.environ["PATH"] = path
+
+
+def test_without_a_cluster_a_private_head_runs_the_stage_and_goes(options: list[str], tmp_path: Path) -> None:
+    before = heads()
+    first = run("jobs.pipeline", *options, "--only", "corpus", RAY_ADDRESS="")
+    assert first.returncode == 0, first.stderr
+    assert "starting a private Ray head" in first.stderr
+    assert "corpus: 5 rows in, 5 out" in first.stderr  # the job's own log
+    record = json.loads((tmp_path / "run" / "corpus" / "artifact.json").read_text())
+    assert record["rows_out"] == 5
+    assert heads() == before
+
+    began = time.monotonic()
+    second = run("jobs.pipeline", *options, "--only", "corpus", RAY_ADDRESS="")
+    assert second.returncode == 0, second.stderr
+    assert "corpus: reused" in second.stderr
+    assert "private Ray head" not in second.stderr
+    assert time.monotonic() - began < 60
+
+
+def test_a_given_cluster_gets_the_project_and_both_answers_come_back(
+    options: list[str], tmp_path: Path, shared_head: str
+) -> None:
+    first = run("jobs.pipeline", *options, "--only", "corpus", RAY_ADDRESS=shared_head)
+    assert first.returncode == 0, first.stderr
+    assert f"submitting to {shared_head}" in first.stderr
+    assert "corpus: 5 rows in, 5 out" in first.stderr
+    assert (tmp_path / "run" / "corpus" / "artifact.json").is_file()
+    # Two jobs one after the other; the second finds the first one's artifact.
+    sets = options[2:]
+    again = run(
+        *(
+            "qwen3emb.cli",
+            "submit",
+            "examples/demo.yaml",
+            *sets,
+            "--stage",
+            "corpus",
+            "--address",
+            shared_head,
+        )
+    )
+    assert again.returncode == 0, again.stderr
+    assert "corpus: reused" in again.stderr
+
+
+def test_a_users_mistake_inside_a_job_comes_back_as_exit_code_2(options: list[str], shared_head: str) -> None:
+    submit = ["qwen3emb.cli", "submit", "examples/demo.yaml", *options[2:], "--address", shared_head]
+    done = run(*submit, "--stage", "mine")  # its inputs are not there
+    assert done.returncode == 2, done.stderr
+    assert "not complete" in done.stderr
+    done = run(*submit, "--stage", "corpus", "--set", "corpus.sources=[{kind: text, path: /no/such/folder}]")
+    assert done.returncode == 2, done.stderr
+    assert "/no/such/folder" in done.stderr
+
+
+def test_a_wrong_token_is_one_sentence(options: list[str], shared_head: str) -> None:
+    submit = ["qwen3emb.cli", "submit", "examples/demo.yaml", *options[2:], "--address", shared_head]
+    done = run(*submit, "--stage", "corpus", RAY_AUTH_MODE="disabled")
+    assert done.returncode == 2, done.stderr
+    assert "RAY_AUTH_TOKEN" in done.stderr
+
+
+def test_the_whole_pipeline_can_be_one_job_that_submits_the_others(
+    options: list[str], tmp_path: Path, shared_head: str
+) -> None:
+    from qwen3emb.config import load_config
+    from qwen3emb.distributed.submission import connect, there
+
+    cfg = load_config(ROOT / options[1], options[3::2])
+    target = there(connect(shared_head), cfg, str(ROOT / options[1]), options[3::2])
+    assert target.run("jobs.pipeline", ["--only", "corpus"]) == 0
+    assert (tmp_path / "run" / "corpus" / "artifact.json").is_file()
+
+
+def test_not_waiting_returns_the_jobs_id_at_once(options: list[str], tmp_path: Path, shared_head: str) -> None:
+    submit = ["qwen3emb.cli", "submit", "examples/demo.yaml", *options[2:], "--address", shared_head]
+    done = run(*submit, "--stage", "corpus", "--no-wait")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("raysubmit_")
+    artifact = tmp_path / "run" / "corpus" / "artifact.json"
+    deadline = time.monotonic() + 120
+    while not artifact.is_file():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def test_relative_storage_is_not_written_into_the_uploaded_copy(shared_head: str, tmp_path: Path) -> None:
+    from qwen3emb.config import load_config
+    from qwen3emb.distributed.submission import connect, there
+
+    cfg = load_config(ROOT / "examples/demo.yaml")
+    words = there(connect(shared_head), cfg, str(ROOT / "examples/demo.yaml"), []).options
+    assert f"storage={ROOT / 'runs/demo'}" in words
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_pipeline_leaves_no_process(options: list[str], number: signal.Signals) -> None:
+    before, folders = heads(), set(Path("/tmp").glob("q3e-*"))
+    command = [sys.executable, "-m", "jobs.pipeline", *options, "--only", "corpus"]
+    environment = os.environ | {"RAY_ADDRESS": ""}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as pipeline:
+        assert pipeline.stderr is not None
+        for line in pipeline.stderr:
+            if "Running entrypoint" in line:
+                break
+        assert heads() - before
+        pipeline.send_signal(number)
+        pipeline.stderr.read()
+        code = pipeline.wait(60)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    deadline = time.monotonic() + 120  # a job's driver takes a while to see that its cluster is gone
+    while heads() - before:
+        assert time.monotonic() < deadline, [psutil.Process(p).cmdline() for p in heads() - before]
+        time.sleep(0.5)
+    left = set(Path("/tmp").glob("q3e-*")) - folders
+    assert not left or number == signal.SIGKILL
+    for folder in left:  # nobody is there to remove it after kill -9
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,155 @@
+"""Both trainings as jobs on real Ray Train and DeepSpeed with two workers: kill -9, resume, bit-exact."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from qwen3emb.artifact import StageResult, complete, read_record, start
+from qwen3emb.config import load_config
+from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
+from qwen3emb.pipeline import identity, stage_folder
+from qwen3emb.records import PAIR, TRAINING_ROW
+
+pytestmark = pytest.mark.integration
+
+STEPS = 8
+OPTIMIZER = {"lr": 1e-3, "warmup_steps": 2, "zero_stage": 2}
+
+
+def write_run(folder: Path, model: Path) -> Path:
+    """A config whose upstream stages are complete, with data small enough for seconds."""
+    (folder / "personas.jsonl").write_text('{"persona": "a tester"}\n')
+    (folder / "texts.jsonl").write_text('{"text": "some text"}\n')
+    weak = {"steps": STEPS, "batch_size": 4, "num_workers": 2, "checkpoint_every": 2, "threads": 1}
+    config = {
+        "name": "test",
+        "storage": str(folder / "run"),
+        "models": {
+            "generator": str(model),
+            "base": str(model),
+            "retrieval": str(model),
+            "end_token": "<|endoftext|>",
+            "instruction": "find it",
+        },
+        "corpus": {"sources": [{"kind": "jsonl", "path": str(folder / "texts.jsonl")}]},
+        "synthesize": {"personas": str(folder / "personas.jsonl")},
+        "weak": weak | {"optimizer": OPTIMIZER, "loss": {"mrl_dims": [16]}},
+        "supervised": weak | {"optimizer": OPTIMIZER},
+        "mine": {"negatives": 2},
+        "reranker": {
+            "steps": 4,
+            "queries_per_step": 2,
+            "negatives": 2,
+            "num_workers": 2,
+            "checkpoint_every": 2,
+            "threads": 1,
+            "optimizer": OPTIMIZER | {"zero_stage": 3},
+        },
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    cfg = load_config(path)
+    words = ["file", "list", "line", "text", "query", "document", "path", "model"] * 4
+    pairs = [
+        {"id": str(i), "query": f"read {w} {i}", "document": f"def {w}{i}(path): return {w}", "origin": "synthetic"}
+        for i, w in enumerate(words)
+    ]
+    rows = [
+        {"id": p["id"], "query": p["query"], "positive": p["document"], "origin": "labelled"}
+        | {"negatives": [pairs[i - 1]["document"], pairs[i - 2]["document"]][: 2 - i % 2]}
+        for i, p in enumerate(pairs)
+    ]
+    dev = RetrievalSet(
+        {f"q{i}": f"read {w}" for i, w in enumerate(words[:5])},
+        {f"d{i}": ("", f"def {w}(path)") for i, w in enumerate(words[:8])},
+        {f"q{i}": {f"d{i}": 1} for i in range(5)},
+    )
+    for stage in ("corpus", "synthesize", "weak", "filter", "mine"):
+        if stage == "weak":
+            continue
+        out = stage_folder(cfg, stage)
+        start(out, identity(cfg, stage))
+        if stage == "corpus":
+            write_retrieval_set(out / "dev", dev)
+        if stage == "synthesize":
+            out.write_table("pairs/0.parquet", pa.Table.from_pylist(pairs, schema=PAIR))
+        if stage == "mine":
+            out.write_table("rows/0.parquet", pa.Table.from_pylist(rows, schema=TRAINING_ROW))
+        complete(out, identity(cfg, stage), StageResult(1, 1), 0.0)
+    return path
+
+
+def job(name: str, config: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A job in a session of its own, so that it can be killed with all its Ray processes."""
+    command = [sys.executable, "-m", f"jobs.{name}", "--config", str(config), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_weak_stage_killed_and_resumed_equals_the_uninterrupted_one(tiny_qwen3: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole, cut = write_run(tmp_path / "a", tiny_qwen3), write_run(tmp_path / "b", tiny_qwen3)
+    output = finished(job("train_embedding", whole, "--stage", "weak"))
+    assert f"step {STEPS}/{STEPS}" in output
+
+    victim = job("train_embedding", cut, "--stage", "weak")
+    saved = tmp_path / "b" / "run" / "weak" / "ray_train"
+    deadline = time.monotonic() + 200
+    while not list(saved.glob("step_000004")) and time.monotonic() < deadline and victim.poll() is None:
+        time.sleep(0.1)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "b" / "run" / "weak" / "artifact.json").exists(), "it finished before it was killed"
+
+    resumed = finished(job("train_embedding", cut, "--stage", "weak"))
+    assert "resuming" in resumed
+    assert f"step 1/{STEPS} " not in resumed, "it began again instead of going on"
+    last = f"run/weak/checkpoints/step_{STEPS:06d}"
+    first, second = weights(tmp_path / "a" / last), weights(tmp_path / "b" / last)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    changed = load_file(tiny_qwen3 / "model.safetensors")
+    assert any(not torch.equal(first[name].float(), changed[name].float()) for name in first)
+    assert not saved.exists(), "optimizer state stays only while a run is unfinished"
+    record = read_record(stage_folder(load_config(cut), "weak"))
+    assert record["metrics"]["last_loss"] < record["metrics"]["first_loss"]
+    assert set(record["metrics"]["validation"]) == {"2", "4", "6", "8"}
+
+
+def test_reranker_stage_trains_under_zero_3_and_opens_as_causal_lm(tiny_qwen3: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = write_run(tmp_path, tiny_qwen3)
+    # `mine` stands in for everything before it: the reranker reads only its rows.
+    weak = stage_folder(load_config(config), "weak")
+    start(weak, identity(load_config(config), "weak"))
+    complete(weak, identity(load_config(config), "weak"), StageResult(1, 1), 0.0)
+    finished(job("train_reranker", config))
+    record = read_record(stage_folder(load_config(config), "reranker"))
+    assert record["rows_out"] + sum(record["rejected"].values()) == record["rows_in"] == 32
+    folder = tmp_path / "run" / "reranker" / record["metrics"]["model"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert sum(p.numel() for p in model.parameters()) > 0
+    assert set(record["metrics"]["validation"]) == {"2", "4"}

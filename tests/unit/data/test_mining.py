@@ -1,0 +1,147 @@
+"""Hard negatives against a literal double loop over texts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3emb.config_data import MineConfig
+from qwen3emb.data.mining import MinePair, choose, plan
+from qwen3emb.data.nearest import NONE, top_k
+
+# Multiples of 1/4 in few dimensions: products are exact in float32, and equal scores are common.
+WORDS = ["a b", "a  b", "c", " c", "d", "e", "f", "g", "h"]
+texts = st.sampled_from(WORDS)
+vectors = st.lists(st.integers(-3, 3), min_size=3, max_size=3).map(lambda v: [x / 4 for x in v])
+
+
+def normal(text: str) -> str:
+    return " ".join(text.split())
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[MinePair], dict[str, list[str]], dict, MineConfig]:
+    origins = st.sampled_from(["labelled", "synthetic"])
+    drawn = draw(st.lists(st.tuples(texts, texts, origins), min_size=1, max_size=8))
+    pairs = [MinePair(str(i), q, d, origin) for i, (q, d, origin) in enumerate(drawn)]
+    corpora = {origin: draw(st.lists(texts, max_size=9)) for origin in ("labelled", "synthetic")}
+    space = {(kind, normal(w)): draw(vectors) for w in WORDS for kind in ("query", "document")}
+    negatives, skip = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+    rules = MineConfig(
+        negatives=negatives,
+        skip_top=skip,
+        top_k=max(1, negatives + skip + draw(st.integers(0, 2))),
+        min_positive=draw(st.sampled_from([-1.0, -0.25, 0.0, 0.5])),
+        margin=draw(st.sampled_from([-0.5, 0.0, 0.25, 2.0])),
+    )
+    return pairs, corpora, space, rules
+
+
+def mined(pairs, corpora, space, rules):
+    """For each pair None or [(negative, score)], as the stage does it."""
+    work = plan(pairs, corpora)
+    queries = np.array([space["query", normal(t)] for t in work.queries], dtype=np.float32)
+    documents = np.array([space["document", normal(t)] for t in work.documents], dtype=np.float32)
+    found = {}
+    for origin, search in work.searches.items():
+        scores = [documents[list(p)] @ queries[q] for q, p in zip(search.queries, search.positives, strict=True)]
+        corpus = documents[search.corpus].reshape(-1, 3)
+        chosen = choose(queries[search.queries].reshape(-1, 3), corpus, scores, search.excluded, rules)
+        for query, negatives in zip(search.queries, chosen, strict=True):
+            named = negatives and [work.documents[search.corpus[r]] for r in negatives.rows]
+            found[origin, query] = negatives and list(zip(named, negatives.scores, strict=True))
+    return [found[p.origin, q] for p, (q, _) in zip(pairs, work.pairs, strict=True)]
+
+
+def reference(pairs, corpora, space, rules):
+    """The rules word by word."""
+    seen = [normal(t) for corpus in corpora.values() for t in corpus]
+    out = []
+    for pair in pairs:
+        query = np.array(space["query", normal(pair.query)])
+        positives = []
+        for other in pairs:
+            if normal(other.query) == normal(pair.query) and normal(other.document) not in positives:
+                positives.append(normal(other.document))
+        scores = [float(query @ np.array(space["document", p])) for p in positives]
+        if not any(s > rules.min_positive for s in scores):
+            out.append(None)
+            continue
+        candidates = {}
+        for text in corpora[pair.origin]:
+            if normal(text) not in positives and normal(text) != normal(pair.query):
+                candidates[normal(text)] = float(query @ np.array(space["document", normal(text)]))
+        ranked = sorted(candidates.items(), key=lambda c: (-c[1], seen.index(c[0])))
+        negatives = []
+        for rank, (text, score) in enumerate(ranked):
+            inside = rules.skip_top <= rank < rules.top_k
+            if inside and score < sum(scores) / len(scores) + rules.margin and len(negatives) < rules.negatives:
+                negatives.append((text, score))
+        out.append(negatives)
+    return out
+
+
+@settings(max_examples=300, deadline=None)
+@given(worlds())
+def test_negatives_follow_the_rules(world) -> None:
+    got = mined(*world)
+    assert [n and [(normal(text), score) for text, score in n] for n in got] == reference(*world)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(vectors, max_size=7),
+    st.lists(vectors, max_size=23),
+    st.integers(1, 30),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_blocked_top_k_is_the_full_sort(queries, corpus, k, query_block, corpus_block, data) -> None:
+    rows = st.lists(st.integers(0, max(0, len(corpus) - 1)), max_size=4 if corpus else 0)
+    excluded = [data.draw(rows) for _ in queries]
+    q, c = (np.array(v, dtype=np.float32).reshape(-1, 3) for v in (queries, corpus))
+    found, scores = top_k(q, c, k, excluded, query_block=query_block, corpus_block=corpus_block)
+    assert found.shape == scores.shape == (len(queries), k) and scores.dtype == np.float32
+    for i, barred in enumerate(excluded):
+        full = {r: float(q[i] @ c[r]) for r in range(len(corpus)) if r not in barred}
+        want = sorted(full, key=lambda r: (-full[r], r))[:k]
+        missing = k - len(want)
+        assert found[i].tolist() == want + [NONE] * missing
+        assert scores[i].tolist() == [full[r] for r in want] + [-np.inf] * missing
+
+
+def test_top_k_of_real_numbers_keeps_their_bits() -> None:
+    rng = np.random.default_rng(0)
+    q, c = (rng.standard_normal((n, 16)).astype(np.float32) for n in (9, 500))
+    found, scores = top_k(q, c, 20, query_block=9, corpus_block=500)
+    product = q @ c.T
+    assert (np.sort(-product, axis=1)[:, :20] == -scores).all()
+    assert (np.take_along_axis(product, found, axis=1) == scores).all()
+
+
+def test_vectors_with_nan_are_no_neighbours() -> None:
+    with pytest.raises(AssertionError, match="NaN"):
+        top_k(np.full((1, 2), np.nan, dtype=np.float32), np.ones((3, 2), dtype=np.float32), 1)
+
+
+def test_each_text_is_embedded_once_and_code_queries_get_code() -> None:
+    pairs = [
+        MinePair("1", "sort a list", "def s(x): return sorted(x)", "labelled"),
+        MinePair("2", "sort a list", "Sorting puts items in order.", "synthetic"),
+        MinePair("3", "add", "def a(x, y): return x + y", "labelled"),
+    ]
+    corpora = {
+        "labelled": [pairs[0].document, pairs[2].document],
+        "synthetic": ["Sorting puts items in order.", "Sorting  puts items in order.", "Cats sleep."],
+    }
+    work = plan(pairs, corpora)
+    assert work.queries == ["sort a list", "add"]
+    assert sorted(work.documents) == sorted({*corpora["labelled"], "Sorting puts items in order.", "Cats sleep."})
+    code = work.searches["labelled"]
+    assert [work.documents[r] for r in code.corpus] == corpora["labelled"]
+    # the answers of both origins count, and only the one in this corpus has to be kept out of it
+    assert [work.documents[r] for r in code.positives[0]] == [pairs[0].document, pairs[1].document]
+    assert code.excluded == [(0,), (1,)]

@@ -1,0 +1,198 @@
+"""The stage graph: what changes an identity, what is chosen to run, what a dry run leaves behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qwen3emb.artifact import StageResult, State, complete, start
+from qwen3emb.config import load_config
+from qwen3emb.errors import UserError
+from qwen3emb.pipeline import STAGES, Stage, identity, plan, selected, stage_folder
+
+
+def fingerprints(file: Path, *overrides: str) -> dict[str, str]:
+    cfg = load_config(file, list(overrides))
+    return {name: identity(cfg, name).fingerprint for name in STAGES}
+
+
+def changed(file: Path, *overrides: str) -> set[str]:
+    before, after = fingerprints(file), fingerprints(file, *overrides)
+    return {name for name in STAGES if before[name] != after[name]}
+
+
+def finish(file: Path, *names: str) -> None:
+    cfg = load_config(file)
+    for name in names:
+        start(stage_folder(cfg, name), identity(cfg, name))
+        complete(stage_folder(cfg, name), identity(cfg, name), StageResult(1, 1), 1.0)
+
+
+def readers(name: str) -> set[str]:
+    """A stage and everything downstream of it, from the graph alone."""
+    found = {name}
+    for stage in STAGES.values():
+        if found & set(stage.needs):
+            found.add(stage.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("override", "stage"),
+    [
+        ("corpus.max_tokens=128", "corpus"),
+        ("synthesize.temperature=0.1", "synthesize"),
+        ("weak.steps=2", "weak"),
+        ("weak.batch_size=32", "weak"),
+        ("filter.threshold=0.5", "filter"),
+        ("mine.margin=0.1", "mine"),
+        ("supervised.loss.temperature=0.02", "supervised"),
+        ("reranker.optimizer.lr=1e-6", "reranker"),
+        ("merge.last=1", "merge"),
+        ("evaluate.rerank_top=10", "evaluate"),
+        ("index.max_tokens=64", "index"),
+    ],
+)
+def test_a_changed_key_changes_its_stage_and_those_that_read_it(run_file: Path, override: str, stage: str) -> None:
+    assert changed(run_file, override) == readers(stage)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "corpus.workers=7",
+        "synthesize.threads=2",
+        "synthesize.batch_size=4",
+        "synthesize.engines=3",
+        "synthesize.kv_cache_gb=2",
+        "weak.threads=1",
+        "weak.max_failures=-1",
+        "evaluate.workers=1",
+        "cluster.num_cpus=16",
+        "serve.port=9000",
+    ],
+)
+def test_keys_that_only_change_speed_change_nothing(run_file: Path, override: str) -> None:
+    assert changed(run_file, override) == set()
+
+
+def test_where_a_run_is_stored_is_not_part_of_what_it_is(run_file: Path) -> None:
+    assert changed(run_file, "storage=/somewhere/else") == set()
+
+
+def test_a_changed_seed_changes_everything(run_file: Path) -> None:
+    assert changed(run_file, "seed=1") == set(STAGES)
+
+
+def test_changed_input_files_change_the_stages_that_read_them(run_file: Path) -> None:
+    before = fingerprints(run_file)
+    (run_file.parent / "personas.jsonl").write_text('{"persona": "a pilot"}\n')
+    after = fingerprints(run_file)
+    assert {n for n in STAGES if before[n] != after[n]} == readers("synthesize")
+    (run_file.parent / "texts" / "b.txt").write_text("More.")
+    assert fingerprints(run_file)["corpus"] != after["corpus"]
+
+
+def test_another_base_model_changes_what_is_trained_from_it(run_file: Path) -> None:
+    before = fingerprints(run_file)
+    (run_file.parent / "model" / "model.safetensors").write_bytes(b"other weights")
+    assert fingerprints(run_file)["weak"] != before["weak"]
+
+
+def test_a_missing_input_is_named(run_file: Path) -> None:
+    (run_file.parent / "personas.jsonl").unlink()
+    with pytest.raises(UserError, match=r"personas\.jsonl: no such file"):
+        identity(load_config(run_file), "synthesize")
+
+
+def test_an_identity_is_the_same_with_and_without_a_memory(run_file: Path) -> None:
+    cfg = load_config(run_file)
+    known: dict = {}
+    for name in reversed(STAGES):
+        assert identity(cfg, name, known) == identity(cfg, name)
+
+
+def test_a_plan_follows_storage(run_file: Path) -> None:
+    finish(run_file, "corpus", "synthesize")
+    cfg = load_config(run_file)
+    start(stage_folder(cfg, "weak"), identity(cfg, "weak"))
+    states = {stage.name: state for stage, state in plan(cfg)}
+    assert [states[n] for n in ("corpus", "synthesize", "weak", "filter")] == [
+        "done",
+        "done",
+        "unfinished",
+        "new",
+    ]
+    other = {stage.name: state for stage, state in plan(load_config(run_file, ["synthesize.top_p=0.5"]))}
+    assert [other[n] for n in ("corpus", "synthesize", "weak")] == ["done", "different", "different"]
+
+
+def steps(**states: State) -> list[tuple[Stage, State]]:
+    return [(stage, states.get(name, "new")) for name, stage in STAGES.items()]
+
+
+def names(chosen: list[tuple[Stage, State]]) -> list[str]:
+    return [stage.name for stage, _ in chosen]
+
+
+def test_all_stages_are_chosen_from_a_stage_or_only_one() -> None:
+    done: dict[str, State] = {name: "done" for name in ("corpus", "synthesize", "weak", "filter", "mine")}
+    assert names(selected(steps())) == list(STAGES)
+    assert names(selected(steps(**done), first="supervised")) == list(STAGES)[5:]
+    assert names(selected(steps(**done), only="mine")) == ["mine"]
+
+
+@pytest.mark.parametrize("state", ["new", "unfinished", "different"])
+def test_a_stage_whose_inputs_are_not_done_for_this_config_is_refused(state: State) -> None:
+    with pytest.raises(UserError, match="synthesize reads corpus"):
+        selected(steps(corpus=state), only="synthesize")
+    with pytest.raises(UserError, match="mine reads corpus"):
+        selected(steps(corpus=state, filter="done", weak="done"), first="mine")
+
+
+def pipeline(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.pipeline", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(run_file: Path) -> None:
+    finish(run_file, "corpus")
+    before = sorted(run_file.parent.rglob("*"))
+    done = pipeline("--config", str(run_file), "--dry-run")
+    assert done.returncode == 0
+    lines = [line.split(" ", 1)[1] for line in done.stderr.splitlines()]
+    assert lines[0].startswith("corpus: reused")
+    assert lines[2] == "weak: new, would run python -m jobs.train_embedding --stage weak"
+    assert len(lines) == len(STAGES)
+    assert sorted(run_file.parent.rglob("*")) == before
+
+
+def test_a_finished_pipeline_ends_within_seconds_and_reports(run_file: Path) -> None:
+    finish(run_file, *STAGES)
+    began = time.monotonic()
+    done = pipeline("--config", str(run_file))
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 30
+    assert all(f"{name}: reused" in done.stderr for name in STAGES)
+    assert "make serve" in done.stdout
+    assert (run_file.parent / "run" / "summary.json").is_file()
+
+
+def test_output_of_another_configuration_is_refused_before_ray_starts(run_file: Path) -> None:
+    finish(run_file, "corpus")
+    done = pipeline("--config", str(run_file), "--set", "corpus.max_tokens=128")
+    assert done.returncode == 2
+    assert "corpus.max_tokens: 512 -> 128" in done.stderr
+    assert "--replace" in done.stderr
+    assert "Ray" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_wrong_config_ends_with_2(run_file: Path) -> None:
+    done = pipeline("--config", str(run_file), "--set", "weak.step=1")
+    assert done.returncode == 2
+    assert "did you mean 'weak.steps'?" in done.stderr

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from serve.schema import (
+    EmbeddingRequest,
+    RerankRequest,
+    SearchRequest,
+    embedding_response,
+    model_list,
+    overloaded,
+    rerank_response,
+    unknown_model,
+    validation_error,
+)
+
+
+def _complaint(model: Any, body: dict[str, Any]) -> dict[str, Any]:
+    """The error body a client gets for a request body."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(body)
+    error = validation_error(caught.value.errors())
+    assert error.status == 400
+    fields = error.body()["error"]
+    assert set(fields) == {"message", "type", "param", "code"}
+    assert fields["type"] == "invalid_request_error"
+    return dict(fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "listed"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+    ],
+)
+def test_the_four_shapes_of_input(given: Any, listed: Any) -> None:
+    assert EmbeddingRequest.model_validate({"input": given}).inputs() == listed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "input[0] is empty"),
+        (["a", ""], "input[1] is empty"),
+        ([[1], []], "input[1] is empty"),
+        ([], "empty list"),
+        (None, "must be a string"),
+        (3, "must be a string"),
+        (["a", 1], "must be a string"),
+        ([True, False], "must be a string"),
+        ([1.5], "must be a string"),
+        ([["a"]], "must be a string"),
+        (["a"] * 2049, "at most 2048"),
+    ],
+)
+def test_other_inputs_are_refused(given: Any, message: str) -> None:
+    error = _complaint(EmbeddingRequest, {"input": given})
+    assert message in error["message"]
+    assert error["param"] == "input"
+
+
+def test_2048_inputs_and_long_token_lists_pass() -> None:
+    assert len(EmbeddingRequest.model_validate({"input": ["a"] * 2048}).inputs()) == 2048
+    assert len(EmbeddingRequest.model_validate({"input": [1] * 5000}).inputs()) == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"dimension": 64}, "dimension"),
+        ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": "many"}, "dimensions"),
+        ({"encoding_format": "int8"}, "encoding_format"),
+        ({"input_type": "passage"}, "input_type"),
+        ({"instruction": ""}, "instruction"),
+    ],
+)
+def test_wrong_fields_are_named(extra: dict[str, Any], param: str) -> None:
+    error = _complaint(EmbeddingRequest, {"input": "a"} | extra)
+    assert error["param"] == param
+    assert param in error["message"]
+
+
+def test_missing_input_is_named() -> None:
+    assert _complaint(EmbeddingRequest, {})["param"] == "input"
+
+
+def test_an_instruction_makes_queries_and_never_documents() -> None:
+    assert not EmbeddingRequest(input="a").is_query
+    assert EmbeddingRequest(input="a", input_type="query").is_query
+    assert EmbeddingRequest(input="a", instruction="Find it").is_query
+    error = _complaint(EmbeddingRequest, {"input": "a", "instruction": "Find it", "input_type": "document"})
+    assert "documents take none" in error["message"]
+
+
+def test_floats_and_base64_are_the_same_vectors() -> None:
+    vectors = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
+    plain = embedding_response("m", vectors, "float", 7, [])
+    coded = embedding_response("m", vectors, "base64", 7, [1])
+    for i in range(2):
+        assert np.array_equal(np.float32(plain["data"][i]["embedding"]), vectors[i])
+        raw = base64.b64decode(coded["data"][i]["embedding"])
+        assert np.array_equal(np.frombuffer(raw, dtype="<f4"), vectors[i])
+        assert plain["data"][i]["index"] == i
+    assert plain["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+    assert "truncated" not in plain
+    assert coded["truncated"] == [1]
+
+
+def test_rerank_results_are_sorted_cut_and_stable() -> None:
+    request = RerankRequest(query="q", documents=["a", "b", "c", "d"], top_n=3)
+    scores = np.array([0.2, 0.9, 0.2, 0.1], dtype=np.float32)
+    body = rerank_response("m", request, scores, 11, [], "x")
+    assert [r["index"] for r in body["results"]] == [1, 0, 2]
+    assert body["results"][0] == {"index": 1, "relevance_score": pytest.approx(0.9)}
+    assert body["meta"]["tokens"] == {"input_tokens": 11, "output_tokens": 0}
+    assert body["usage"]["total_tokens"] == 11
+
+
+def test_rerank_documents_may_be_objects_and_come_back_on_request() -> None:
+    documents: list[Any] = ["a", {"text": "b", "id": 7}]
+    request = RerankRequest.model_validate({"query": "q", "documents": documents, "return_documents": True})
+    assert request.texts() == ["a", "b"]
+    body = rerank_response("m", request, np.array([0.1, 0.2]), 1, [], "x")
+    assert body["results"][0]["document"] == {"text": "b"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"documents": ["a"]}, "query"),
+        ({"query": "", "documents": ["a"]}, "query"),
+        ({"query": "q", "documents": []}, "documents"),
+        ({"query": "q", "documents": ["a"], "top_n": 0}, "top_n"),
+        ({"query": "q", "documents": [{"body": "a"}]}, "documents"),
+        ({"query": "q", "docs": ["a"]}, "documents"),
+    ],
+)
+def test_wrong_rerank_requests_are_refused(body: dict[str, Any], param: str) -> None:
+    assert _complaint(RerankRequest, body)["param"] == param
+
+
+def test_wrong_search_requests_are_refused() -> None:
+    assert _complaint(SearchRequest, {"query": "q", "top_k": 0})["param"] == "top_k"
+    assert _complaint(SearchRequest, {"query": "q", "top": 3})["param"] == "top"
+
+
+def test_errors_have_their_status_code_and_header() -> None:
+    busy = overloaded(3)
+    assert (busy.status, busy.headers) == (429, {"Retry-After": "3"})
+    missing = unknown_model("x", ["demo-embedding"])
+    assert missing.status == 404
+    assert missing.body()["error"]["code"] == "model_not_found"
+    assert "demo-embedding" in missing.body()["error"]["message"]
+
+
+def test_model_list_is_openais() -> None:
+    entry = {"id": "a", "object": "model", "created": 5, "owned_by": "qwen3emb"}
+    assert model_list(["a"], 5) == {"object": "list", "data": [entry]}
+
+
+def test_schema_imports_no_ray() -> None:
+    code = (
+        "import sys, serve.schema, serve.inputs, serve.passes; "
+        "sys.exit(any(m.split('.')[0] == 'ray' for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
