@@ -46,7 +46,14 @@ def mixed_texts() -> list[str]:
 
 def their_model(directory: Path) -> SentenceTransformer:
     """The same directory in sentence-transformers: last-token pooling, normalised, bf16."""
-    body = Transformer(str(directory), max_seq_length=MAX_TOKENS, model_kwargs={"dtype": torch.bfloat16})
+    # Without a modality config the tokenizer's chat template would be wrapped around every text.
+    body = Transformer(
+        str(directory),
+        max_seq_length=MAX_TOKENS,
+        model_kwargs={"dtype": torch.bfloat16},
+        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        module_output_name="token_embeddings",
+    )
     body.tokenizer.padding_side = "left"
     pooling = Pooling(body.get_embedding_dimension(), pooling_mode="lasttoken")
     return SentenceTransformer(modules=[body, pooling, Normalize()], device="cpu")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
@@ -96,16 +98,18 @@ async def _computed(handle: Any, prepared: Prepared, dimensions: int | None = No
     """What a deployment makes of the inputs, one row each, in their order.
 
     Raises:
-        ApiError: 429 where too many requests wait, 500 where the model gave no valid answer.
+        ApiError: 429 where too many requests wait, 500 where the model gave no valid answer, 503 where there is
+            no model for now.
     """
     parts = list(split(prepared, dimensions))
     responses = [handle.remote(job) for _, job in parts]
     try:
         results = await asyncio.gather(*responses)
     except BackPressureError as error:
-        for response in responses:
-            response.cancel()
+        await asyncio.to_thread(_cancel, responses)  # it may wait for the router
         raise overloaded(RETRY_AFTER_S) from error
+    except DeploymentUnavailableError as error:
+        raise ApiError(503, "the model is not available", kind="server_error") from error
     failed = next((r for r in results if isinstance(r, Failure)), None)
     if failed is not None:
         raise ApiError(500, failed.message, kind="server_error")
@@ -113,6 +117,13 @@ async def _computed(handle: Any, prepared: Prepared, dimensions: int | None = No
     out: np.ndarray = np.empty_like(joined)
     out[np.concatenate([numbers for numbers, _ in parts])] = joined
     return out
+
+
+def _cancel(responses: Sequence[Any]) -> None:
+    """Give up calls; one that failed already raises that again."""
+    for response in responses:
+        with suppress(RayServeException):
+            response.cancel()
 
 
 @serve.ingress(app)

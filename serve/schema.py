@@ -90,6 +90,8 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         return bad_request(f"the body is not JSON: {message}")
+    if not place and first["type"] != "value_error":
+        return bad_request("the body is not a JSON object; send one with Content-Type: application/json")
     named = ".".join(place)
     return bad_request(f"{named}: {message}" if named else message, param=place[0] if place else None)
 

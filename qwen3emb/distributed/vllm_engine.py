@@ -209,5 +209,6 @@ def _options(cfg: SynthesizeConfig, gpus: bool) -> dict[str, Any]:
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(cfg.max_model_len, 2048),
     }
-    memory = {"kv_cache_memory_bytes": int(cfg.kv_cache_gb * 2**30)}
+    # Prefixes are shared in whole blocks: with the CPU's default of 128 tokens much of the query prompt is not.
+    memory = {"kv_cache_memory_bytes": int(cfg.kv_cache_gb * 2**30), "block_size": 32}
     return options | whole_prompts | memory | {"enforce_eager": True, "use_tqdm_on_load": False}

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,13 +52,21 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def heads() -> set[int]:
-    """Processes that belong to a private head."""
-    found = set()
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A short folder of this test alone for temporary files, so that its heads are told from all others."""
+    folder = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def heads(place: Path) -> list[psutil.Process]:
+    """Processes of private heads whose temporary files are in `place`."""
+    found = []
     for process in psutil.process_iter():
         try:
-            if "QWEN3EMB_PRIVATE_HEAD" in process.environ():
-                found.add(process.pid)
+            if process.environ().get("QWEN3EMB_PRIVATE_HEAD", "").startswith(str(place)):
+                found.append(process)
         except (psutil.Error, OSError):
             continue
     return found
@@ -75,18 +84,21 @@ def shared_head() -> Iterator[str]:
         os.environ["PATH"] = path
 
 
-def test_without_a_cluster_a_private_head_runs_the_stage_and_goes(options: list[str], tmp_path: Path) -> None:
-    before = heads()
-    first = run("jobs.pipeline", *options, "--only", "corpus", RAY_ADDRESS="")
+def test_without_a_cluster_a_private_head_runs_the_stage_and_goes(
+    options: list[str], tmp_path: Path, place: Path
+) -> None:
+    words = ["jobs.pipeline", *options, "--only", "corpus"]
+    first = run(*words, RAY_ADDRESS="", TMPDIR=str(place))
     assert first.returncode == 0, first.stderr
     assert "starting a private Ray head" in first.stderr
     assert "corpus: 5 rows in, 5 out" in first.stderr  # the job's own log
     record = json.loads((tmp_path / "run" / "corpus" / "artifact.json").read_text())
     assert record["rows_out"] == 5
-    assert heads() == before
+    assert heads(place) == []
+    assert not list(place.glob("q3e-*"))
 
     began = time.monotonic()
-    second = run("jobs.pipeline", *options, "--only", "corpus", RAY_ADDRESS="")
+    second = run(*words, RAY_ADDRESS="", TMPDIR=str(place))
     assert second.returncode == 0, second.stderr
     assert "corpus: reused" in second.stderr
     assert "private Ray head" not in second.stderr
@@ -170,25 +182,22 @@ def test_relative_storage_is_not_written_into_the_uploaded_copy(shared_head: str
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_pipeline_leaves_no_process(options: list[str], number: signal.Signals) -> None:
-    before, folders = heads(), set(Path("/tmp").glob("q3e-*"))
+def test_an_interrupted_pipeline_leaves_no_process(options: list[str], place: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "jobs.pipeline", *options, "--only", "corpus"]
-    environment = os.environ | {"RAY_ADDRESS": ""}
+    environment = os.environ | {"RAY_ADDRESS": "", "TMPDIR": str(place)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as pipeline:
         assert pipeline.stderr is not None
         for line in pipeline.stderr:
             if "Running entrypoint" in line:
                 break
-        assert heads() - before
+        assert heads(place)
         pipeline.send_signal(number)
         pipeline.stderr.read()
         code = pipeline.wait(60)
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     deadline = time.monotonic() + 120  # a job's driver takes a while to see that its cluster is gone
-    while heads() - before:
-        assert time.monotonic() < deadline, [psutil.Process(p).cmdline() for p in heads() - before]
+    while heads(place):
+        assert time.monotonic() < deadline, [process.cmdline() for process in heads(place)]
         time.sleep(0.5)
-    left = set(Path("/tmp").glob("q3e-*")) - folders
-    assert not left or number == signal.SIGKILL
-    for folder in left:  # nobody is there to remove it after kill -9
-        shutil.rmtree(folder, ignore_errors=True)
+    if number == signal.SIGINT:
+        assert not list(place.glob("q3e-*"))

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -83,7 +84,7 @@ def run(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "supervised": {"steps": 1},
         "reranker": {"steps": 1, "negatives": 1},
         "index": {"max_tokens": 64},
-        "serve": {"max_query_tokens": LIMIT, "max_document_tokens": LIMIT},
+        "serve": {"max_query_tokens": LIMIT, "max_document_tokens": LIMIT, "max_queued_requests": 30},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(raw))
     cfg = load_config(folder / "run.yaml")
@@ -156,10 +157,13 @@ def server(run: Run) -> Iterator[Server]:
     try:
         _until(lambda: any("/search" in line for line in lines), process, lines)
         yield Server(f"http://127.0.0.1:{port}", port, lines, process)
+        below = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0, "".join(lines)
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, "something still listens"
+        assert len(below) > 5
+        assert psutil.wait_procs(below, timeout=20)[1] == [], "processes are left"
     finally:
         process.kill()
         process.wait()
@@ -314,9 +318,40 @@ def test_wrong_requests_have_openais_error_shape(server: Server) -> None:
     assert (status, error["code"]) == (404, "model_not_found")
     assert server.refusal("/v1/rerank", query="a", documents=["b"], model="tiny-embedding")[0] == 404
     assert server.refusal("/v1/nothing", input="a")[0] == 404
-    broken = httpx.post(server.url + "/v1/embeddings", content=b"{", timeout=60)
-    assert broken.status_code == 400
-    assert "not JSON" in broken.json()["error"]["message"]
+    for content, kind in (
+        (b"{", "application/json"),
+        (b"[1]", "application/json"),
+        (b"input=a", "text/plain"),
+    ):
+        headers = {"Content-Type": kind}
+        broken = httpx.post(server.url + "/v1/embeddings", content=content, headers=headers, timeout=60)
+        assert broken.status_code == 400
+        assert "the body is not" in broken.json()["error"]["message"]
+
+
+def test_openais_own_client_works(server: Server, encoder: Encoder) -> None:
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    answer = client.embeddings.create(model="tiny-embedding", input=TEXTS[:3], dimensions=32)
+    expected = encoder.encode(TEXTS[:3], max_tokens=LIMIT, dimensions=32)
+    np.testing.assert_allclose([d.embedding for d in answer.data], expected, atol=1e-4)
+    query = client.embeddings.create(model="tiny-embedding", input=TEXTS[0], extra_body={"input_type": "query"})
+    expected = encoder.encode(TEXTS[:1], max_tokens=LIMIT, instruction=INSTRUCTION)
+    np.testing.assert_allclose(query.data[0].embedding, expected[0], atol=1e-4)
+    with pytest.raises(openai.NotFoundError, match="tiny-embedding"):
+        client.embeddings.create(model="another", input="a")
+
+
+def test_more_than_the_queue_holds_is_429_and_the_server_goes_on(server: Server) -> None:
+    # 75 pieces of work: 32 fit into the replica, 30 may wait.
+    answer = server.post("/v1/embeddings", input=["a " * 500] * 1490, truncate=True)
+    assert answer.status_code == 429, answer.text[:300]
+    assert answer.headers["Retry-After"] == "1"
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    deadline = time.monotonic() + 60
+    while server.post("/v1/embeddings", input="a").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(1)
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])

@@ -140,7 +140,7 @@ def configured(folder: Path, base: Path, changes: dict[str, Any]) -> Path:
         "reranker": {"steps": 2, "negatives": 2},
         "merge": {"last": 2},
         "evaluate": {"rerank_top": 5, "rerank_max_tokens": 256, "recall_at": [1, 10], "workers": 1},
-        "filter": {"max_tokens": 64, "sample": 20, "workers": 2},
+        "filter": {"max_tokens": 64, "sample": 20, "workers": 1},
         "mine": {"max_tokens": 64, "negatives": 3, "top_k": 6, "skip_top": 1, "workers": 1},
     }
     content["models"]["instruction"] = INSTRUCTION
