@@ -167,6 +167,8 @@ def server(run: Run) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
+        reader.join()
+        process.stdout.close()
 
 
 def _until(ready: Any, process: subprocess.Popen[str], lines: list[str]) -> None:
