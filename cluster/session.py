@@ -49,6 +49,17 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     if cluster.gpus_per_worker:
         environment.pop("DS_ACCELERATOR", None)
     os.environ.update(environment)
+    try:
+        with _ray(cluster, environment):
+            yield
+    finally:
+        # Left behind, RAY_AUTH_MODE=disabled would open the next private head of this process to everybody.
+        for name in environment:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _ray(cluster: ClusterConfig, environment: dict[str, str]) -> Iterator[None]:
     import ray
 
     address = cluster.address or os.environ.get("RAY_ADDRESS")
