@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,20 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=300,
     )
+
+
+def client(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` as a client in a process of its own, as users do.
+
+    Ray reads its authentication mode once per process, and other tests have started a Ray without it in this one.
+    """
+    imports = (
+        "import json, sys\n"
+        "from qwen3emb.config import load_config\n"
+        "from qwen3emb.distributed.submission import connect, there\n"
+    )
+    command = [sys.executable, "-c", imports + textwrap.dedent(code), *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture
@@ -151,12 +166,17 @@ def test_a_wrong_token_is_one_sentence(options: list[str], shared_head: str) -> 
 def test_the_whole_pipeline_can_be_one_job_that_submits_the_others(
     options: list[str], tmp_path: Path, shared_head: str
 ) -> None:
-    from qwen3emb.config import load_config
-    from qwen3emb.distributed.submission import connect, there
-
-    cfg = load_config(ROOT / options[1], options[3::2])
-    target = there(connect(shared_head), cfg, str(ROOT / options[1]), options[3::2])
-    assert target.run("jobs.pipeline", ["--only", "corpus"]) == 0
+    done = client(
+        """
+        address, file, *sets = sys.argv[1:]
+        target = there(connect(address), load_config(file, sets), file, sets)
+        sys.exit(target.run("jobs.pipeline", ["--only", "corpus"]))
+        """,
+        shared_head,
+        str(ROOT / options[1]),
+        *options[3::2],
+    )
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "corpus" / "artifact.json").is_file()
 
 
@@ -173,11 +193,16 @@ def test_not_waiting_returns_the_jobs_id_at_once(options: list[str], tmp_path: P
 
 
 def test_relative_storage_is_not_written_into_the_uploaded_copy(shared_head: str, tmp_path: Path) -> None:
-    from qwen3emb.config import load_config
-    from qwen3emb.distributed.submission import connect, there
-
-    cfg = load_config(ROOT / "examples/demo.yaml")
-    words = there(connect(shared_head), cfg, str(ROOT / "examples/demo.yaml"), []).options
+    done = client(
+        """
+        address, file = sys.argv[1:]
+        print(json.dumps(there(connect(address), load_config(file), file, []).options))
+        """,
+        shared_head,
+        str(ROOT / "examples/demo.yaml"),
+    )
+    assert done.returncode == 0, done.stderr
+    words = json.loads(done.stdout.splitlines()[-1])
     assert f"storage={ROOT / 'runs/demo'}" in words
 
 
