@@ -36,7 +36,6 @@ Progress = Callable[[int, int], None]
 """Called with (texts done, texts in all)."""
 
 CHUNK = 64
-_LOGICAL_CPUS = 0.5
 
 
 def threads_per_worker(workers: int) -> int:
@@ -47,10 +46,10 @@ def threads_per_worker(workers: int) -> int:
 def actor_options(threads: int, gpus: float) -> dict[str, Any]:
     """Ray's options of an encoding actor.
 
-    Half a logical CPU each: a tenth of the cluster's slots must stay free for the tasks that feed them.
+    Half a logical CPU each, so that slots stay free for the tasks that feed them.
     """
     return {
-        "num_cpus": _LOGICAL_CPUS,
+        "num_cpus": 0.5,
         "num_gpus": gpus,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     }

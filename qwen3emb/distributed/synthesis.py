@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 _PASSAGES = "passages"
 _DEATHS = 2  # after so many engines have died with a block, its rows are asked one at a time
 _READER_CPUS = 0.5
+_ENGINES_PER_READER = 4
 _EMBEDDED_CHARACTERS = 4000  # of a passage; the retrieval model reads less than that
 
 
@@ -110,7 +111,7 @@ def _dataset(
     resources = engine_resources(cfg, gpus)
     _check_room(ctx.cfg, resources["num_cpus"] + _READER_CPUS)
     DataContext.get_current().enable_progress_bars = False
-    pool = ActorPoolStrategy(size=min(cfg.engines, len(missing)), max_tasks_in_flight_per_actor=2)
+    engines = min(cfg.engines, len(missing))
     work = [{"name": b.name, "segments": json.dumps([asdict(s) for s in b.segments])} for b in missing]
     corpus, choice = (ctx.input("corpus") / _PASSAGES).uri, replace(plan, blocks=())
     blocks = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
@@ -118,7 +119,7 @@ def _dataset(
         fn_constructor_args=(corpus, choice, [ray.put(personas)], cfg.candidates, ctx.cfg.models.retrieval),
         batch_size=1,
         batch_format="pyarrow",
-        compute=pool,
+        compute=ActorPoolStrategy(size=-(-engines // _ENGINES_PER_READER)),
         num_cpus=_READER_CPUS,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
     )
@@ -127,7 +128,9 @@ def _dataset(
         fn_constructor_args=(ctx.out.uri, ctx.cfg, tally),
         batch_size=1,
         batch_format="pyarrow",
-        compute=pool,  # Ray restarts a dead actor and gives it the block again; `Tally` bounds how often
+        # One block at a time, or the first engine to be ready queues blocks that others could write. Ray restarts
+        # a dead actor and gives it the block again; `Tally` bounds how often.
+        compute=ActorPoolStrategy(size=engines, max_tasks_in_flight_per_actor=1),
         **resources,
     )
 

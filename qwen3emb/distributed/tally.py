@@ -101,8 +101,8 @@ def figures(tally: Any, seconds: float) -> dict[str, Any]:
         "prompt_tokens": int(prompt),
         "generated_tokens": int(generated),
         "prefix_cache_hit_rate": round(counts.get("cached", 0) / prompt, 3) if prompt else 0.0,
-        "generated_tokens_per_s": round(generated / busy, 1) if busy else 0.0,
-        "pairs_per_s": round(pairs / busy, 3) if busy else 0.0,
+        "generated_tokens_per_engine_s": round(generated / busy, 1) if busy else 0.0,
+        "pairs_per_engine_s": round(pairs / busy, 3) if busy else 0.0,
         "engine_load_seconds": round(counts.get("load_seconds", 0) / max(1, counts.get("engines", 1)), 1),
         "seconds": round(seconds, 1),
     }
