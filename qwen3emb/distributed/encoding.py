@@ -72,6 +72,10 @@ class EncodeWorker:
         self._arguments = (model_dir, end_token, dtype, threads)
         self._encoder: Encoder | None = None
 
+    def use(self, model_dir: str, end_token: str | None, dtype: str | None) -> None:
+        """Another model instead, loaded at first use."""
+        self._arguments, self._encoder = (model_dir, end_token, dtype, self._arguments[3]), None
+
     def encoder(self) -> Encoder:
         """The loaded model.
 
@@ -163,7 +167,17 @@ class Encoders:
             **actor_options(threads, gpus_per_worker), max_restarts=-1, max_task_retries=3
         )
         uri = Storage(model_dir).uri
-        self._actors = [start.remote(uri, end_token, dtype, threads) for _ in range(workers)]
+        self._actors: list[Any] = [start.remote(uri, end_token, dtype, threads) for _ in range(workers)]
+        self.dimensions = int(_first_or_stop(self._actors, "dimensions"))
+
+    def use(self, model_dir: str, end_token: str | None = None, dtype: str | None = None) -> None:
+        """Load another model in the same actors, which saves starting new ones.
+
+        Raises:
+            UserError: the model cannot be loaded; the actors are ended.
+        """
+        uri = Storage(model_dir).uri
+        ray.get([actor.use.remote(uri, end_token, dtype) for actor in self._actors])
         self.dimensions = int(_first_or_stop(self._actors, "dimensions"))
 
     def encode(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,12 +57,13 @@ def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
     data = _retrieval_set(ctx)
     say(f"evaluate: {len(data.queries)} queries, {len(data.corpus)} documents from {cfg.dataset}")
     results: dict[str, dict[str, float]] = {}
-    for name, rank in _rankings(ctx, data, say).items():
-        began = time.monotonic()
-        found = ranking_metrics(data, _kept(ctx, data, name, rank), cfg.recall_at)
-        results[name] = {metric: round(value, 4) for metric, value in found.items()}
-        shown = ", ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
-        say(f"evaluate: {name}: {shown} ({time.monotonic() - began:.0f} s)")
+    with _Pools(cfg.workers, ctx.cfg.cluster.gpus_per_worker) as pools:
+        for name, rank in _rankings(_Evaluation(ctx, data, pools, say)).items():
+            began = time.monotonic()
+            found = ranking_metrics(data, _kept(ctx, data, name, rank), cfg.recall_at)
+            results[name] = {metric: round(value, 4) for metric, value in found.items()}
+            shown = ", ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
+            say(f"evaluate: {name}: {shown} ({time.monotonic() - began:.0f} s)")
     content = {"dataset": cfg.dataset, "queries": len(data.queries), "documents": len(data.corpus)}
     ctx.out.write_json("results.json", content | {"models": results})
     metrics = {m: {name: values[m] for name, values in results.items()} for m in results["merged"]}
@@ -83,21 +86,61 @@ def _retrieval_set(ctx: StageContext) -> RetrievalSet:
     return data
 
 
-def _rankings(ctx: StageContext, data: RetrievalSet, say: _Say) -> dict[str, Callable[[], Ranking]]:
+class _Pools:
+    """The actors of an evaluation: started at first use, then shared by all models."""
+
+    def __init__(self, workers: int, gpus_per_worker: int) -> None:
+        self._options: dict[str, Any] = {"workers": workers, "gpus_per_worker": gpus_per_worker}
+        self._encoders: Encoders | None = None
+        self._rerankers: Rerankers | None = None
+
+    def encoders(self, model: str, end_token: str | None) -> Encoders:
+        """Actors that hold this embedding model."""
+        if self._encoders is None:
+            self._encoders = Encoders(model, end_token=end_token, **self._options)
+        else:
+            self._encoders.use(model, end_token)
+        return self._encoders
+
+    def rerankers(self, model: str) -> Rerankers:
+        """Actors that hold the reranker, the only one of an evaluation."""
+        self._rerankers = self._rerankers or Rerankers(model, **self._options)
+        return self._rerankers
+
+    def __enter__(self) -> _Pools:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._encoders, self._rerankers):
+            if pool is not None:
+                pool.close()
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What every ranking of one evaluation shares."""
+
+    ctx: StageContext
+    data: RetrievalSet
+    pools: _Pools
+    say: _Say
+
+
+def _rankings(e: _Evaluation) -> dict[str, Callable[[], Ranking]]:
     """What ranks the documents, by the name in the results, in the order of the pipeline."""
-    merged, base = ctx.input("merge") / "embedding", str(resolve_model(ctx.cfg.models.base))
+    merged, base = e.ctx.input("merge") / "embedding", str(resolve_model(e.ctx.cfg.models.base))
     models: dict[str, tuple[str, str | None]] = {
-        "base": (base, ctx.cfg.models.end_token),
-        "weak": (final_model(ctx.input("weak")).uri, None),
-        "supervised": (final_model(ctx.input("supervised")).uri, None),
+        "base": (base, e.ctx.cfg.models.end_token),
+        "weak": (final_model(e.ctx.input("weak")).uri, None),
+        "supervised": (final_model(e.ctx.input("supervised")).uri, None),
         "merged": (merged.uri, None),
     }
     rankings: dict[str, Callable[[], Ranking]] = {
-        name: partial(_embedded, ctx, data, name, *model, say) for name, model in models.items()
+        name: partial(_embedded, e, e.data, name, *model) for name, model in models.items()
     }
-    if ctx.cfg.evaluate.rerank_weight != 1:
-        rankings[_ALONE] = partial(_reranked, ctx, data, 1.0, say)
-    return rankings | {_RERANKED: partial(_reranked, ctx, data, ctx.cfg.evaluate.rerank_weight, say)}
+    if e.ctx.cfg.evaluate.rerank_weight != 1:
+        rankings[_ALONE] = partial(_reranked, e, 1.0)
+    return rankings | {_RERANKED: partial(_reranked, e, e.ctx.cfg.evaluate.rerank_weight)}
 
 
 def _kept(ctx: StageContext, data: RetrievalSet, name: str, rank: Callable[[], Ranking]) -> Ranking:
@@ -108,66 +151,60 @@ def _kept(ctx: StageContext, data: RetrievalSet, name: str, rank: Callable[[], R
     return read_run(data, ctx.out.read_table(file))
 
 
-def _embedded(
-    ctx: StageContext, data: RetrievalSet, name: str, model: str, end_token: str | None, say: _Say
-) -> Ranking:
-    cfg = ctx.cfg.evaluate
-    gpus = ctx.cfg.cluster.gpus_per_worker
-    with Encoders(model, end_token=end_token, workers=cfg.workers, gpus_per_worker=gpus) as pool:
-        queries = pool.encode(
-            list(data.queries.values()),
-            max_tokens=cfg.max_query_tokens,
-            instruction=ctx.cfg.models.instruction,
-            progress=paced(say, f"evaluate: {name}: queries embedded"),
-        )
-        documents = pool.encode(
-            data.texts(),
-            max_tokens=cfg.max_document_tokens,
-            progress=paced(say, f"evaluate: {name}: documents embedded"),
-        )
+def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_token: str | None) -> Ranking:
+    cfg = e.ctx.cfg.evaluate
+    pool = e.pools.encoders(model, end_token)
+    queries = pool.encode(
+        list(data.queries.values()),
+        max_tokens=cfg.max_query_tokens,
+        instruction=e.ctx.cfg.models.instruction,
+        progress=paced(e.say, f"evaluate: {name}: queries embedded"),
+    )
+    documents = pool.encode(
+        data.texts(),
+        max_tokens=cfg.max_document_tokens,
+        progress=paced(e.say, f"evaluate: {name}: documents embedded"),
+    )
     return nearest(queries, documents, max(_RUN_DEPTH, cfg.rerank_top, *cfg.recall_at))
 
 
-def _reranked(ctx: StageContext, data: RetrievalSet, weight: float | None, say: _Say) -> Ranking:
+def _reranked(e: _Evaluation, weight: float | None) -> Ranking:
     """The top of the merged model's ranking, re-ordered with the merged reranker's scores."""
-    first = read_run(data, ctx.out.read_table("runs/merged.parquet"))
-    if not ctx.out.exists(_SCORES):
-        found = _scores(ctx, data, first, ctx.cfg.evaluate.rerank_top, say)
-        ctx.out.write_table(_SCORES, pa.table({"query_id": list(data.queries), "scores": [s.tolist() for s in found]}))
-    scores = [np.array(s, dtype=np.float32) for s in ctx.out.read_table(_SCORES)["scores"].to_pylist()]
-    if weight is None:
-        weight = _dev_weight(ctx, say)
-    return reranked(first, scores, weight)
+    out = e.ctx.out
+    first = read_run(e.data, out.read_table("runs/merged.parquet"))
+    if not out.exists(_SCORES):
+        found = _scores(e, e.data, first, e.ctx.cfg.evaluate.rerank_top)
+        out.write_table(_SCORES, pa.table({"query_id": list(e.data.queries), "scores": [s.tolist() for s in found]}))
+    scores = [np.array(s, dtype=np.float32) for s in out.read_table(_SCORES)["scores"].to_pylist()]
+    return reranked(first, scores, _dev_weight(e) if weight is None else weight)
 
 
-def _dev_weight(ctx: StageContext, say: _Say) -> float:
+def _dev_weight(e: _Evaluation) -> float:
     """The reranker's share that is best on the dev set.
 
     Raises:
         UserError: the corpus stage made no dev set.
     """
-    dev = read_retrieval_set(ctx.input("corpus") / "dev")
+    dev = read_retrieval_set(e.ctx.input("corpus") / "dev")
     if not dev.queries:
         raise UserError("evaluate.rerank_weight is null, but there is no dev set to choose it on; set a number")
-    first = _embedded(ctx, dev, "dev", (ctx.input("merge") / "embedding").uri, None, say)
-    weight = best_weight(dev, first, _scores(ctx, dev, first, ctx.cfg.evaluate.rerank_dev_top, say))
-    say(f"evaluate: the reranker's share that is best on {len(dev.queries)} dev queries: {weight}")
-    ctx.out.write_json("rerank_weight.json", {"rerank_weight": weight, "chosen_on": "dev"})
+    first = _embedded(e, dev, "dev", (e.ctx.input("merge") / "embedding").uri, None)
+    weight = best_weight(dev, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
+    e.say(f"evaluate: the reranker's share that is best on {len(dev.queries)} dev queries: {weight}")
+    e.ctx.out.write_json("rerank_weight.json", {"rerank_weight": weight, "chosen_on": "dev"})
     return weight
 
 
-def _scores(ctx: StageContext, data: RetrievalSet, first: Ranking, top: int, say: _Say) -> list[np.ndarray]:
+def _scores(e: _Evaluation, data: RetrievalSet, first: Ranking, top: int) -> list[np.ndarray]:
     """The merged reranker's probabilities of each query's `top` documents."""
-    cfg = ctx.cfg.evaluate
+    cfg = e.ctx.cfg.evaluate
     texts = data.texts()
     tops = [[texts[row] for row in rows if row != NONE] for rows in first.rows[:, :top].tolist()]
-    gpus = ctx.cfg.cluster.gpus_per_worker
-    with Rerankers((ctx.input("merge") / "reranker").uri, workers=cfg.workers, gpus_per_worker=gpus) as pool:
-        return pool.score(
-            list(data.queries.values()),
-            tops,
-            max_tokens=cfg.rerank_max_tokens,
-            max_query_tokens=cfg.max_query_tokens,
-            instruction=ctx.cfg.models.instruction,
-            progress=paced(say, f"evaluate: {_RERANKED}: queries reranked"),
-        )
+    return e.pools.rerankers((e.ctx.input("merge") / "reranker").uri).score(
+        list(data.queries.values()),
+        tops,
+        max_tokens=cfg.rerank_max_tokens,
+        max_query_tokens=cfg.max_query_tokens,
+        instruction=e.ctx.cfg.models.instruction,
+        progress=paced(e.say, f"evaluate: {_RERANKED}: queries reranked"),
+    )

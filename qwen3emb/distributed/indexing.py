@@ -9,6 +9,7 @@ blocks under way.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ def build_index(ctx: StageContext, progress: Progress | None = None) -> StageRes
     contract = Contract(**model.read_json(CONTRACT_FILE))
     context = DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # plans and paths of its own logs
     kind, id_field, files = corpus_files(cfg.index.source, ctx.input("corpus"))
     found = _survey(_rows(kind, id_field, files, texts=False), _indexed(ctx.out))
     if found.rows == len(found.rejects):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -42,8 +43,8 @@ VARIANTS = {
     "weak": "trained on all synthetic pairs",
     "supervised": "trained on labelled + filtered pairs",
     "merged": "SLERP over its checkpoints",
-    "reranker alone": "its top documents in the reranker's order",
-    "merged+reranker": "its top documents reranked",
+    "reranker alone": "the merged model's top documents in the reranker's order",
+    "merged+reranker": "the merged model's top documents reranked (evaluate.rerank_weight)",
 }
 """The rows of the table in the order of the pipeline, and what each one is."""
 
@@ -60,32 +61,34 @@ def gain(values: Mapping[str, float], variant: str) -> float | None:
 
 def quality_table(metrics: Metrics, headline: str = "ndcg@10") -> Table:
     """One row per variant, one column per metric, and what the stage added to the `headline` metric."""
-    table = Table(title="What each stage bought (held-out data)", title_justify="left")
+    known = {v for values in metrics.values() for v in values}
+    legend = "\n".join(f"{name}: {what}" for name, what in VARIANTS.items() if name in known)
+    table = Table(title="What each stage bought (held-out data)", title_justify="left", box=SIMPLE_HEAD)
+    table.collapse_padding, table.pad_edge = True, False  # fits 80 columns
+    table.caption, table.caption_justify = legend, "left"
     table.add_column("model", no_wrap=True)
     for name in metrics:
         table.add_column(name, justify="right", no_wrap=True)
         if name == headline:
             table.add_column("gain", justify="right", no_wrap=True)
-    table.add_column("what it is")
-    known = {v for values in metrics.values() for v in values}
     for variant in [*(v for v in VARIANTS if v in known), *sorted(known - VARIANTS.keys())]:
-        table.add_row(variant, *_cells(metrics, variant, headline), VARIANTS.get(variant, ""))
+        table.add_row(variant, *_cells(metrics, variant, headline))
     return table
 
 
 def _cells(metrics: Metrics, variant: str, headline: str) -> list[str]:
     cells = []
     for name, values in metrics.items():
-        cells.append(f"{values[variant]:.4f}" if variant in values else "-")
+        cells.append(f"{values[variant]:.3f}" if variant in values else "-")
         if name == headline:
             added = gain(values, variant)
-            cells.append("" if added is None else f"{added:+.4f}")
+            cells.append("" if added is None else f"{added:+.3f}")
     return cells
 
 
 def seconds_table(seconds: Mapping[str, float | None], reused: Collection[str]) -> Table:
     """One row per stage: its seconds (None: not known), and whether it ran now or was reused."""
-    table = Table(title="Stages", title_justify="left")
+    table = Table(title="Stages", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("stage", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("")

@@ -39,15 +39,15 @@ def test_each_row_shows_its_metrics_and_what_it_added() -> None:
     assert [c.header for c in table.columns][:4] == ["model", "ndcg@10", "gain", "mrr@10"]
     rows = {row[0]: row[1:4] for row in cells(table)}
     assert list(rows) == ["base", "weak", "supervised", "merged", "merged+reranker"]
-    assert rows["base"] == ["0.0100", "", "0.0200"]
-    assert rows["weak"] == ["0.2500", "+0.2400", "0.2000"]
-    assert rows["merged+reranker"] == ["0.5600", "+0.0500", "0.5000"]
+    assert rows["base"] == ["0.010", "", "0.020"]
+    assert rows["weak"] == ["0.250", "+0.240", "0.200"]
+    assert rows["merged+reranker"] == ["0.560", "+0.050", "0.500"]
 
 
 def test_a_missing_variant_leaves_a_dash_and_gains_skip_it() -> None:
     metrics = {"ndcg@10": {"base": 0.1, "supervised": 0.4}, "mrr@10": {"base": 0.1}}
     rows = {row[0]: row[1:4] for row in cells(quality_table(metrics))}
-    assert rows["supervised"] == ["0.4000", "+0.3000", "-"]
+    assert rows["supervised"] == ["0.400", "+0.300", "-"]
     assert gain(metrics["ndcg@10"], "weak") is None
 
 
@@ -103,6 +103,6 @@ def test_the_report_ends_with_the_next_command(finished_run: Path) -> None:
     shown = Console(file=io.StringIO(), width=120)
     print_report(cfg, {"corpus", "evaluate"}, {}, str(finished_run), shown)
     text = shown.file.getvalue()  # type: ignore[attr-defined]
-    assert "0.5600" in text
+    assert "0.560" in text
     assert cfg.storage in text
     assert "python -m jobs.pipeline --config" in text.splitlines()[-1]
