@@ -161,6 +161,6 @@ def _next(records: Collection[str], config: str) -> list[str]:
     if "index" not in records:
         return [f"next       python -m jobs.pipeline --config {config}"]
     return [
-        f'next       qwen3emb search "parse a date from a string" --config {config}',
+        f'next       .venv/bin/qwen3emb search "parse a date from a string" --config {config}',
         "           make serve",
     ]

@@ -107,13 +107,14 @@ def test_status_shows_states_rows_and_seconds(run_file: Path) -> None:
     assert "different" in next(line for line in out.splitlines() if "corpus" in line)
 
 
-def test_report_shows_what_evaluate_recorded(run_file: Path) -> None:
+def test_report_shows_what_evaluate_recorded(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = call("report", str(run_file))
     assert code == 2
     assert "evaluate: not complete" in err
     finish(run_file, "evaluate", {**METRICS, "queries": 3})
     assert json.loads(call("report", str(run_file), "--json")[1]) == METRICS
-    assert "+0.5000" in call("report", str(run_file))[1]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "+0.500" in call("report", str(run_file))[1]
 
 
 @pytest.mark.parametrize(
