@@ -8,7 +8,15 @@ from pydantic import Field, model_validator
 
 from qwen3emb.config_data import Section
 
-__all__ = ["LossConfig", "MergeConfig", "OptimizerConfig", "TrainEmbeddingConfig", "TrainRerankerConfig"]
+__all__ = [
+    "DataSetConfig",
+    "LoraConfig",
+    "LossConfig",
+    "MergeConfig",
+    "OptimizerConfig",
+    "TrainEmbeddingConfig",
+    "TrainRerankerConfig",
+]
 
 
 class LossConfig(Section):
@@ -47,10 +55,12 @@ class OptimizerConfig(Section):
     """Peak learning rate."""
     warmup_steps: int = Field(default=10, ge=0)
     """Linear warm-up."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Decay after warm-up, to `min_lr_ratio` of the peak."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Decay after warm-up, to `min_lr_ratio` of the peak; `wsd` stays at the peak until the last `decay_share`."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Where the decay ends."""
+    decay_share: float = Field(default=0.2, gt=0, le=1)
+    """`wsd`: share of all steps at the end in which the rate falls linearly."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -59,8 +69,25 @@ class OptimizerConfig(Section):
     """Gradient clipping."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
+    offload: bool = False
+    """Keep the optimizer's state in CPU memory (ZeRO 1 to 3), and with ZeRO 3 the weights as well."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Weights in the forward pass; the optimizer keeps fp32 masters."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft) instead of full fine-tuning; exports are merged into ordinary weights."""
+
+    rank: int = Field(default=32, ge=1)
+    """r (the follow-up report's 32)."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale of the adapters is alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapters."""
+    modules: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"], min_length=1
+    )
+    """Linear layers that get an adapter (the follow-up report's)."""
 
 
 class _TrainConfig(Section):
@@ -82,6 +109,35 @@ class _TrainConfig(Section):
     """How often a lost worker group is replaced; -1 = always."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass, for long inputs on small memory."""
+    token_budget: int = Field(default=16384, ge=16)
+    """Tokens of a micro-batch on one worker: memory depends on this, not on the global batch. A longer input is a
+    micro-batch of its own."""
+    max_bad_steps: int = Field(default=3, ge=0)
+    """A step whose loss is NaN or infinite is skipped and its rows are written to bad_batches.jsonl; more of them than
+    this end the run."""
+    stop_after: int = Field(default=0, ge=0)
+    """End early after this many validations in a row that are no better than the best before; 0 = never."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters only."""
+
+
+class DataSetConfig(Section):
+    """How one data set of a mixture is trained on; what is not given is as for the stage."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Its share of the batches is proportional to weight x rows ^ (1 / mixture_temperature); 0 leaves it out."""
+    task: Literal["retrieval", "bitext", "classification", "sts"] = "retrieval"
+    """`classification`: only a row's own negatives count, others may share its class; `sts`: CoSENT on graded pairs."""
+    instruction: str | None = None
+    """Of its queries; `sts`: of both sides."""
+    hard_negatives: int | None = Field(default=None, ge=0)
+    """Hard negatives per query."""
+    max_query_tokens: int | None = Field(default=None, ge=4)
+    """Query length with instruction and end token."""
+    max_document_tokens: int | None = Field(default=None, ge=4)
+    """Document length with end token."""
+    loss: LossConfig | None = None
+    """The loss."""
 
 
 class TrainEmbeddingConfig(_TrainConfig):
@@ -99,12 +155,12 @@ class TrainEmbeddingConfig(_TrainConfig):
     """Supervised stage: train on the filtered synthetic pairs as well as on the labelled ones."""
     loss: LossConfig = LossConfig()
     """The loss."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> TrainEmbeddingConfig:
-        if self.batch_size % self.num_workers:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
-        return self
+    loss_tile: int = Field(default=256, ge=1)
+    """Rows of the score matrix at a time: memory of the loss is tile x batch."""
+    datasets: dict[str, DataSetConfig] = Field(default_factory=dict)
+    """By the rows' `origin` (labelled, synthetic): every global batch comes from one data set."""
+    mixture_temperature: float = Field(default=1.0, gt=0)
+    """1 = batches in proportion to rows; larger values level the data sets."""
 
 
 class TrainRerankerConfig(_TrainConfig):
@@ -118,14 +174,6 @@ class TrainRerankerConfig(_TrainConfig):
     """Query length inside the template."""
     max_tokens: int = Field(default=512, ge=64)
     """Whole input length; longer documents lose their end."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> TrainRerankerConfig:
-        if self.queries_per_step % self.num_workers:
-            raise ValueError(
-                f"queries_per_step {self.queries_per_step} is not a multiple of num_workers {self.num_workers}"
-            )
-        return self
 
 
 class MergeConfig(Section):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from qwen3emb.config_train import OptimizerConfig
+from qwen3emb.train.gather import rank_and_world
 
-__all__ = ["build_engine", "full_weights", "restore", "save", "set_learning_rate"]
+__all__ = ["ZeroEngine", "build_engine", "full_weights", "restore", "save", "set_learning_rate"]
 
 _TAG = "state"
 
@@ -34,7 +35,7 @@ def build_engine(model: Any, cfg: OptimizerConfig) -> Any:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": cfg.max_grad_norm,
         "bf16": {"enabled": cfg.dtype == "bfloat16"},
-        "zero_optimization": {"stage": cfg.zero_stage},
+        "zero_optimization": {"stage": cfg.zero_stage, **_offload(cfg)},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -42,6 +43,51 @@ def build_engine(model: Any, cfg: OptimizerConfig) -> Any:
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
+
+
+def _offload(cfg: OptimizerConfig) -> dict[str, Any]:
+    if not cfg.offload or not cfg.zero_stage:
+        return {}
+    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
+    if cfg.zero_stage == 3:
+        offload["offload_param"] = offload["offload_optimizer"]
+    return offload
+
+
+class ZeroEngine:
+    """A DeepSpeed engine as `train.microbatch.StepEngine`: exact global gradients over micro-batches and ranks."""
+
+    def __init__(self, engine: Any) -> None:
+        """Wrap what `build_engine` gave."""
+        self.engine = engine
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's output."""
+        return self.engine(**inputs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of `loss`; only the last backward of a step exchanges gradients (ZeRO 0 and 1)."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages gradients over ranks; the exact global gradient is their sum.
+        self.engine.backward(loss * rank_and_world()[1])
+
+    def step(self) -> bool:
+        """One optimizer step; False where a gradient was NaN or infinite, and the step was skipped."""
+        if self.engine.zero_optimization_stage() == 0 and not self._finite():  # ZeRO 1 to 3 look for themselves
+            self.engine.module.zero_grad(set_to_none=True)
+            return False
+        self.engine.step()
+        return not getattr(self.engine.optimizer, "overflow", False)
+
+    def _finite(self) -> bool:
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong."""
+        device: torch.device = self.engine.device
+        return device
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:

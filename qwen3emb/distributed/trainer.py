@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,20 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from qwen3emb.distributed.engine import build_engine, full_weights, restore, save, set_learning_rate
+from qwen3emb.distributed.engine import ZeroEngine, build_engine, full_weights, restore, save, set_learning_rate
 from qwen3emb.errors import StageFailure
 from qwen3emb.storage import Storage
 from qwen3emb.train.gather import rank_and_world
 from qwen3emb.train.history import History
+from qwen3emb.train.mixture import Mixture
 from qwen3emb.train.rows import TrainingRow
-from qwen3emb.train.schedule import batch_rows, learning_rate
+from qwen3emb.train.schedule import learning_rate
 from qwen3emb.train.tasks import EmbeddingTask, RerankerTask
 
 __all__ = ["TrainJob", "fit"]
 
 _RUN_NAME = "ray_train"
+_BAD = "bad_batches.jsonl"
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,22 @@ class TrainJob:
 
     Attributes:
         task: what is trained.
-        rows: all training rows, in the order of the data; every rank takes its slice of each global batch.
+        rows: all training rows by data set; each global batch is from one of them, the same on every rank.
         seed: of the sample order.
         out: URI of the stage's folder.
         gpus: GPUs per worker.
     """
 
     task: EmbeddingTask | RerankerTask
-    rows: Sequence[TrainingRow]
+    rows: Mapping[str, Sequence[TrainingRow]]
     seed: int
     out: str
     gpus: int
+
+    def mixture(self) -> Mixture:
+        """Which rows each step takes."""
+        sizes = {name: len(rows) for name, rows in self.rows.items()}
+        return Mixture(sizes, self.task.weights(), self.task.temperature, self.task.batch_size, self.seed)
 
 
 def fit(job: TrainJob) -> dict[str, Any]:
@@ -64,12 +73,15 @@ def fit(job: TrainJob) -> dict[str, Any]:
     if not _finished(out, cfg.steps):
         raise StageFailure(f"training in {out.uri} ended after {history.steps()} of {cfg.steps} steps")
     out.delete(_RUN_NAME)  # optimizer state: only an unfinished run needs it
-    return {"model": kept[-1], "checkpoints": kept, **history.summary()}
+    best = history.best_step()
+    model = f"checkpoints/{_checkpoint_name(best)}" if best and cfg.stop_after else kept[-1]
+    return {"model": model, "checkpoints": kept, **history.summary()}
 
 
 def _finished(out: Storage, steps: int) -> bool:
-    names = checkpoint_names(out)
-    return bool(names) and names[-1].endswith(_checkpoint_name(steps)) and History.read(out).steps() == steps
+    names, history = checkpoint_names(out), History.read(out)
+    done = history.steps() == steps or history.stopped
+    return done and bool(names) and names[-1].endswith(_checkpoint_name(history.steps()))
 
 
 def _checkpoint_name(step: int) -> str:
@@ -120,16 +132,17 @@ def _loop(config: dict[str, Any]) -> None:
         model.to(ray.train.torch.get_device())
     engine = build_engine(model.train(), cfg.optimizer)
     history, first = _resumed(engine)
-    if first >= cfg.steps:
-        return
+    mixture = job.mixture()
     began = time.monotonic()
     for step in range(first, cfg.steps):
-        history.add(step, _step(job, engine, step), time.monotonic() - began)
+        history.add(step, _step(job, engine, mixture, step), time.monotonic() - began)
         if rank_and_world()[0] == 0:
             history.show(cfg.steps)
         due = cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0
         if due or step + 1 == cfg.steps:
             _checkpoint(job, engine, history, step + 1)
+        if history.stopped:
+            break
 
 
 def _quieten() -> None:
@@ -139,18 +152,39 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _step(job: TrainJob, engine: Any, step: int) -> dict[str, float]:
-    """One optimizer step on this rank's slice of global batch `step`."""
-    cfg, (rank, world) = job.task.cfg, rank_and_world()
-    share = job.task.batch_size // world
-    numbers = batch_rows(step, job.task.batch_size, len(job.rows), job.seed)[rank * share : (rank + 1) * share]
+def _step(job: TrainJob, engine: Any, mixture: Mixture, step: int) -> dict[str, Any]:
+    """One optimizer step on global batch `step`; a batch with NaN or infinite gradients changes nothing.
+
+    Raises:
+        StageFailure: more than `max_bad_steps` such batches.
+    """
+    cfg = job.task.cfg
+    dataset, numbers = mixture.batch(step)
+    rows = [job.rows[dataset][i] for i in numbers]
     lr = learning_rate(step, cfg.steps, cfg.optimizer)
     set_learning_rate(engine, lr)
-    loss, metrics = job.task.loss(engine, [job.rows[i] for i in numbers])
-    # DeepSpeed averages gradients over ranks; the exact global gradient is their sum.
-    engine.backward(loss * world)
-    engine.step()
-    return metrics | {"loss": float(loss.detach()), "lr": lr, "rows": float(job.task.batch_size)}
+    wrapped = ZeroEngine(engine)
+    metrics = job.task.step(wrapped, rows)
+    good = wrapped.step() and math.isfinite(metrics["loss"])
+    figures = metrics | {"lr": lr, "rows": float(len(rows)), "skipped": float(not good)}
+    if not good:
+        _bad_batch(job, step, dataset, rows, metrics["loss"])
+    return {"dataset": dataset} | figures
+
+
+def _bad_batch(job: TrainJob, step: int, dataset: str, rows: Sequence[TrainingRow], loss: float) -> None:
+    """Write which rows they were; give up where there are too many of them."""
+    out, limit = Storage(job.out), job.task.cfg.max_bad_steps
+    before = out.read_bytes(_BAD).splitlines() if out.exists(_BAD) else []
+    record = {"step": step + 1, "dataset": dataset, "loss": str(loss), "rows": [row.id for row in rows]}
+    lines = [line for line in before if json.loads(line)["step"] != step + 1]
+    if rank_and_world()[0] == 0:
+        out.write_bytes(_BAD, b"\n".join([*lines, json.dumps(record).encode()]) + b"\n")
+    if len(lines) + 1 > limit:
+        raise StageFailure(
+            f"step {step + 1}: NaN or infinite loss or gradient, {len(lines) + 1} times so far and max_bad_steps is "
+            f"{limit}; the rows are in {out.uri}/{_BAD}. Lower optimizer.lr, or look at these rows"
+        )
 
 
 def _resumed(engine: Any) -> tuple[History, int]:
@@ -166,17 +200,17 @@ def _resumed(engine: Any) -> tuple[History, int]:
 def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None:
     """Validate, export a model directory, and register the state to resume from (in that order)."""
     engine.eval()
-    history.validated(step, job.task.validate(engine))
+    history.validated(step, job.task.validate(engine), job.task.cfg.stop_after)
     engine.train()
     weights = full_weights(engine)
     name = _checkpoint_name(step)
     if rank_and_world()[0] == 0:
-        _export(job, weights, engine.module.config, name)
+        _export(job, weights, engine.module.config, name, history.best_step())
         history.write(Storage(job.out))
         history.show(job.task.cfg.steps, force=True)
     del weights
     metrics = history.latest()
-    if step == job.task.cfg.steps:
+    if step == job.task.cfg.steps or history.stopped:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -185,8 +219,11 @@ def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None
         ray.train.report(metrics, checkpoint=state, checkpoint_dir_name=name)
 
 
-def _export(job: TrainJob, weights: dict[str, torch.Tensor], config: Any, name: str) -> None:
-    """Write checkpoints/NAME so that it is there as a whole or not at all, and drop the oldest beyond the limit."""
+def _export(job: TrainJob, weights: dict[str, torch.Tensor], config: Any, name: str, best: int | None) -> None:
+    """Write checkpoints/NAME so that it is there as a whole or not at all, and drop the oldest beyond the limit.
+
+    The checkpoint with the best validation stays as well.
+    """
     out = Storage(job.out)
     target = Path(out.path(f"checkpoints/{name}")) if out.is_local else None
     parent = target.parent if target else None
@@ -201,4 +238,5 @@ def _export(job: TrainJob, weights: dict[str, torch.Tensor], config: Any, name: 
         out.upload(folder, f"checkpoints/{name}")
         shutil.rmtree(folder)
     for old in checkpoint_names(out)[: -job.task.cfg.keep_checkpoints]:
-        out.delete(old)
+        if best is None or not old.endswith(_checkpoint_name(best)):
+            out.delete(old)

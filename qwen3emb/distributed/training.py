@@ -10,7 +10,7 @@ from qwen3emb.evaluate.retrieval import RetrievalSet, read_retrieval_set
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.pipeline import StageContext
-from qwen3emb.train.rows import TrainingRow, checked, rows_from_pairs, rows_from_training
+from qwen3emb.train.rows import TrainingRow, by_dataset, checked, rows_from_pairs, rows_from_training
 from qwen3emb.train.tasks import EmbeddingTask, RerankerTask
 
 __all__ = ["train_reranker", "train_supervised", "train_weak"]
@@ -40,7 +40,7 @@ def train_reranker(ctx: StageContext) -> StageResult:
     checked(train, cfg.queries_per_step, ctx.out.uri)
     base = resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base)
     task = RerankerTask(cfg, base, ctx.cfg.models.instruction, dev)
-    metrics = fit(TrainJob(task, train, ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
+    metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     skipped = {"no hard negatives": len(rows) - len(usable), "validation": len(dev)}
     return StageResult(len(rows), len(train), skipped, metrics)
 
@@ -51,5 +51,5 @@ def _train_embedding(ctx: StageContext, rows: list[TrainingRow], model_dir: str)
     dev: RetrievalSet = read_retrieval_set(ctx.input("corpus") / "dev")
 
     task = EmbeddingTask(cfg, Path(model_dir), ctx.cfg.models.end_token, ctx.cfg.models.instruction, dev)
-    metrics = fit(TrainJob(task, rows, ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
+    metrics = fit(TrainJob(task, by_dataset(rows), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     return StageResult(len(rows), len(rows), {}, metrics)

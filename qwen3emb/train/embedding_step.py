@@ -1,75 +1,144 @@
-"""One embedding step: rows -> packed forward -> global contrastive loss."""
+"""One embedding step: rows -> packed micro-batches -> loss of the global batch -> gradients (RECIPE section 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qwen3emb.config_train import TrainEmbeddingConfig
-from qwen3emb.model.encoder import pooled
-from qwen3emb.model.packing import pack
+from qwen3emb.config_train import LossConfig
+from qwen3emb.model.encoder import budgeted, pooled
+from qwen3emb.model.packing import PackedBatch, pack
 from qwen3emb.templates import EmbeddingTemplate
+from qwen3emb.train.contrast import contrastive_gradients, cosent_gradients
 from qwen3emb.train.gather import gather_rows, rank_and_world
-from qwen3emb.train.losses import ContrastiveBatch, matryoshka_loss
+from qwen3emb.train.losses import ContrastiveBatch
+from qwen3emb.train.microbatch import StepEngine, cached_backward
 from qwen3emb.train.rows import TrainingRow, content_id
+from qwen3emb.train.sharing import TextPlan, plan_texts
 
-__all__ = ["embedding_loss"]
+__all__ = ["StepSettings", "embedding_step"]
 
 
-def embedding_loss(
-    trunk: Any,
-    template: EmbeddingTemplate,
-    rows: Sequence[TrainingRow],
-    cfg: TrainEmbeddingConfig,
-    instruction: str,
-) -> tuple[Tensor, dict[str, float]]:
-    """The loss of the global batch, computed from this rank's slice `rows` of it.
+@dataclass(frozen=True)
+class StepSettings:
+    """How the rows of one data set are trained on.
 
-    Args:
-        trunk: decoder (or DeepSpeed engine around it) with packed attention.
-        template: query and document formats.
-        rows: this rank's rows; counts may differ between ranks.
-        cfg: lengths and loss.
-        instruction: of the queries.
+    Attributes:
+        instruction: of its queries.
+        task: `retrieval` (and bitext), `classification` (only a row's own negatives count) or `sts` (graded pairs).
+        hard_negatives: at most so many of each row.
+        max_query_tokens, max_document_tokens: lengths with instruction and end token.
+        loss: the loss.
+        token_budget: tokens of a micro-batch.
+        tile: rows of the score matrix at a time.
+    """
+
+    instruction: str
+    task: str
+    hard_negatives: int
+    max_query_tokens: int
+    max_document_tokens: int
+    loss: LossConfig
+    token_budget: int
+    tile: int = 256
+
+
+def embedding_step(
+    engine: StepEngine, template: EmbeddingTemplate, rows: Sequence[TrainingRow], settings: StepSettings
+) -> dict[str, float]:
+    """Add the gradient of the loss of the global batch `rows` to the engine's parameters.
+
+    Every rank calls this with the same rows and computes its share of the texts. The sum over the ranks is the
+    gradient of one process holding the whole batch, whatever the world size and the token budget.
 
     Returns:
-        (scalar loss, metrics of the loss and "tokens": tokens this rank computed).
+        "loss", `LossSums.metrics`, "tokens" this rank computed and "micro_batches" it took; of a step with the
+        gradient cache every token is computed twice and counted once.
     """
-    negatives = [(n, i) for i, row in enumerate(rows) for n in row.negatives[: cfg.hard_negatives]]
-    documents = [row.positive for row in rows] + [text for text, _ in negatives]
-    prefix, queries = template.encode([row.query for row in rows], cfg.max_query_tokens, instruction)
-    _, leaves = template.encode(documents, cfg.max_document_tokens)
-    batch = pack([(prefix, queries), ([], leaves)]).to(_device(trunk))
-    vectors = pooled(trunk, batch)
-    count = len(rows)
-    first = _first_row(count, vectors.device)
-    gathered = ContrastiveBatch(
-        queries=gather_rows(vectors[:count]),
-        positives=gather_rows(vectors[count : 2 * count]),
-        negatives=gather_rows(vectors[2 * count :]),
-        owner=gather_rows(_ids([first + i for _, i in negatives], vectors.device)),
-        query_ids=gather_rows(_ids([content_id(r.query) for r in rows], vectors.device)),
-        positive_ids=gather_rows(_ids([content_id(r.positive) for r in rows], vectors.device)),
-        negative_ids=gather_rows(_ids([content_id(text) for text, _ in negatives], vectors.device)),
+    rank, world = rank_and_world()
+    plan = plan_texts(rows, settings.hard_negatives, symmetric=settings.task == "sts")
+    shares = plan.shares(world)
+    batches, order = _micro_batches(plan, shares[rank], template, settings)
+    found: dict[str, float] = {}
+
+    def gradient_of(vectors: Tensor) -> Tensor:
+        place = torch.argsort(torch.tensor(order, dtype=torch.long, device=vectors.device))
+        texts = _everyones(vectors[place], shares)
+        loss, gradient, metrics = _loss(texts, plan, rows, settings)
+        found.update(metrics, loss=loss)
+        if not order:
+            return torch.zeros_like(vectors)
+        return gradient[torch.tensor(order, dtype=torch.long, device=vectors.device)]
+
+    cached_backward(engine, batches, lambda b: pooled(engine, b.to(engine.device)), gradient_of)
+    tokens = sum(batch.tokens for batch in batches) if order else 0
+    return found | {"tokens": float(tokens), "micro_batches": float(len(batches))}
+
+
+def _micro_batches(
+    plan: TextPlan, texts: Sequence[int], template: EmbeddingTemplate, settings: StepSettings
+) -> tuple[list[PackedBatch], list[int]]:
+    """(packed batches, text number of each of their leaves); one token of padding where a rank has no text."""
+    count = len(plan.queries)
+    asked = [t for t in texts if t < count]
+    read = [t for t in texts if t >= count]
+    prefix, queries = template.encode(
+        [plan.queries[t] for t in asked], settings.max_query_tokens, settings.instruction or None
     )
-    loss, metrics = matryoshka_loss(gathered, cfg.loss)
-    return loss, metrics | {"tokens": float(batch.tokens)}
+    _, documents = template.encode([plan.documents[t - count] for t in read], settings.max_document_tokens)
+    leaves, numbers = [*queries, *documents], [*asked, *read]
+    batches: list[PackedBatch] = []
+    order: list[int] = []
+    for group in budgeted([len(leaf) for leaf in leaves], max(1, settings.token_budget - len(prefix))):
+        first = [i for i in group if i < len(asked)]
+        second = [i for i in group if i >= len(asked)]
+        trees = [(prefix, [leaves[i] for i in first])] if first else []
+        batches.append(pack([*trees, ([], [leaves[i] for i in second])]))
+        order.extend(numbers[i] for i in (*first, *second))
+    return batches or [pack([([], [[template.end_id]])])], order
 
 
-def _ids(values: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.long, device=device)
+def _everyones(own: Tensor, shares: Sequence[Sequence[int]]) -> Tensor:
+    """(texts, D) vectors of all ranks by text number, from this rank's in the order of its share."""
+    gathered = gather_rows(own)
+    numbers = torch.tensor([t for share in shares for t in share], device=own.device)
+    texts = torch.empty_like(gathered)
+    texts[numbers] = gathered
+    return texts
 
 
-def _first_row(count: int, device: torch.device) -> int:
-    """Number of rows on the ranks before this one."""
-    rank, _ = rank_and_world()
-    counts = gather_rows(_ids([count], device))
-    return int(counts[:rank].sum())
+def _loss(
+    texts: Tensor, plan: TextPlan, rows: Sequence[TrainingRow], settings: StepSettings
+) -> tuple[float, Tensor, dict[str, float]]:
+    """(loss, its gradient with respect to `texts`, metrics)."""
 
+    def ids(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=texts.device)
 
-def _device(trunk: Any) -> torch.device:
-    device: torch.device = next(trunk.parameters()).device
-    return device
+    where = [ids(plan.query_of), ids(plan.positive_of), ids(plan.negative_of)]
+    hashes = [content_id(text) for text in (*plan.queries, *plan.documents)]
+    queries, positives, negatives = (texts[numbers] for numbers in where)
+    batch = ContrastiveBatch(
+        queries,
+        positives,
+        negatives,
+        owner=ids(plan.owner),
+        query_ids=ids([hashes[t] for t in plan.query_of]),
+        positive_ids=ids([hashes[t] for t in plan.positive_of]),
+        negative_ids=ids([hashes[t] for t in plan.negative_of]),
+    )
+    if settings.task == "sts":
+        grades = torch.tensor([row.grade for row in rows], dtype=torch.float32, device=texts.device)
+        loss, gradients, metrics = cosent_gradients(batch, grades, settings.loss)
+    else:
+        explicit = settings.task == "classification"
+        loss, gradients, metrics = contrastive_gradients(
+            batch, settings.loss, explicit_only=explicit, tile=settings.tile
+        )
+    out = torch.zeros_like(texts, dtype=torch.float32)
+    for numbers, gradient in zip(where, gradients, strict=True):
+        out.index_add_(0, numbers, gradient)
+    return loss, out, metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from typing import Any
@@ -23,15 +24,39 @@ class History:
         self._shown = 0.0
         self._first = len(self.rows)
 
-    def add(self, step: int, metrics: dict[str, float], seconds: float) -> None:
-        """Metrics of a finished step (0-based); `seconds` since this process began training."""
-        row = {"step": step + 1, **{k: round(v, 6) for k, v in metrics.items()}, "seconds": round(seconds, 2)}
-        self.rows.append(row)
+    def add(self, step: int, metrics: dict[str, Any], seconds: float) -> None:
+        """Metrics of a finished step (0-based); `seconds` since this process began training.
 
-    def validated(self, step: int, metrics: dict[str, float]) -> None:
-        """Validation metrics of a step that is already there."""
+        NaN and infinity become null, so that every reader of JSON can read them.
+        """
+        figures = {k: _figure(v) if isinstance(v, float) else v for k, v in metrics.items()}
+        self.rows.append({"step": step + 1, **figures, "seconds": round(seconds, 2)})
+
+    def validated(self, step: int, metrics: dict[str, float], patience: int = 0) -> None:
+        """Validation metrics of a step that is already there; with the first of them the run is judged.
+
+        Args:
+            step: 1-based.
+            metrics: names begin with `dev_`; the first one, higher is better, tells which checkpoint is best.
+            patience: stop after so many validations in a row that are no better than the best before; 0 = never.
+        """
         assert self.rows[-1]["step"] == step, "validation follows its step"
         self.rows[-1].update(metrics)
+        if metrics:
+            self.rows[-1]["judged"] = next(iter(metrics.values()))
+        judged = [row["judged"] for row in self.rows if "judged" in row]
+        since_best = len(judged) - 1 - judged.index(max(judged)) if judged else 0
+        self.rows[-1]["stopped"] = bool(patience and since_best >= patience)
+
+    @property
+    def stopped(self) -> bool:
+        """The last validation ended the run early."""
+        return bool(self.rows and self.rows[-1].get("stopped"))
+
+    def best_step(self) -> int | None:
+        """The step (1-based) with the best validation, the earliest of equals; None without validations."""
+        judged = [row for row in self.rows if "judged" in row]
+        return int(max(judged, key=lambda row: row["judged"])["step"]) if judged else None
 
     def latest(self) -> dict[str, Any]:
         """The last row."""
@@ -52,6 +77,8 @@ class History:
         return {
             "first_loss": self.rows[0]["loss"],
             "last_loss": self.rows[-1]["loss"],
+            "best_step": self.best_step(),
+            "skipped_steps": int(sum(r.get("skipped", 0.0) for r in self.rows)),
             **speed,
             "validation": {step: found for step, found in dev.items() if found},
         }
@@ -66,9 +93,10 @@ class History:
         per_step = row["seconds"] / max(1, len(mine))
         rate = row["rows"] / per_step if per_step else 0.0
         tokens = sum(r["tokens"] for r in mine) / max(1e-9, row["seconds"])
+        loss = math.nan if row["loss"] is None else row["loss"]
         dev = " ".join(f"{k} {v:.3f}" for k, v in row.items() if k.startswith("dev_"))
         print(
-            f"step {row['step']}/{steps} loss {row['loss']:.3f} pos {row['positive']:.2f} hardest {row['hardest']:.2f} "
+            f"step {row['step']}/{steps} loss {loss:.3f} pos {row['positive']:.2f} hardest {row['hardest']:.2f} "
             f"lr {row['lr']:.1e} {rate:.1f} rows/s {tokens:.0f} tokens/s/worker "
             f"eta {per_step * (steps - row['step']):.0f}s {dev}".rstrip(),
             file=sys.stderr,
@@ -85,3 +113,7 @@ class History:
         if not out.exists(_FILE):
             return cls()
         return cls([json.loads(line) for line in out.read_bytes(_FILE).splitlines()])
+
+
+def _figure(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

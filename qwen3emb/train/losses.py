@@ -5,7 +5,7 @@ Tensors in, (loss, metrics) out; no collectives here. The caller passes the *glo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +13,16 @@ from torch.nn.functional import cross_entropy, normalize
 
 from qwen3emb.config_train import LossConfig
 
-__all__ = ["ContrastiveBatch", "answer_loss", "contrastive_loss", "cosent_loss", "matryoshka_loss"]
+__all__ = [
+    "ContrastiveBatch",
+    "LossSums",
+    "answer_loss",
+    "contrastive_loss",
+    "contrastive_rows",
+    "cosent_loss",
+    "matryoshka_loss",
+    "prefixes",
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,39 @@ class ContrastiveBatch:
         return ContrastiveBatch(q, p, n, self.owner, self.query_ids, self.positive_ids, self.negative_ids)
 
 
+@dataclass
+class LossSums:
+    """Sums over the rows of a batch, which add up over tiles and ranks.
+
+    Attributes:
+        rows: rows summed over.
+        loss: of -log(e^{s(q,d+)/tau} / Z).
+        masked, candidates: negatives left out of Z by a mask, and all of them.
+        positive: of the cosines with the positive.
+        hardest, ranked: of the highest cosine of an unmasked q-d negative, over the rows that have one.
+    """
+
+    rows: float = 0.0
+    loss: float = 0.0
+    masked: float = 0.0
+    candidates: float = 0.0
+    positive: float = 0.0
+    hardest: float = 0.0
+    ranked: float = 0.0
+
+    def __add__(self, other: LossSums) -> LossSums:
+        """Field by field."""
+        return LossSums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def metrics(self) -> dict[str, float]:
+        """`masked`: share of masked negatives; `positive`, `hardest`: mean cosines."""
+        return {
+            "masked": self.masked / max(1.0, self.candidates),
+            "positive": self.positive / max(1.0, self.rows),
+            "hardest": self.hardest / max(1.0, self.ranked),
+        }
+
+
 def contrastive_loss(
     batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool = False
 ) -> tuple[Tensor, dict[str, float]]:
@@ -56,51 +98,61 @@ def contrastive_loss(
             rows of the batch may share the class.
 
     Returns:
-        (scalar loss, {"masked": share of masked negatives, "positive": mean positive cosine,
-        "hardest": mean of each row's highest unmasked q-d negative cosine}).
+        (scalar loss, `LossSums.metrics`).
     """
     count = len(batch.queries)
-    rows = torch.arange(count, device=batch.queries.device)
-    positive = (batch.queries * batch.positives).sum(dim=1)  # (N,)
+    loss, sums = contrastive_rows(batch, slice(0, count), cfg, explicit_only)
+    return loss / count, sums.metrics()
+
+
+def contrastive_rows(
+    batch: ContrastiveBatch, rows: slice, cfg: LossConfig, explicit_only: bool = False
+) -> tuple[Tensor, LossSums]:
+    """The rows `rows` of `contrastive_loss`, summed: a tile of (rows) x (2N + 2M) scores.
+
+    Arguments as of `contrastive_loss`.
+    """
+    count = len(batch.queries)
+    every = torch.arange(count, device=batch.queries.device)
+    here = every[rows, None]  # (n, 1)
+    queries, positives = batch.queries[rows], batch.positives[rows]
+    positive = (queries * positives).sum(dim=1)  # (n,)
     limit = positive.detach()[:, None] + cfg.margin
     documents = torch.cat([batch.positives, batch.negatives])  # (N + M, D)
     document_ids = torch.cat([batch.positive_ids, batch.negative_ids])
-    own = torch.cat([rows, batch.owner])[None] == rows[:, None]  # (N, N + M): belongs to this row
-    hard = own & (torch.arange(len(documents), device=rows.device) >= count)[None]
+    own = torch.cat([every, batch.owner])[None] == here  # (n, N + M): belongs to this row
+    hard = own & (torch.arange(len(documents), device=every.device) >= count)[None]
     others = _others(own, count, cfg.in_batch_hard) & (not explicit_only)
-    same = cfg.mask_identical & (document_ids[None] == batch.positive_ids[:, None])
+    same = cfg.mask_identical & (document_ids[None] == batch.positive_ids[rows, None])
 
-    query_document = batch.queries @ documents.T
+    query_document = queries @ documents.T
     candidate = hard | others
     kept = candidate & ~same & (query_document.detach() <= limit)
     logits, masks, total = [query_document], [kept], candidate.sum()
     if cfg.query_query and not explicit_only:
-        query_query = batch.queries @ batch.queries.T
-        different = rows[:, None] != rows[None]
-        twin = cfg.mask_identical & (batch.query_ids[:, None] == batch.query_ids[None])
+        query_query = queries @ batch.queries.T
+        different = here != every[None]
+        twin = cfg.mask_identical & (batch.query_ids[rows, None] == batch.query_ids[None])
         logits.append(query_query)
         masks.append(different & ~twin & (query_query.detach() <= limit))
         total = total + different.sum()
     if cfg.document_document and not explicit_only:
-        logits.append(batch.positives @ documents.T)
+        logits.append(positives @ documents.T)
         masks.append(others & ~same)
         total = total + others.sum()
 
     everything, mask = torch.cat(logits, dim=1) / cfg.temperature, torch.cat(masks, dim=1)
     anchor = positive[:, None] / cfg.temperature
     scores = torch.cat([anchor, everything.masked_fill(~mask, -torch.inf)], dim=1)
-    loss = (torch.logsumexp(scores, dim=1) - anchor[:, 0]).mean()
+    loss = (torch.logsumexp(scores, dim=1) - anchor[:, 0]).sum()
     hardest = query_document.detach().masked_fill(~kept, -torch.inf).amax(dim=1)
     hardest = hardest[torch.isfinite(hardest)]
-    return loss, {
-        "masked": float(1 - mask.sum() / total) if total else 0.0,
-        "positive": float(positive.detach().mean()),
-        "hardest": float(hardest.mean()) if len(hardest) else 0.0,
-    }
+    figures = (len(positive), loss.detach(), total - mask.sum(), total, positive.detach().sum(), hardest.sum())
+    return loss, LossSums(*(float(figure) for figure in (*figures, len(hardest))))
 
 
 def _others(own: Tensor, count: int, in_batch_hard: bool) -> Tensor:
-    """(N, N + M): documents of other rows that serve as in-batch negatives."""
+    """(n, N + M): documents of other rows that serve as in-batch negatives."""
     others = ~own
     if not in_batch_hard:
         others[:, count:] = False
@@ -115,11 +167,15 @@ def matryoshka_loss(
     Metrics are those of the full vector.
     """
     loss, metrics = contrastive_loss(batch.prefix(None), cfg, explicit_only)
-    weights = cfg.mrl_weights or [1.0] * len(cfg.mrl_dims)
-    for dimensions, weight in zip(cfg.mrl_dims, weights, strict=True):
-        if dimensions < batch.queries.shape[1]:
-            loss = loss + weight * contrastive_loss(batch.prefix(dimensions), cfg, explicit_only)[0]
+    for dimensions, weight in prefixes(cfg, batch.queries.shape[1])[1:]:
+        loss = loss + weight * contrastive_loss(batch.prefix(dimensions), cfg, explicit_only)[0]
     return loss, metrics
+
+
+def prefixes(cfg: LossConfig, width: int) -> list[tuple[int, float]]:
+    """(dimensions, weight) of each vector prefix that the loss is summed over, the full vector of `width` first."""
+    weights = cfg.mrl_weights or [1.0] * len(cfg.mrl_dims)
+    return [(width, 1.0), *((d, w) for d, w in zip(cfg.mrl_dims, weights, strict=True) if d < width)]
 
 
 def cosent_loss(first: Tensor, second: Tensor, grades: Tensor, temperature: float) -> Tensor:

@@ -1,45 +1,85 @@
-"""One reranker step: one tree per query, logits only at the answer position."""
+"""One reranker step: one tree per query, logits only at the answer position, micro-batches by tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from qwen3emb.config_train import TrainRerankerConfig
-from qwen3emb.model.packing import pack
+from qwen3emb.model.encoder import budgeted
+from qwen3emb.model.packing import PackedBatch, Tree, pack
 from qwen3emb.model.reranker import rerank_tree
 from qwen3emb.templates import RerankTemplate
-from qwen3emb.train.gather import gather_rows
+from qwen3emb.train.gather import gather_rows, rank_and_world
 from qwen3emb.train.losses import answer_loss
+from qwen3emb.train.microbatch import StepEngine, most_rounds
 from qwen3emb.train.rows import TrainingRow
+from qwen3emb.train.sharing import spread
 
-__all__ = ["reranker_loss"]
+__all__ = ["reranker_step"]
 
 
-def reranker_loss(
-    model: Any,
+@dataclass(frozen=True)
+class _MicroBatch:
+    """Packed trees and, for each of their leaves, whether it answers its query."""
+
+    packed: PackedBatch
+    answers: list[bool]
+
+
+def reranker_step(
+    engine: StepEngine,
     template: RerankTemplate,
     rows: Sequence[TrainingRow],
     cfg: TrainRerankerConfig,
     instruction: str,
-) -> tuple[Tensor, dict[str, float]]:
-    """This rank's part of the SFT loss of the global batch (paper section 2); the sum over ranks is the loss.
+) -> dict[str, float]:
+    """Add the gradient of the SFT loss of the global batch `rows` (paper section 2) to the engine's parameters.
+
+    Every rank calls this with the same rows and computes its share of the queries.
 
     Args:
-        model: causal LM (or DeepSpeed engine around it) with packed attention.
+        engine: causal LM with packed attention.
         template: the reranker's format.
-        rows: this rank's queries, each with its positive and hard negatives.
-        cfg: lengths and number of negatives.
+        rows: queries, each with its positive and hard negatives.
+        cfg: lengths, number of negatives, token budget.
         instruction: the task.
 
     Returns:
-        (scalar loss, {"tokens": ..., "positive": mean P(yes) of positives, "hardest": of the best negatives}).
+        "loss", "tokens" and "micro_batches" of this rank, "positive": mean P(yes) of positives, "hardest": mean
+        over the queries of the highest P(yes) of a negative.
     """
-    yes, no = template.yes_no
-    trees = [
+    rank, world = rank_and_world()
+    lengths = [len(r.query) + sum(map(len, (r.positive, *r.negatives[: cfg.negatives]))) for r in rows]
+    mine = [rows[i] for i in spread(lengths, world)[rank]]
+    total = sum(1 + len(row.negatives[: cfg.negatives]) for row in rows)
+    batches = _micro_batches(mine, template, cfg, instruction)
+    rounds = most_rounds(len(batches), engine.device)
+    sums = torch.zeros(4, dtype=torch.float64)
+    for n in range(rounds):
+        used = n < len(batches) and bool(mine)
+        loss, found = _answers(engine, template, batches[min(n, len(batches) - 1)], total)
+        engine.backward(loss if used else loss * 0, n + 1 == rounds)
+        sums += found if used else 0
+    loss_sum, positive, hardest, ranked = gather_rows(sums[None].to(engine.device)).sum(dim=0).tolist()
+    tokens = sum(batch.packed.tokens for batch in batches) if mine else 0
+    return {
+        "loss": loss_sum,
+        "tokens": float(tokens),
+        "micro_batches": float(len(batches)),
+        "positive": positive / len(rows),
+        "hardest": hardest / max(1.0, ranked),
+    }
+
+
+def _micro_batches(
+    rows: Sequence[TrainingRow], template: RerankTemplate, cfg: TrainRerankerConfig, instruction: str
+) -> list[_MicroBatch]:
+    """Whole trees by token budget, so that a prefix is computed once; at least one micro-batch."""
+    trees: list[Tree] = [
         rerank_tree(
             template,
             row.query,
@@ -50,24 +90,32 @@ def reranker_loss(
         )
         for row in rows
     ]
-    sizes = [len(leaves) for _, leaves in trees]
-    module = getattr(model, "module", model)
-    device = next(module.parameters()).device
-    batch = pack(trees).to(device)
-    labels = torch.tensor([t for n in sizes for t in (yes, *[no] * (n - 1))], device=device)
-    logits = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        packed=batch,
+    sizes = [len(prefix) + sum(map(len, leaves)) for prefix, leaves in trees]
+    batches = []
+    for group in budgeted(sizes, cfg.token_budget):
+        answers = [n == 0 for i in group for n in range(len(trees[i][1]))]
+        batches.append(_MicroBatch(pack([trees[i] for i in group]), answers))
+    return batches or [_MicroBatch(pack([([], [[template.yes_no[0]]])]), [True])]
+
+
+def _answers(
+    engine: StepEngine, template: RerankTemplate, batch: _MicroBatch, total: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss of the micro-batch over `total`, [loss, sum of P(yes) of positives, of hardest negatives, their count])."""
+    yes, no = template.yes_no
+    packed = batch.packed.to(engine.device)
+    labels = torch.tensor([yes if answer else no for answer in batch.answers], device=engine.device)
+    logits: Any = engine(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        packed=packed,
         use_cache=False,
-        logits_to_keep=batch.last,
+        logits_to_keep=packed.last,
     ).logits[0]  # (answers, vocabulary)
-    total = int(gather_rows(torch.tensor([len(labels)], device=device)).sum())
     loss = answer_loss(logits, labels, total)
-    chance = torch.split(torch.sigmoid((logits[:, yes] - logits[:, no]).detach().float()), sizes)
-    hardest = [float(c[1:].max()) for c in chance if len(c) > 1]
-    return loss, {
-        "tokens": float(batch.tokens),
-        "positive": sum(float(c[0]) for c in chance) / len(chance),
-        "hardest": sum(hardest) / max(1, len(hardest)),
-    }
+    chance = torch.sigmoid((logits[:, yes] - logits[:, no]).detach().float()).tolist()
+    starts = [i for i, answer in enumerate(batch.answers) if answer]
+    ends = [*starts[1:], len(chance)]
+    hardest = [max(chance[a + 1 : b]) for a, b in zip(starts, ends, strict=True) if b > a + 1]
+    figures = [float(loss.detach()), sum(chance[i] for i in starts), sum(hardest), float(len(hardest))]
+    return loss, torch.tensor(figures, dtype=torch.float64)

@@ -10,17 +10,26 @@ import pyarrow as pa
 
 from qwen3emb.errors import UserError
 
-__all__ = ["TrainingRow", "content_id", "rows_from_pairs", "rows_from_training"]
+__all__ = ["TrainingRow", "by_dataset", "checked", "content_id", "rows_from_pairs", "rows_from_training"]
 
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """One query, one positive document, its hard negatives (hardest first)."""
+    """One query, one positive document, its hard negatives (hardest first).
+
+    Attributes:
+        id: of the row, in the data it came from.
+        query, positive, negatives: texts.
+        dataset: which set of a mixture it belongs to (the pairs' `origin`).
+        grade: human score of the pair, for graded data sets.
+    """
 
     id: str
     query: str
     positive: str
     negatives: tuple[str, ...] = ()
+    dataset: str = ""
+    grade: float = 0.0
 
 
 def content_id(text: str) -> int:
@@ -31,18 +40,26 @@ def content_id(text: str) -> int:
 
 def rows_from_pairs(table: pa.Table) -> list[TrainingRow]:
     """Rows without hard negatives from a table of `records.PAIR`."""
-    columns = (table[c].to_pylist() for c in ("id", "query", "document"))
-    return [TrainingRow(i, q, d) for i, q, d in zip(*columns, strict=True)]
+    columns = (table[c].to_pylist() for c in ("id", "query", "document", "origin"))
+    return [TrainingRow(i, q, d, dataset=origin) for i, q, d, origin in zip(*columns, strict=True)]
 
 
 def rows_from_training(table: pa.Table, negatives: int, synthetic: bool = True) -> list[TrainingRow]:
     """Rows with up to `negatives` hard negatives from a table of `records.TRAINING_ROW`."""
     columns = (table[c].to_pylist() for c in ("id", "query", "positive", "negatives", "origin"))
     return [
-        TrainingRow(i, q, p, tuple((n or [])[:negatives]))
+        TrainingRow(i, q, p, tuple((n or [])[:negatives]), origin)
         for i, q, p, n, origin in zip(*columns, strict=True)
         if synthetic or origin != "synthetic"
     ]
+
+
+def by_dataset(rows: Sequence[TrainingRow]) -> dict[str, list[TrainingRow]]:
+    """The rows of each data set, in their order."""
+    found: dict[str, list[TrainingRow]] = {}
+    for row in rows:
+        found.setdefault(row.dataset, []).append(row)
+    return found
 
 
 def checked(rows: Sequence[TrainingRow], batch: int, what: str) -> None:

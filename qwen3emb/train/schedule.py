@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,7 +18,8 @@ def learning_rate(step: int, total: int, cfg: OptimizerConfig) -> float:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":
         return cfg.lr
-    done = (step - cfg.warmup_steps) / max(1, total - cfg.warmup_steps)
+    first = cfg.warmup_steps if cfg.schedule != "wsd" else max(cfg.warmup_steps, round(total * (1 - cfg.decay_share)))
+    done = max(0, step - first) / max(1, total - first)
     shape = 0.5 * (1 + math.cos(math.pi * done)) if cfg.schedule == "cosine" else 1 - done
     return cfg.lr * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * shape)
 
@@ -25,9 +27,12 @@ def learning_rate(step: int, total: int, cfg: OptimizerConfig) -> float:
 def batch_rows(step: int, batch_size: int, rows: int, seed: int) -> list[int]:
     """Row numbers of global batch `step`: epochs of shuffled rows, one after the other.
 
-    A pure function of (seed, step), whatever the world size; ranks take contiguous slices of it.
+    A pure function of (seed, step), whatever the world size.
     """
     first = step * batch_size
-    wanted = range(first, first + batch_size)
-    shuffled = {e: np.random.default_rng([seed, e]).permutation(rows) for e in {n // rows for n in wanted}}
-    return [int(shuffled[n // rows][n % rows]) for n in wanted]
+    return [int(_shuffled(seed, n // rows, rows)[n % rows]) for n in range(first, first + batch_size)]
+
+
+@lru_cache(maxsize=8)
+def _shuffled(seed: int, epoch: int, rows: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(rows)

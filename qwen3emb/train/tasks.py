@@ -10,19 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3emb.config_train import TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.config_train import DataSetConfig, LoraConfig, TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.evaluate.metrics import retrieval_metrics
 from qwen3emb.evaluate.retrieval import RetrievalSet
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted, normalised_prefix, pooled
 from qwen3emb.model.export import export_embedding, export_reranker
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
+from qwen3emb.model.lora import add_adapters, merged_weights
 from qwen3emb.model.packing import Tree, pack
 from qwen3emb.model.reranker import rerank_tree
 from qwen3emb.templates import EmbeddingTemplate, RerankTemplate
-from qwen3emb.train.embedding_step import embedding_loss
+from qwen3emb.train.embedding_step import StepSettings, embedding_step
 from qwen3emb.train.gather import gather_rows, rank_and_world
-from qwen3emb.train.reranker_step import reranker_loss
+from qwen3emb.train.microbatch import StepEngine
+from qwen3emb.train.reranker_step import reranker_step
 from qwen3emb.train.rows import TrainingRow
 
 __all__ = ["EmbeddingTask", "RerankerTask"]
@@ -53,6 +55,10 @@ def _spread(trees: Sequence[Tree], forward: Any) -> Tensor:
     return gathered[torch.argsort(order)]
 
 
+def _trainable(model: Any, lora: LoraConfig | None) -> Any:
+    return model if lora is None else add_adapters(model, lora)
+
+
 @dataclass
 class EmbeddingTask:
     """Contrastive training of an embedding model (paper section 2)."""
@@ -68,14 +74,42 @@ class EmbeddingTask:
         """Rows of a global batch."""
         return self.cfg.batch_size
 
+    @property
+    def temperature(self) -> float:
+        """Of the mixture of data sets."""
+        return self.cfg.mixture_temperature
+
+    def weights(self) -> dict[str, float]:
+        """Of the data sets in the mixture."""
+        return {name: own.weight for name, own in self.cfg.datasets.items()}
+
     def load(self) -> Any:
         """The decoder to train."""
         self.template = EmbeddingTemplate(load_tokenizer(self.model_dir), self.end_token)
-        return load_trunk(self.model_dir, self.cfg.optimizer.dtype)
+        return _trainable(load_trunk(self.model_dir, self.cfg.optimizer.dtype), self.cfg.lora)
 
-    def loss(self, engine: Any, rows: Sequence[TrainingRow]) -> tuple[Tensor, dict[str, float]]:
-        """This rank's loss of the global batch."""
-        return embedding_loss(engine, self.template, rows, self.cfg, self.instruction)
+    def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
+        """Gradients of the loss of the global batch, whose rows are of one data set; its metrics."""
+        return embedding_step(engine, self.template, rows, self.settings(rows[0].dataset))
+
+    def settings(self, dataset: str) -> StepSettings:
+        """How rows of `dataset` are trained on: its own section, else the stage's."""
+        cfg, own = self.cfg, self.cfg.datasets.get(dataset, DataSetConfig())
+
+        def chosen(name: str) -> Any:
+            value = getattr(own, name)
+            return getattr(cfg, name) if value is None else value
+
+        return StepSettings(
+            instruction=self.instruction if own.instruction is None else own.instruction,
+            task=own.task,
+            hard_negatives=chosen("hard_negatives"),
+            max_query_tokens=chosen("max_query_tokens"),
+            max_document_tokens=chosen("max_document_tokens"),
+            loss=chosen("loss"),
+            token_budget=cfg.token_budget,
+            tile=cfg.loss_tile,
+        )
 
     def validate(self, engine: Any) -> dict[str, float]:
         """nDCG@10 and MRR@10 on the dev set; empty without one."""
@@ -93,6 +127,7 @@ class EmbeddingTask:
 
     def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
         """Write a model directory."""
+        weights = weights if self.cfg.lora is None else merged_weights(weights, self.cfg.lora)
         limit = min(config.max_position_embeddings, 32768)
         dims = list(self.cfg.loss.mrl_dims)
         contract = Contract("embedding", self.instruction, self.end_token, limit, config.hidden_size, dims)
@@ -113,15 +148,24 @@ class RerankerTask:
         """Queries of a global batch."""
         return self.cfg.queries_per_step
 
+    @property
+    def temperature(self) -> float:
+        """Of the mixture: data sets in proportion to their rows."""
+        return 1.0
+
+    def weights(self) -> dict[str, float]:
+        """Every data set counts."""
+        return {}
+
     def load(self) -> Any:
         """The causal LM to train."""
         self.template = RerankTemplate(load_tokenizer(self.model_dir))
         self.yes_no = self.template.yes_no
-        return load_causal(self.model_dir, self.cfg.optimizer.dtype)
+        return _trainable(load_causal(self.model_dir, self.cfg.optimizer.dtype), self.cfg.lora)
 
-    def loss(self, engine: Any, rows: Sequence[TrainingRow]) -> tuple[Tensor, dict[str, float]]:
-        """This rank's part of the global batch's loss."""
-        return reranker_loss(engine, self.template, rows, self.cfg, self.instruction)
+    def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
+        """Gradients of the loss of the global batch; its metrics."""
+        return reranker_step(engine, self.template, rows, self.cfg, self.instruction)
 
     def validate(self, engine: Any) -> dict[str, float]:
         """Mean reciprocal rank of each dev row's positive among its hard negatives."""
@@ -161,6 +205,7 @@ class RerankerTask:
 
     def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
         """Write a model directory."""
+        weights = weights if self.cfg.lora is None else merged_weights(weights, self.cfg.lora)
         limit = min(config.max_position_embeddings, 32768)
         contract = Contract("reranker", self.instruction, "", limit)
         export_reranker(output, weights, config, self.template.tokenizer, contract)

@@ -102,8 +102,6 @@ def test_a_missing_section_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "named"),
     [
-        ({"weak": {"steps": 1, "batch_size": 15, "num_workers": 2}}, "weak: batch_size 15"),
-        ({"reranker": {"steps": 1, "queries_per_step": 3, "num_workers": 2}}, "queries_per_step 3"),
         ({"supervised": {"steps": 1, "hard_negatives": 9}}, "mine.negatives is 2, but training wants 9"),
         ({"mine": {"skip_top": 49, "negatives": 2}}, "top_k"),
         ({"corpus": {"dev_share": 0.5, "heldout_share": 0.5}}, "dev_share + heldout_share"),

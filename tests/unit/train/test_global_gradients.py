@@ -1,7 +1,13 @@
-"""The gradient of W ranks over gloo equals that of one process with the whole batch, with uneven negatives."""
+"""The gradient of a step equals a slow, obvious reference: W ranks over gloo, any token budget, uneven negatives.
+
+The reference runs every text alone through the model of the transformers library with its own attention, in one
+process, and lets autograd differentiate the loss of the whole batch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,56 +15,143 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from qwen3emb.config_train import LossConfig, OptimizerConfig, TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.config_train import LossConfig, OptimizerConfig, TrainRerankerConfig
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
-from qwen3emb.templates import EmbeddingTemplate, RerankTemplate
-from qwen3emb.train.embedding_step import embedding_loss
-from qwen3emb.train.reranker_step import reranker_loss
-from qwen3emb.train.rows import TrainingRow
+from qwen3emb.templates import EmbeddingTemplate, RerankTemplate, query_prompt
+from qwen3emb.train.embedding_step import StepSettings, embedding_step
+from qwen3emb.train.losses import ContrastiveBatch, cosent_loss, matryoshka_loss
+from qwen3emb.train.microbatch import PlainEngine
+from qwen3emb.train.reranker_step import reranker_step
+from qwen3emb.train.rows import TrainingRow, content_id
 
 ROWS = [
-    TrainingRow("a", "how do I read a file?", "def read(path): ...", ("yes",)),
-    TrainingRow("b", "comment ouvrir un fichier ?", "def ouvrir(): ...", ("no", "maybe not", "texts")),
-    TrainingRow("c", "lines of the file", "The lines of the file as a list", ()),
-    TrainingRow("d", "如何打开文件?", "def read(path): ...", ("line endings removed", "no")),
+    TrainingRow("a", "how do I read a file?", "def read(path): ...", ("yes",), grade=2),
+    TrainingRow("b", "comment ouvrir un fichier ?", "def ouvrir(): ...", ("no", "maybe not", "texts"), grade=5),
+    TrainingRow("c", "lines of the file", "The lines of the file as a list", (), grade=0),
+    TrainingRow("d", "如何打开文件?", "def read(path): ...", ("line endings removed", "no"), grade=1),
+    TrainingRow("e", "lines of the file", "The lines of the file as a list " * 9, ("no",), grade=3),
 ]
-FP32 = OptimizerConfig(dtype="float32")
+SETTINGS = StepSettings("find it", "retrieval", 3, 64, 96, LossConfig(mrl_dims=[16]), 100_000, 2)
+RERANKER = TrainRerankerConfig(
+    steps=1, num_workers=1, queries_per_step=5, negatives=3, optimizer=OptimizerConfig(dtype="float32")
+)
+BUDGETS = (100_000, 60, 1)  # all at once; a few texts; every text alone
 
 
-def gradient(kind: str, folder: str, rows: list[TrainingRow]) -> torch.Tensor:
-    """Flattened gradient of this process's part of the loss."""
-    path = Path(folder)
-    if kind == "embedding":
-        model = load_trunk(path, "float32")
-        cfg = TrainEmbeddingConfig(
-            steps=1, num_workers=1, batch_size=4, hard_negatives=3, optimizer=FP32, loss=LossConfig(mrl_dims=[16])
-        )
-        template = EmbeddingTemplate(load_tokenizer(path), "<|endoftext|>")
-        loss, _ = embedding_loss(model, template, rows, cfg, "find it")
-    else:
-        model = load_causal(path, "float32")
-        reranker_cfg = TrainRerankerConfig(steps=1, num_workers=1, queries_per_step=4, negatives=3, optimizer=FP32)
-        loss, _ = reranker_loss(model, RerankTemplate(load_tokenizer(path)), rows, reranker_cfg, "find it")
+def steps() -> Iterator[tuple[str, StepSettings]]:
+    """(name, settings) of the embedding steps that are compared."""
+    for task in ("retrieval", "classification", "sts"):
+        for budget in BUDGETS if task == "retrieval" else BUDGETS[:2]:
+            yield f"{task} {budget}", replace(SETTINGS, task=task, token_budget=budget)
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def gradients(folder: str) -> dict[str, tuple[float, torch.Tensor]]:
+    """(loss, this rank's gradient) of every step that is compared."""
+    path, found = Path(folder), {}
+    trunk, causal = load_trunk(path, "float32"), load_causal(path, "float32")
+    tokenizer = load_tokenizer(path)
+    for name, settings in steps():
+        template = EmbeddingTemplate(tokenizer, "<|endoftext|>")
+        metrics = embedding_step(PlainEngine(trunk), template, ROWS, settings)
+        found[name] = metrics["loss"], flat(trunk)
+    for budget in BUDGETS:
+        cfg = RERANKER.model_copy(update={"token_budget": budget})
+        metrics = reranker_step(PlainEngine(causal), RerankTemplate(tokenizer), ROWS, cfg, "find it")
+        found[f"reranker {budget}"] = metrics["loss"], flat(causal)
+    return found
+
+
+def reference(folder: Path) -> dict[str, tuple[float, torch.Tensor]]:
+    """The same figures the slow way, by task."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(folder)
+    trunk, causal = (auto.from_pretrained(folder).float() for auto in (AutoModel, AutoModelForCausalLM))
+    prompt = query_prompt("find it")
+
+    def vector(text: str, limit: int) -> torch.Tensor:
+        ids = tokenizer.encode(text, add_special_tokens=False)[: limit - 1]
+        end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        return trunk(torch.tensor([[*ids, end]])).last_hidden_state[0, -1]
+
+    def stacked(vectors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(vectors) if vectors else torch.empty(0, 64)
+
+    found = {}
+    negatives = [(i, n) for i, row in enumerate(ROWS) for n in row.negatives]
+    for task in ("retrieval", "classification", "sts"):
+        queries = stacked([vector(prompt + r.query, 64) for r in ROWS])
+        if task == "sts":
+            seconds = stacked([vector(prompt + r.positive, 64) for r in ROWS])
+            grades = torch.tensor([float(r.grade) for r in ROWS])
+            loss = torch.zeros(())
+            for width in (64, 16):
+                cut = [torch.nn.functional.normalize(t[:, :width], dim=-1) for t in (queries, seconds)]
+                loss = loss + cosent_loss(*cut, grades, 0.05)
+        else:
+            batch = ContrastiveBatch(
+                queries,
+                stacked([vector(r.positive, 96) for r in ROWS]),
+                stacked([vector(n, 96) for _, n in negatives]),
+                torch.tensor([i for i, _ in negatives]),
+                torch.tensor([content_id(r.query) for r in ROWS]),
+                torch.tensor([content_id(r.positive) for r in ROWS]),
+                torch.tensor([content_id(n) for _, n in negatives]),
+            )
+            loss, _ = matryoshka_loss(batch, SETTINGS.loss, task == "classification")
+        loss.backward()
+        found[task] = float(loss), flat(trunk)
+    losses = []
+    for row in ROWS:
+        for document, word in [(row.positive, "yes"), *((n, "no") for n in row.negatives)]:
+            text = RerankTemplate.text(row.query, document, "find it")
+            logits = causal(torch.tensor([tokenizer.encode(text, add_special_tokens=False)])).logits[0, -1]
+            losses.append(-torch.log_softmax(logits, dim=0)[tokenizer.convert_tokens_to_ids(word)])
+    loss = torch.stack(losses).mean()
     loss.backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return found | {"reranker": (float(loss), flat(causal))}
 
 
-def worker(rank: int, world: int, kind: str, folder: str, rendezvous: str, result: str) -> None:
+def worker(rank: int, world: int, folder: str, rendezvous: str, result: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
-    share = len(ROWS) // world
-    flat = gradient(kind, folder, ROWS[rank * share : (rank + 1) * share])
-    dist.all_reduce(flat)
+    found = gradients(folder)
+    for _, gradient in found.values():
+        dist.all_reduce(gradient)
     if rank == 0:
-        torch.save(flat, result)
+        torch.save(found, result)
     dist.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def expected(tiny_qwen3: Path) -> dict[str, tuple[float, torch.Tensor]]:
+    return reference(tiny_qwen3)
+
+
+def check(found: dict[str, tuple[float, torch.Tensor]], expected: dict[str, tuple[float, torch.Tensor]]) -> None:
+    for name, (loss, gradient) in found.items():
+        wanted_loss, wanted = expected[name.split()[0]]
+        assert loss == pytest.approx(wanted_loss, rel=1e-4), name
+        assert float(wanted.norm()) > 1e-3
+        torch.testing.assert_close(
+            gradient, wanted, atol=2e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_one_process_gives_the_reference(tiny_qwen3: Path, expected: dict[str, tuple[float, torch.Tensor]]) -> None:
+    check(gradients(str(tiny_qwen3)), expected)
+
+
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("kind", ["embedding", "reranker"])
-def test_sum_over_ranks_is_the_gradient_of_one_process(kind: str, world: int, tiny_qwen3: Path, tmp_path: Path) -> None:
+def test_ranks_together_give_the_reference(
+    world: int, tiny_qwen3: Path, tmp_path: Path, expected: dict[str, tuple[float, torch.Tensor]]
+) -> None:
     result, rendezvous = str(tmp_path / "gradient.pt"), str(tmp_path / "rendezvous")
-    mp.spawn(worker, args=(world, kind, str(tiny_qwen3), rendezvous, result), nprocs=world)
-    expected = gradient(kind, str(tiny_qwen3), ROWS)
-    torch.testing.assert_close(torch.load(result), expected, atol=1e-5, rtol=1e-3)
-    assert float(expected.norm()) > 1e-3
+    mp.spawn(worker, args=(world, str(tiny_qwen3), rendezvous, result), nprocs=world)
+    check(torch.load(result), expected)

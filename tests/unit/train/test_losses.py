@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3emb.config_train import LossConfig
+from qwen3emb.train.contrast import contrastive_gradients
 from qwen3emb.train.losses import (
     ContrastiveBatch,
     answer_loss,
@@ -94,6 +95,27 @@ def test_contrastive_loss_equals_the_literal_equation(data: st.DataObject) -> No
     loss, metrics = contrastive_loss(batch, cfg, explicit)
     assert float(loss) == pytest.approx(literal_loss(batch, cfg, explicit), rel=1e-9, abs=1e-9)
     assert 0 <= metrics["masked"] <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_tiles_give_the_loss_metrics_and_gradients_of_the_whole(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 6))
+    owners = data.draw(st.lists(st.integers(0, rows - 1), max_size=7))
+    batch = make_batch(data.draw(st.integers(0, 10_000)), rows, owners, data.draw(st.integers(1, 9)))
+    cfg = LossConfig(mrl_dims=[3, 9], mrl_weights=[0.5, 1.0], margin=data.draw(st.sampled_from([0.1, -0.3])))
+    explicit = data.draw(st.booleans())
+    leaves = [t.float().requires_grad_() for t in (batch.queries, batch.positives, batch.negatives)]
+    whole = ContrastiveBatch(*leaves, batch.owner, batch.query_ids, batch.positive_ids, batch.negative_ids)
+    expected, metrics = matryoshka_loss(whole, cfg, explicit)
+    expected.backward()
+    tile = data.draw(st.integers(1, 7))
+    loss, gradients, found = contrastive_gradients(whole, cfg, explicit_only=explicit, tile=tile)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert found == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    for gradient, leaf in zip(gradients, leaves, strict=True):
+        wanted = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_the_threshold_of_the_mask_is_detached() -> None:

@@ -34,3 +34,6 @@ def test_learning_rate_warms_up_and_decays_to_its_floor() -> None:
     assert values[20] == pytest.approx(0.1)
     linear = OptimizerConfig(lr=1.0, warmup_steps=0, schedule="linear", min_lr_ratio=0.0)
     assert learning_rate(5, 10, linear) == pytest.approx(0.5)
+    stable = OptimizerConfig(lr=1.0, warmup_steps=2, schedule="wsd", min_lr_ratio=0.0, decay_share=0.25)
+    assert [learning_rate(step, 20, stable) for step in (2, 14, 15)] == [1.0, 1.0, 1.0]
+    assert learning_rate(18, 20, stable) == pytest.approx(0.4)
