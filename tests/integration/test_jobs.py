@@ -118,7 +118,7 @@ def test_without_a_cluster_a_private_head_runs_the_stage_and_goes(
     assert "private Ray head" not in second.stderr  # so it is a matter of seconds
 
 
-def test_a_given_cluster_gets_the_project_and_both_answers_come_back(
+def test_a_given_cluster_gets_the_project_and_its_answers_come_back(
     options: list[str], tmp_path: Path, shared_head: str
 ) -> None:
     first = run("jobs.pipeline", *options, "--only", "corpus", RAY_ADDRESS=shared_head)
@@ -126,22 +126,6 @@ def test_a_given_cluster_gets_the_project_and_both_answers_come_back(
     assert f"submitting to {shared_head}" in first.stderr
     assert "corpus: 5 rows in, 5 out" in first.stderr
     assert (tmp_path / "run" / "corpus" / "artifact.json").is_file()
-    # Two jobs one after the other; the second finds the first one's artifact.
-    sets = options[2:]
-    again = run(
-        *(
-            "qwen3emb.cli",
-            "submit",
-            "examples/demo.yaml",
-            *sets,
-            "--stage",
-            "corpus",
-            "--address",
-            shared_head,
-        )
-    )
-    assert again.returncode == 0, again.stderr
-    assert "corpus: reused" in again.stderr
 
 
 def test_a_users_mistake_inside_a_job_comes_back_as_exit_code_2(options: list[str], shared_head: str) -> None:
@@ -149,9 +133,6 @@ def test_a_users_mistake_inside_a_job_comes_back_as_exit_code_2(options: list[st
     done = run(*submit, "--stage", "mine")  # its inputs are not there
     assert done.returncode == 2, done.stderr
     assert "not complete" in done.stderr
-    done = run(*submit, "--stage", "corpus", "--set", "corpus.sources=[{kind: text, path: /no/such/folder}]")
-    assert done.returncode == 2, done.stderr
-    assert "/no/such/folder" in done.stderr
 
 
 def test_a_wrong_token_is_one_sentence(options: list[str], shared_head: str) -> None:
@@ -204,11 +185,17 @@ def test_relative_storage_is_not_written_into_the_uploaded_copy(shared_head: str
     assert f"storage={ROOT / 'runs/demo'}" in words
 
 
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_pipeline_leaves_no_process(options: list[str], place: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "jobs.pipeline", *options, "--only", "corpus"]
     environment = os.environ | {"RAY_ADDRESS": "", "TMPDIR": str(place)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as pipeline:
+    how = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    # As from a terminal: a test run in the background has SIGINT ignored, which children inherit.
+    with subprocess.Popen(command, **how, preexec_fn=_interruptible) as pipeline:
         assert pipeline.stderr is not None
         for line in pipeline.stderr:
             if "Running entrypoint" in line:
