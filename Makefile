@@ -21,7 +21,7 @@ demo: install ## corpus to served model, end to end (CONFIG=examples/demo.yaml)
 
 test: install ## unit tests, then integration tests
 	@$(PY) -m pytest tests/unit --quiet --durations=5
-	@$(PY) -m pytest tests/integration --quiet --durations=10 -n 2 --dist loadfile
+	@$(PY) -m pytest tests/integration --quiet --durations=10
 
 check: install ## ruff, mypy, every example config, generated documentation
 	@$(PY) -m ruff check --quiet .

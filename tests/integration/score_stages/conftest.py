@@ -105,7 +105,7 @@ class Run:
 
     def command(self, name: str) -> str:
         command = [sys.executable, "-m", f"jobs.{name}", "--config", str(self.config)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stderr
 
