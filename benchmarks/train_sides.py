@@ -1,6 +1,6 @@
 """Both sides of `make bench-train`: one optimizer step each, on the same rows with the same weights.
 
-Ours is what the jobs run: `embedding_step` and `reranker_step` on DeepSpeed ZeRO-1 with bf16 weights and fp32 masters.
+Ours is what the jobs run: `embedding_step` on DeepSpeed ZeRO-1 with bf16 weights and fp32 masters.
 sentence-transformers is driven as its trainer does (autocast to bf16 over fp32 weights), and, to its advantage, also
 with bf16 weights; the fastest of its variants counts.
 """
@@ -30,8 +30,9 @@ from qwen3emb.distributed.engine import ZeroEngine, build_engine, set_learning_r
 from qwen3emb.model.encoder import pooled
 from qwen3emb.model.loading import load_tokenizer, load_trunk
 from qwen3emb.templates import EmbeddingTemplate, query_prompt
-from qwen3emb.train.embedding_step import StepSettings, embedding_step
+from qwen3emb.train.embedding_step import StepSettings, embedding_step, micro_batches
 from qwen3emb.train.rows import TrainingRow
+from qwen3emb.train.sharing import plan_texts
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 INSTRUCTION = "Given a query, retrieve documents that answer it"
@@ -40,6 +41,7 @@ MAX_TOKENS = 512
 NEGATIVES = 3
 TEMPERATURE = 0.05
 LR = 1e-5
+TOKEN_BUDGET = 8192
 
 
 def _lines(path: Path) -> Iterable[str]:
@@ -93,16 +95,14 @@ def alone() -> None:
 class Ours:
     """Our embedding step on DeepSpeed."""
 
-    def __init__(self, directory: Path, token_budget: int = 8192, hard_negatives: int = NEGATIVES) -> None:
+    def __init__(self, directory: Path) -> None:
         self.template = EmbeddingTemplate(load_tokenizer(directory), END_TOKEN)
         model = load_trunk(directory, "bfloat16").train()
         self.engine = ZeroEngine(build_engine(model, OptimizerConfig(lr=LR)))
         # Neither q-q and d-d terms nor the mask: the peer has none, and the losses must agree.
         loss = LossConfig(temperature=TEMPERATURE, query_query=False, document_document=False, margin=10.0)
         loss = loss.model_copy(update={"mask_identical": False})
-        self.settings = StepSettings(
-            INSTRUCTION, "retrieval", hard_negatives, MAX_TOKENS, MAX_TOKENS, loss, token_budget
-        )
+        self.settings = StepSettings(INSTRUCTION, "retrieval", NEGATIVES, MAX_TOKENS, MAX_TOKENS, loss, TOKEN_BUDGET)
 
     def step(self, rows: Sequence[TrainingRow]) -> float:
         """One optimizer step; its loss."""
@@ -113,12 +113,9 @@ class Ours:
 
     def bare(self, rows: Sequence[TrainingRow]) -> int:
         """Forward and backward of the model on the same packed texts, no loss and no optimizer; tokens computed."""
-        from qwen3emb.train.embedding_step import _micro_batches
-        from qwen3emb.train.sharing import plan_texts
-
         plan = plan_texts(rows, self.settings.hard_negatives)
         model = self.engine.engine.module
-        batches, _ = _micro_batches(plan, plan.shares(1)[0], self.template, self.settings)
+        batches, _ = micro_batches(plan, plan.shares(1)[0], self.template, self.settings)
         for batch in batches:
             pooled(model, batch).sum().backward()
         model.zero_grad(set_to_none=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ray import serve
 
-from qwen3emb.distributed.encoding import stored_dtype
+from qwen3emb.distributed.workers import stored_dtype
 from qwen3emb.model.encoder import Encoder, normalised_prefix, pooled
 from qwen3emb.model.packing import pack
 from qwen3emb.storage import Storage

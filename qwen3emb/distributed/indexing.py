@@ -25,7 +25,8 @@ from qwen3emb.artifact import StageResult, read_record
 from qwen3emb.config import RunConfig
 from qwen3emb.data.readers import read_file
 from qwen3emb.data.rows import Reject
-from qwen3emb.distributed.encoding import EncodeWorker, Progress, actor_options, threads_per_worker
+from qwen3emb.distributed.encoding import Progress
+from qwen3emb.distributed.workers import EncodeWorker, actor_options, threads_per_worker
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.index import SHARDS, IndexInfo, document_text, shard_table, write_info
 from qwen3emb.model.contract import CONTRACT_FILE, Contract

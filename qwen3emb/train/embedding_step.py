@@ -19,7 +19,7 @@ from qwen3emb.train.microbatch import StepEngine, cached_backward
 from qwen3emb.train.rows import TrainingRow, content_id
 from qwen3emb.train.sharing import TextPlan, plan_texts
 
-__all__ = ["StepSettings", "embedding_step"]
+__all__ = ["StepSettings", "embedding_step", "micro_batches"]
 
 
 @dataclass(frozen=True)
@@ -61,24 +61,24 @@ def embedding_step(
     rank, world = rank_and_world()
     plan = plan_texts(rows, settings.hard_negatives, symmetric=settings.task == "sts")
     shares = plan.shares(world)
-    batches, order = _micro_batches(plan, shares[rank], template, settings)
+    batches, order = micro_batches(plan, shares[rank], template, settings)
     found: dict[str, float] = {}
 
     def gradient_of(vectors: Tensor) -> Tensor:
-        place = torch.argsort(torch.tensor(order, dtype=torch.long, device=vectors.device))
-        texts = _everyones(vectors[place], shares)
+        numbers = torch.tensor(order, dtype=torch.long, device=vectors.device)
+        texts = _everyones(vectors[torch.argsort(numbers)], shares)
         loss, gradient, metrics = _loss(texts, plan, rows, settings)
         found.update(metrics, loss=loss)
         if not order:
             return torch.zeros_like(vectors)
-        return gradient[torch.tensor(order, dtype=torch.long, device=vectors.device)]
+        return gradient[numbers]
 
     cached_backward(engine, batches, lambda b: pooled(engine, b.to(engine.device)), gradient_of)
     tokens = sum(batch.tokens for batch in batches) if order else 0
     return found | {"tokens": float(tokens), "micro_batches": float(len(batches))}
 
 
-def _micro_batches(
+def micro_batches(
     plan: TextPlan, texts: Sequence[int], template: EmbeddingTemplate, settings: StepSettings
 ) -> tuple[list[PackedBatch], list[int]]:
     """(packed batches, text number of each of their leaves); one token of padding where a rank has no text."""

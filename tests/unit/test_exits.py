@@ -39,7 +39,7 @@ def chained(outer: Exception, inner: Exception) -> Exception:
         (WorkerError(chained(UserError("bad model"), KeyError("w"))), 2, "error: bad model\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "the disk is full"),
         (OSError(errno.EADDRINUSE, "Address already in use"), 2, "Address already in use"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2, "Permission denied"),
         (KeyError("x"), 1, "KeyError: 'x' (run again with --debug"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

@@ -41,6 +41,12 @@ def make_batch(seed: int, rows: int, owners: list[int], kinds: int, width: int =
     )
 
 
+def draw_batch(data: st.DataObject, most_rows: int) -> ContrastiveBatch:
+    rows = data.draw(st.integers(1, most_rows))
+    owners = data.draw(st.lists(st.integers(0, rows - 1), max_size=7))
+    return make_batch(data.draw(st.integers(0, 10_000)), rows, owners, data.draw(st.integers(1, 9)))
+
+
 def literal_loss(batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool = False) -> float:
     """RECIPE section 2, term by term, one pair at a time."""
     cosine = torch.dot
@@ -80,9 +86,7 @@ def literal_loss(batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool =
 @settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_contrastive_loss_equals_the_literal_equation(data: st.DataObject) -> None:
-    rows = data.draw(st.integers(1, 5))
-    owners = data.draw(st.lists(st.integers(0, rows - 1), max_size=7))
-    batch = make_batch(data.draw(st.integers(0, 10_000)), rows, owners, data.draw(st.integers(1, 9)))
+    batch = draw_batch(data, most_rows=5)
     cfg = LossConfig(
         temperature=data.draw(st.sampled_from([0.05, 0.2])),
         margin=data.draw(st.sampled_from([0.1, -0.3, -3.0])),  # -3 masks everything
@@ -100,9 +104,7 @@ def test_contrastive_loss_equals_the_literal_equation(data: st.DataObject) -> No
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_tiles_give_the_loss_metrics_and_gradients_of_the_whole(data: st.DataObject) -> None:
-    rows = data.draw(st.integers(1, 6))
-    owners = data.draw(st.lists(st.integers(0, rows - 1), max_size=7))
-    batch = make_batch(data.draw(st.integers(0, 10_000)), rows, owners, data.draw(st.integers(1, 9)))
+    batch = draw_batch(data, most_rows=6)
     cfg = LossConfig(mrl_dims=[3, 9], mrl_weights=[0.5, 1.0], margin=data.draw(st.sampled_from([0.1, -0.3])))
     explicit = data.draw(st.booleans())
     leaves = [t.float().requires_grad_() for t in (batch.queries, batch.positives, batch.negatives)]

@@ -14,7 +14,8 @@ def mixture(temperature: float = 1.0, seed: int = 0, **weights: float) -> Mixtur
 
 
 def test_a_step_is_the_same_whatever_was_asked_before() -> None:
-    in_order = [mixture_.batch(step) for mixture_ in [mixture()] for step in range(50)]
+    one = mixture()
+    in_order = [one.batch(step) for step in range(50)]
     assert [mixture().batch(step) for step in (49, 3, 17)] == [in_order[step] for step in (49, 3, 17)]
     assert [mixture(seed=1).batch(step) for step in range(50)] != in_order
 

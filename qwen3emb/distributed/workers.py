@@ -1,0 +1,149 @@
+"""Actors that hold one model each, and how a pool of them is started, given work and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util import ActorPool
+
+from qwen3emb.model.encoder import Encoder
+from qwen3emb.model.reranker import Reranker
+from qwen3emb.storage import Storage
+
+__all__ = [
+    "EncodeWorker",
+    "RerankWorker",
+    "actor_options",
+    "first_or_stop",
+    "spread",
+    "stop",
+    "stored_dtype",
+    "threads_per_worker",
+]
+
+
+def threads_per_worker(workers: int) -> int:
+    """CPU threads of one of `workers` processes that share this machine's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def actor_options(threads: int, gpus: float) -> dict[str, Any]:
+    """Ray's options of an encoding actor.
+
+    Half a logical CPU each, so that slots stay free for the tasks that feed them.
+    """
+    return {
+        "num_cpus": 0.5,
+        "num_gpus": gpus,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+    }
+
+
+def stored_dtype(model_dir: Path) -> str:
+    """The dtype a model directory's weights are stored in, `bfloat16` where its config does not say."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+
+
+class EncodeWorker:
+    """An embedding model in one process, loaded at first use.
+
+    Not in the constructor: Ray hides what a constructor raised, and a missing model is the user's to mend.
+    """
+
+    def __init__(self, model_dir: str, end_token: str | None, dtype: str | None, threads: int) -> None:
+        """Remember what to load; `dtype` None takes the one the weights are stored in."""
+        self._arguments = (model_dir, end_token, dtype, threads)
+        self._encoder: Encoder | None = None
+
+    def use(self, model_dir: str, end_token: str | None, dtype: str | None) -> None:
+        """Another model instead, loaded at first use."""
+        self._arguments, self._encoder = (model_dir, end_token, dtype, self._arguments[3]), None
+
+    def encoder(self) -> Encoder:
+        """The loaded model.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        if self._encoder is None:
+            uri, end_token, dtype, threads = self._arguments
+            folder = Storage(uri).local()
+            self._encoder = Encoder(folder, end_token=end_token, dtype=dtype or stored_dtype(folder), threads=threads)
+        return self._encoder
+
+    def dimensions(self) -> int:
+        """Length of the model's vectors."""
+        return self.encoder().dimensions
+
+    def pid(self) -> int:
+        """This process."""
+        return os.getpid()
+
+    def encode(self, texts: Sequence[str], instruction: str | None, max_tokens: int) -> np.ndarray:
+        """(len(texts), dimensions) normalised float32; see `Encoder.encode`."""
+        return self.encoder().encode(texts, max_tokens=max_tokens, instruction=instruction)
+
+    def encode_chunk(
+        self, rows: list[int], texts: list[str], instruction: str | None, max_tokens: int
+    ) -> tuple[list[int], np.ndarray]:
+        """The vectors together with the rows they belong to."""
+        return rows, self.encode(texts, instruction, max_tokens)
+
+
+class RerankWorker:
+    """A reranker in one process, loaded at first use (see `EncodeWorker`)."""
+
+    def __init__(self, model_dir: str, dtype: str | None, threads: int) -> None:
+        """Remember what to load; `dtype` None takes the one the weights are stored in."""
+        self._arguments = (model_dir, dtype, threads)
+        self._reranker: Reranker | None = None
+
+    def reranker(self) -> Reranker:
+        """The loaded model.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        if self._reranker is None:
+            uri, dtype, threads = self._arguments
+            folder = Storage(uri).local()
+            self._reranker = Reranker(folder, dtype=dtype or stored_dtype(folder), threads=threads)
+        return self._reranker
+
+    def context(self) -> int:
+        """The model's longest input, tokens."""
+        return self.reranker().context
+
+    def score_query(
+        self, row: int, query: str, documents: list[str], options: dict[str, Any]
+    ) -> tuple[int, np.ndarray]:
+        """The query's row and its documents' scores."""
+        return row, self.reranker().score(query, documents, **options)
+
+
+def spread(actors: list[Any], method: str, tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Results of `method(*task)` as they come, each task on the first actor that is free."""
+    pool = ActorPool(actors)
+    yield from pool.map_unordered(lambda actor, task: getattr(actor, method).remote(*task), list(tasks))
+
+
+def first_or_stop(actors: list[Any], method: str) -> Any:
+    """What `method` gives on the first actor, after all have answered; ends them where one cannot."""
+    try:
+        return ray.get([getattr(actor, method).remote() for actor in actors])[0]
+    except BaseException:
+        stop(actors)
+        raise
+
+
+def stop(actors: list[Any]) -> None:
+    """End the actors."""
+    for actor in actors:
+        ray.kill(actor)
