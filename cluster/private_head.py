@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.session import ray_environment
+from cluster.session import own_cluster_environment, ray_environment
 from qwen3emb.config import ClusterConfig
 from qwen3emb.errors import StageFailure
 
@@ -95,7 +95,7 @@ def _started(cluster: ClusterConfig, folder: Path, seconds: float) -> tuple[subp
 
 
 def _launch(cluster: ClusterConfig, folder: Path, ports: list[int]) -> subprocess.Popen[bytes]:
-    environment = os.environ | ray_environment() | {_MARK: str(folder)}
+    environment = os.environ | ray_environment() | own_cluster_environment() | {_MARK: str(folder)}
     environment.pop("RAY_ADDRESS", None)
     if cluster.gpus_per_worker:
         environment.pop("DS_ACCELERATOR", None)

@@ -11,7 +11,10 @@ from typing import Any
 from qwen3emb.config import ClusterConfig
 from qwen3emb.errors import UserError
 
-__all__ = ["connected", "ray_environment"]
+__all__ = ["OWN_CLUSTER", "connected", "own_cluster_environment", "ray_environment"]
+
+OWN_CLUSTER = "QWEN3EMB_OWN_CLUSTER"
+"""Set in all processes of a Ray that ends with what started it: a driver's embedded one, a pipeline's private head."""
 
 
 def ray_environment() -> dict[str, str]:
@@ -24,6 +27,8 @@ def ray_environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
+        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # a line for every resource it asks for,
+        "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",  # and for every checkpoint
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -36,16 +41,29 @@ def ray_environment() -> dict[str, str]:
     return {key: value for key, value in wanted.items() if key not in os.environ}
 
 
+def own_cluster_environment() -> dict[str, str]:
+    """Further settings where the cluster is ours alone."""
+    wanted = {
+        OWN_CLUSTER: "1",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes the only node away
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it takes one report per check, so 2 s each add up at the end
+    }
+    return {key: value for key, value in wanted.items() if key not in os.environ}
+
+
 @contextmanager
 def connected(cluster: ClusterConfig) -> Iterator[None]:
     """Join the configured cluster, or start an embedded one that ends with the block.
 
-    `cluster.address` wins over `RAY_ADDRESS`; without both a Ray starts inside this process.
+    `cluster.address` wins over `RAY_ADDRESS`; without both a Ray starts inside this process. A Ray that this process
+    has joined before (a notebook, several stages in a row) is used as it is, and stays.
 
     Raises:
         UserError: no cluster answers at the given address.
     """
     environment = ray_environment()
+    if not (cluster.address or os.environ.get("RAY_ADDRESS")):
+        environment |= own_cluster_environment()
     if cluster.gpus_per_worker:
         environment.pop("DS_ACCELERATOR", None)
     os.environ.update(environment)
@@ -62,6 +80,9 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
 def _ray(cluster: ClusterConfig, environment: dict[str, str]) -> Iterator[None]:
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Ray's own actors chat at INFO and WARNING (one asks every second for a dashboard we do not start here).
     quiet = ray.LoggingConfig(encoding="TEXT", log_level="ERROR")

@@ -30,7 +30,7 @@ class EvaluateConfig(Section):
     reported beside it."""
     rerank_dev_top: int = Field(default=20, ge=2)
     """Documents per dev query that are reranked to find that share."""
-    recall_at: list[int] = Field(default=[1, 10, 100])
+    recall_at: list[int] = Field(default=[1, 10, 100], min_length=1)
     """k of recall@k."""
     workers: int = Field(default=2, ge=1)
     """Encoding and reranking workers."""

@@ -11,15 +11,21 @@ from torch import Tensor
 from qwen3emb.config_train import OptimizerConfig
 from qwen3emb.train.gather import rank_and_world
 
-__all__ = ["ZeroEngine", "build_engine", "full_weights", "restore", "save", "set_learning_rate"]
+__all__ = ["TAG", "ZeroEngine", "build_engine", "full_weights", "restore", "save", "set_learning_rate"]
 
-_TAG = "state"
+TAG = "state"
+"""Folder of DeepSpeed's files inside a checkpoint."""
 
 
-def build_engine(model: Any, cfg: OptimizerConfig) -> Any:
+def build_engine(model: Any, cfg: OptimizerConfig, universal: bool = False) -> Any:
     """A DeepSpeed ZeRO engine around `model`, with AdamW on fp32 master weights.
 
     Must be called on every rank, with torch.distributed running.
+
+    Args:
+        model: on its device, in the dtype to train in.
+        cfg: optimizer and ZeRO stage.
+        universal: the state it will be given to `restore` is a universal checkpoint (`resharding.universal`).
     """
     import deepspeed
     from torch.optim import AdamW
@@ -38,6 +44,7 @@ def build_engine(model: Any, cfg: OptimizerConfig) -> Any:
         "zero_optimization": {"stage": cfg.zero_stage, **_offload(cfg)},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
@@ -106,11 +113,11 @@ def full_weights(engine: Any) -> dict[str, Tensor]:
 
 def save(engine: Any, folder: Path, state: dict[str, Any]) -> None:
     """Write weights, optimizer and `state` of this rank into a shared or rank-local folder."""
-    engine.save_checkpoint(str(folder), tag=_TAG, client_state=state)
+    engine.save_checkpoint(str(folder), tag=TAG, client_state=state)
 
 
 def restore(engine: Any, folder: Path) -> dict[str, Any]:
     """Load what `save` wrote and return its `state`."""
-    _, state = engine.load_checkpoint(str(folder), tag=_TAG)
+    _, state = engine.load_checkpoint(str(folder), tag=TAG)
     torch.set_rng_state(state["rng"])
     return dict(state)

@@ -20,8 +20,11 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.session import OWN_CLUSTER
+from qwen3emb.config_train import OptimizerConfig
 from qwen3emb.distributed.engine import ZeroEngine, build_engine, full_weights, restore, save, set_learning_rate
-from qwen3emb.errors import StageFailure
+from qwen3emb.distributed.resharding import saved_world_size, universal
+from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.storage import Storage
 from qwen3emb.train.gather import rank_and_world
 from qwen3emb.train.history import History
@@ -34,6 +37,7 @@ __all__ = ["TrainJob", "fit"]
 
 _RUN_NAME = "ray_train"
 _BAD = "bad_batches.jsonl"
+_FAILED = "failed.json"
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,9 @@ def _checkpoint_name(step: int) -> str:
 
 def _train(job: TrainJob, out: Storage) -> None:
     cfg = job.task.cfg
-    trainer = TorchTrainer(
-        _loop,
+    out.delete(_FAILED)
+    trainer = _Trainer(
+        _worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if job.gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -113,14 +118,41 @@ def _train(job: TrainJob, out: Storage) -> None:
         raise next(iter(reasons.values())) from error
 
 
+class _Trainer(TorchTrainer):
+    """Ray's trainer without the actor that frees a lost controller's resources, where the cluster goes with the job.
+
+    It asks the dashboard about the controller. An embedded Ray has none, and stopping the actor waits for its
+    answer, 12 seconds at the end of every training.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # private
+        if not os.environ.get(OWN_CLUSTER):
+            return callbacks
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+
 def checkpoint_names(out: Storage) -> list[str]:
     """Exported checkpoints of a training stage, oldest first."""
     return sorted({os.path.dirname(n) for n in out.names("checkpoints", "/qwen3emb.json")})
 
 
-def _loop(config: dict[str, Any]) -> None:
-    """What each worker runs."""
+def _worker(config: dict[str, Any]) -> None:
+    """What each worker runs; a failure that would only repeat itself is not tried a second time."""
     job: TrainJob = config["job"]
+    out = Storage(job.out)
+    if out.exists(_FAILED):
+        before = out.read_json(_FAILED)
+        raise (UserError if before["mistake"] else StageFailure)(before["message"])
+    try:
+        _loop(job)
+    except (UserError, StageFailure) as error:
+        out.write_json(_FAILED, {"message": str(error), "mistake": isinstance(error, UserError)})
+        raise
+
+
+def _loop(job: TrainJob) -> None:
+    """The steps from the latest checkpoint to the end."""
     cfg = job.task.cfg
     _quieten()
     torch.set_num_threads(cfg.threads or max(1, len(os.sched_getaffinity(0)) // cfg.num_workers))
@@ -130,8 +162,7 @@ def _loop(config: dict[str, Any]) -> None:
         model.gradient_checkpointing_enable()
     if job.gpus:
         model.to(ray.train.torch.get_device())
-    engine = build_engine(model.train(), cfg.optimizer)
-    history, first = _resumed(engine)
+    engine, history, first = _resumed(model.train(), cfg.optimizer)
     mixture = job.mixture()
     began = time.monotonic()
     for step in range(first, cfg.steps):
@@ -187,14 +218,34 @@ def _bad_batch(job: TrainJob, step: int, dataset: str, rows: Sequence[TrainingRo
         )
 
 
-def _resumed(engine: Any) -> tuple[History, int]:
-    """Metrics so far and the step to go on with, from Ray Train's latest registered checkpoint."""
+def _resumed(model: Any, optimizer: OptimizerConfig) -> tuple[Any, History, int]:
+    """Engine, metrics so far and the step to go on with, from Ray Train's latest registered checkpoint.
+
+    The checkpoint may be of another world size: the sample sequence is the global one and goes on.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return History(), 0
-    with checkpoint.as_directory() as folder:
-        state = restore(engine, Path(folder))
-    return History(state["history"]), int(state["step"])
+        return build_engine(model, optimizer), History(), 0
+    with checkpoint.as_directory() as given, tempfile.TemporaryDirectory() as own:
+        folder, saved, world = Path(given), saved_world_size(Path(given)), rank_and_world()[1]
+        resharded = saved not in (None, world)
+        if resharded:
+            folder = universal(folder, _of_node(Path(own)))
+        engine = build_engine(model, optimizer, universal=resharded)
+        state = restore(engine, folder)
+        if world > 1:
+            torch.distributed.barrier()  # before the converting rank removes its folder
+    return engine, History(state["history"]), int(state["step"])
+
+
+def _of_node(own: Path) -> Path:
+    """The temporary folder of the first rank of this rank's node, from every rank's own."""
+    context, world = ray.train.get_context(), rank_and_world()[1]
+    if world == 1:
+        return own
+    places: list[Any] = [None] * world
+    torch.distributed.all_gather_object(places, (context.get_node_rank(), context.get_local_rank(), str(own)))
+    return Path(next(place for node, local, place in places if (node, local) == (context.get_node_rank(), 0)))
 
 
 def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None:

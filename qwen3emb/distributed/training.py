@@ -10,7 +10,7 @@ from qwen3emb.evaluate.retrieval import RetrievalSet, read_retrieval_set
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.pipeline import StageContext
-from qwen3emb.train.rows import TrainingRow, by_dataset, checked, rows_from_pairs, rows_from_training
+from qwen3emb.train.rows import TrainingRow, by_dataset, check_datasets, checked, rows_from_pairs, rows_from_training
 from qwen3emb.train.tasks import EmbeddingTask, RerankerTask
 
 __all__ = ["train_reranker", "train_supervised", "train_weak"]
@@ -48,6 +48,7 @@ def train_reranker(ctx: StageContext) -> StageResult:
 def _train_embedding(ctx: StageContext, rows: list[TrainingRow], model_dir: str) -> StageResult:
     cfg = ctx.cfg.weak if ctx.stage.name == "weak" else ctx.cfg.supervised
     checked(rows, cfg.batch_size, ctx.out.uri)
+    check_datasets(rows, {name: own.weight for name, own in cfg.datasets.items()}, f"{ctx.stage.name}.datasets")
     dev: RetrievalSet = read_retrieval_set(ctx.input("corpus") / "dev")
 
     task = EmbeddingTask(cfg, Path(model_dir), ctx.cfg.models.end_token, ctx.cfg.models.instruction, dev)

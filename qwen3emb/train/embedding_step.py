@@ -15,7 +15,7 @@ from qwen3emb.templates import EmbeddingTemplate
 from qwen3emb.train.contrast import contrastive_gradients, cosent_gradients
 from qwen3emb.train.gather import gather_rows, rank_and_world
 from qwen3emb.train.losses import ContrastiveBatch
-from qwen3emb.train.microbatch import StepEngine, cached_backward
+from qwen3emb.train.microbatch import StepEngine, cached_backward, wasted_share
 from qwen3emb.train.rows import TrainingRow, content_id
 from qwen3emb.train.sharing import TextPlan, plan_texts
 
@@ -55,8 +55,8 @@ def embedding_step(
     gradient of one process holding the whole batch, whatever the world size and the token budget.
 
     Returns:
-        "loss", `LossSums.metrics`, "tokens" this rank computed and "micro_batches" it took; of a step with the
-        gradient cache every token is computed twice and counted once.
+        "loss", `LossSums.metrics`, "tokens" of this rank's texts, "micro_batches" it took and its "padding" (see
+        `wasted_share`); of a step with the gradient cache every token is computed twice and counted once.
     """
     rank, world = rank_and_world()
     plan = plan_texts(rows, settings.hard_negatives, symmetric=settings.task == "sts")
@@ -73,9 +73,10 @@ def embedding_step(
             return torch.zeros_like(vectors)
         return gradient[numbers]
 
-    cached_backward(engine, batches, lambda b: pooled(engine, b.to(engine.device)), gradient_of)
+    rounds = cached_backward(engine, batches, lambda b: pooled(engine, b.to(engine.device)), gradient_of)
     tokens = sum(batch.tokens for batch in batches) if order else 0
-    return found | {"tokens": float(tokens), "micro_batches": float(len(batches))}
+    wasted = wasted_share(tokens, batches, rounds)
+    return found | {"tokens": float(tokens), "micro_batches": float(len(batches)), "padding": wasted}
 
 
 def micro_batches(

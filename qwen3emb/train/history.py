@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from qwen3emb.storage import Storage
+from qwen3emb.train.board import OF_THE_DATA, write_events
 
 __all__ = ["History"]
 
@@ -23,6 +24,7 @@ class History:
         self.rows = rows or []
         self._shown = 0.0
         self._first = len(self.rows)
+        self._on_board = len(self.rows)
 
     def add(self, step: int, metrics: dict[str, Any], seconds: float) -> None:
         """Metrics of a finished step (0-based); `seconds` since this process began training.
@@ -80,8 +82,20 @@ class History:
             "best_step": self.best_step(),
             "skipped_steps": int(sum(r.get("skipped", 0.0) for r in self.rows)),
             **speed,
+            "datasets": self._by_dataset(),
             "validation": {step: found for step, found in dev.items() if found},
         }
+
+    def _by_dataset(self) -> dict[str, dict[str, float]]:
+        """Batches of each data set, and means of what is said about its data over the last half of them."""
+        found = {}
+        for name in dict.fromkeys(r["dataset"] for r in self.rows if "dataset" in r):
+            own = [r for r in self.rows if r.get("dataset") == name]
+            late = own[len(own) // 2 :]
+            figures = {k: [r[k] for r in late if r.get(k) is not None] for k in OF_THE_DATA}
+            means = {k: round(sum(v) / len(v), 4) for k, v in figures.items() if v}
+            found[name] = {"batches": float(len(own)), **means}
+        return found
 
     def show(self, steps: int, force: bool = False) -> None:
         """A progress line on standard error, at most every few seconds."""
@@ -98,14 +112,16 @@ class History:
         print(
             f"step {row['step']}/{steps} loss {loss:.3f} pos {row['positive']:.2f} hardest {row['hardest']:.2f} "
             f"lr {row['lr']:.1e} {rate:.1f} rows/s {tokens:.0f} tokens/s/worker "
-            f"eta {per_step * (steps - row['step']):.0f}s {dev}".rstrip(),
+            f"padding {row.get('padding', 0.0):.1%} eta {per_step * (steps - row['step']):.0f}s {dev}".rstrip(),
             file=sys.stderr,
             flush=True,
         )
 
     def write(self, out: Storage) -> None:
-        """Write all rows as metrics.jsonl."""
+        """Write all rows as metrics.jsonl, and those since the last call for TensorBoard."""
         out.write_bytes(_FILE, "".join(json.dumps(r) + "\n" for r in self.rows).encode())
+        write_events(out, self.rows[self._on_board :])
+        self._on_board = len(self.rows)
 
     @classmethod
     def read(cls, out: Storage) -> History:

@@ -16,7 +16,7 @@ from torch import Tensor
 from qwen3emb.model.packing import PackedBatch
 from qwen3emb.train.gather import gather_rows
 
-__all__ = ["PlainEngine", "StepEngine", "cached_backward", "most_rounds"]
+__all__ = ["PlainEngine", "StepEngine", "cached_backward", "most_rounds", "wasted_share"]
 
 
 class StepEngine(Protocol):
@@ -66,7 +66,7 @@ def cached_backward(
     batches: Sequence[PackedBatch],
     forward: Callable[[PackedBatch], Tensor],
     gradient_of: Callable[[Tensor], Tensor],
-) -> None:
+) -> int:
     """The gradient cache (GradCache): vectors first, their gradient, then forward again and backward.
 
     With one micro-batch on every rank the first forward keeps its graph, and nothing is computed twice. The random
@@ -77,12 +77,15 @@ def cached_backward(
         batches: this rank's micro-batches, at least one.
         forward: micro-batch -> (leaves, D) vectors.
         gradient_of: this rank's vectors, in the order of the batches -> their gradient; called once, on all ranks.
+
+    Returns:
+        The number of rounds, the largest number of micro-batches on any rank.
     """
     rounds = most_rounds(len(batches), engine.device)
     if rounds == 1:
         vectors = forward(batches[0])
         engine.backward((vectors * gradient_of(vectors.detach())).sum(), True)
-        return
+        return rounds
     states, pieces = [], []
     with torch.no_grad():
         for n in range(rounds):
@@ -95,6 +98,19 @@ def cached_backward(
             vectors = forward(batches[min(n, len(batches) - 1)])
         gradient = gradients[n] if n < len(batches) else torch.zeros_like(vectors)
         engine.backward((vectors * gradient).sum(), n + 1 == rounds)
+    return rounds
+
+
+def wasted_share(useful: int, batches: Sequence[PackedBatch], rounds: int) -> float:
+    """Share of the tokens a rank computes that nobody needs: what stands in while other ranks have more to do.
+
+    Args:
+        useful: tokens of this rank's texts.
+        batches: its micro-batches; the last one is repeated.
+        rounds: micro-batches of the rank with most.
+    """
+    computed = sum(batch.tokens for batch in batches) + (rounds - len(batches)) * batches[-1].tokens
+    return 1 - useful / computed
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from qwen3emb.model.reranker import rerank_tree
 from qwen3emb.templates import RerankTemplate
 from qwen3emb.train.gather import gather_rows, rank_and_world
 from qwen3emb.train.losses import answer_loss
-from qwen3emb.train.microbatch import StepEngine, most_rounds
+from qwen3emb.train.microbatch import StepEngine, most_rounds, wasted_share
 from qwen3emb.train.rows import TrainingRow
 from qwen3emb.train.sharing import spread
 
@@ -49,8 +49,8 @@ def reranker_step(
         instruction: the task.
 
     Returns:
-        "loss", "tokens" and "micro_batches" of this rank, "positive": mean P(yes) of positives, "hardest": mean
-        over the queries of the highest P(yes) of a negative.
+        "loss", "tokens", "micro_batches" and "padding" of this rank, "positive": mean P(yes) of positives, "hardest":
+        mean over the queries of the highest P(yes) of a negative.
     """
     rank, world = rank_and_world()
     lengths = [len(r.query) + sum(map(len, (r.positive, *r.negatives[: cfg.negatives]))) for r in rows]
@@ -70,6 +70,7 @@ def reranker_step(
         "loss": loss_sum,
         "tokens": float(tokens),
         "micro_batches": float(len(batches)),
+        "padding": wasted_share(int(tokens), [batch.packed for batch in batches], rounds),
         "positive": positive / len(rows),
         "hardest": hardest / max(1.0, ranked),
     }

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from qwen3emb.errors import UserError
 
-__all__ = ["TrainingRow", "by_dataset", "checked", "content_id", "rows_from_pairs", "rows_from_training"]
+__all__ = [
+    "TrainingRow",
+    "by_dataset",
+    "check_datasets",
+    "checked",
+    "content_id",
+    "rows_from_pairs",
+    "rows_from_training",
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,25 @@ def by_dataset(rows: Sequence[TrainingRow]) -> dict[str, list[TrainingRow]]:
     for row in rows:
         found.setdefault(row.dataset, []).append(row)
     return found
+
+
+def check_datasets(rows: Sequence[TrainingRow], weights: Mapping[str, float], what: str) -> None:
+    """Refuse a mixture that names what is not there, or leaves nothing.
+
+    Args:
+        rows: all training rows.
+        weights: of the data sets that the configuration names.
+        what: where the names stand, for the message.
+
+    Raises:
+        UserError: a name that no row has, or no data set with a weight above 0.
+    """
+    there = sorted({row.dataset for row in rows})
+    unknown = sorted(set(weights) - set(there))
+    if unknown:
+        raise UserError(f"{what}: no row is of the data set {unknown[0]!r}; there are: {', '.join(there)}")
+    if not any(weights.get(name, 1.0) > 0 for name in there):
+        raise UserError(f"{what}: every data set has weight 0, so there is nothing to train on; raise one of them")
 
 
 def checked(rows: Sequence[TrainingRow], batch: int, what: str) -> None:

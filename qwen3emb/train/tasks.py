@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,18 @@ def _even(packs: list[list[int]]) -> list[list[int]]:
 
 
 def _spread(trees: Sequence[Tree], forward: Any) -> Tensor:
-    """Results of single-leaf trees in order, computed by all ranks together: (len(trees), width)."""
+    """(leaves, width) results of all leaves in order, computed by all ranks together, whole trees on one rank."""
     rank, world = rank_and_world()
+    first = list(accumulate((len(leaves) for _, leaves in trees), initial=0))
     mine = list(range(rank, len(trees), world))
-    packs = list(budgeted([len(trees[i][0]) + len(trees[i][1][0]) for i in mine], TOKEN_BUDGET))
+    packs = list(budgeted([len(trees[i][0]) + sum(map(len, trees[i][1])) for i in mine], TOKEN_BUDGET))
     numbers: list[int] = []
     results: list[Tensor] = []
     for n, group in enumerate(_even(packs)):
         chosen = [mine[i] if mine else 0 for i in group]
         out = forward(pack([trees[i] for i in chosen]))
         if n < len(packs):
-            numbers.extend(chosen)
+            numbers.extend(leaf for i in chosen for leaf in range(first[i], first[i + 1]))
             results.append(out)
     own = torch.cat(results) if results else out[:0]
     order = gather_rows(torch.tensor(numbers, dtype=torch.long))
@@ -183,7 +185,7 @@ class RerankerTask:
                 max_query_tokens=self.cfg.max_query_tokens,
                 instruction=self.instruction,
             )
-            trees.extend((prefix, [leaf]) for leaf in leaves)
+            trees.append((prefix, leaves))
             sizes.append(len(leaves))
         with torch.no_grad():
             scores = _spread(trees, lambda batch: self._margins(engine, batch)).squeeze(1)

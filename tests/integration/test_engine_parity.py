@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_vllm_and_sentence_transformers_give_our_vectors(exported: Path) -> None:
+    prompted = [f"Instruct: {INSTRUCTION}\nQuery:{text}" for text in TEXTS]
+    with ThreadPoolExecutor(1) as beside:
+        served = beside.submit(vllm_vectors, exported, [*prompted, *TEXTS])
+        queries, documents = ours_and_theirs(exported)
+    np.testing.assert_allclose(np.concatenate([queries, documents]), served.result(), atol=1e-4)
+
+
+def ours_and_theirs(exported: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Our vectors of the texts as queries and as documents, compared with those of sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
     encoder = Encoder(exported, dtype="float32")
@@ -54,10 +64,7 @@ def test_vllm_and_sentence_transformers_give_our_vectors(exported: Path) -> None
     theirs = SentenceTransformer(str(exported), device="cpu", model_kwargs={"dtype": "float32"})
     np.testing.assert_allclose(queries, theirs.encode(TEXTS, prompt_name="query"), atol=1e-4)
     np.testing.assert_allclose(documents, theirs.encode(TEXTS, prompt_name="document"), atol=1e-4)
-
-    prompted = [f"Instruct: {INSTRUCTION}\nQuery:{text}" for text in TEXTS]
-    served = vllm_vectors(exported, [*prompted, *TEXTS])
-    np.testing.assert_allclose(np.concatenate([queries, documents]), served, atol=1e-4)
+    return queries, documents
 
 
 def vllm_vectors(folder: Path, texts: list[str]) -> np.ndarray:

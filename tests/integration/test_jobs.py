@@ -12,6 +12,8 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -25,19 +27,26 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def options(tmp_path: Path, tiny_qwen3: Path) -> list[str]:
-    """The demo's config with inputs so small that `corpus` takes a moment."""
-    texts = tmp_path / "texts"
+def settings(folder: Path, model: Path) -> list[str]:
+    """The demo's config with inputs so small that `corpus` takes a moment, and output in `folder`/run."""
+    texts = folder / "texts"
     texts.mkdir()
     for i in range(5):
         (texts / f"{i}.txt").write_text(f"Text number {i} is about {['bread', 'flour', 'salt', 'water', 'yeast'][i]}.")
-    sets = [
-        f"storage={tmp_path}/run",
-        f"models={{generator: {tiny_qwen3}, base: {tiny_qwen3}, retrieval: {tiny_qwen3}}}",
+    return [
+        f"storage={folder}/run",
+        f"models={{generator: {model}, base: {model}, retrieval: {model}}}",
         f"corpus={{sources: [{{kind: text, path: {texts}}}], max_tokens: 128}}",
     ]
-    return ["--config", "examples/demo.yaml", *(word for s in sets for word in ("--set", s))]
+
+
+def flags(sets: list[str]) -> list[str]:
+    return [word for s in sets for word in ("--set", s)]
+
+
+@pytest.fixture
+def options(tmp_path: Path, tiny_qwen3: Path) -> list[str]:
+    return ["--config", "examples/demo.yaml", *flags(settings(tmp_path, tiny_qwen3))]
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -118,68 +127,98 @@ def test_without_a_cluster_a_private_head_runs_the_stage_and_goes(
     assert "private Ray head" not in second.stderr  # so it is a matter of seconds
 
 
+PIPELINE_AS_A_JOB = """
+address, file, *sets = sys.argv[1:]
+target = there(connect(address), load_config(file, sets), file, sets)
+sys.exit(target.run("jobs.pipeline", ["--only", "corpus"]))
+"""
+ARGUMENTS_OF_A_JOB = """
+address, file = sys.argv[1:]
+print(json.dumps(there(connect(address), load_config(file), file, []).options))
+"""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a client of the shared cluster said, and where the stage writes."""
+
+    done: subprocess.CompletedProcess[str]
+    out: Path
+
+    @property
+    def record(self) -> Path:
+        return self.out / "corpus" / "artifact.json"
+
+
+@pytest.fixture(scope="module")
+def submissions(shared_head: str, tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submission]:
+    """All clients of the shared cluster, two at a time, as each mostly waits for its job."""
+    demo = "examples/demo.yaml"
+
+    def submit(sets: list[str], *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return run(
+            "qwen3emb.cli", "submit", demo, *flags(sets), "--address", shared_head, "--stage", *words, **environment
+        )
+
+    clients = {
+        "pipeline here": lambda sets: run(
+            "jobs.pipeline", "--config", demo, *flags(sets), "--only", "corpus", RAY_ADDRESS=shared_head
+        ),
+        "pipeline there": lambda sets: client(PIPELINE_AS_A_JOB, shared_head, str(ROOT / demo), *sets),
+        "not waiting": lambda sets: submit(sets, "corpus", "--no-wait"),
+        "mistake": lambda sets: submit(sets, "mine"),  # its inputs are not there
+        "wrong token": lambda sets: submit(sets, "corpus", RAY_AUTH_MODE="disabled"),
+        "arguments": lambda sets: client(ARGUMENTS_OF_A_JOB, shared_head, str(ROOT / demo)),
+    }
+
+    def made(name: str) -> Submission:
+        folder = tmp_path_factory.mktemp("submission")
+        return Submission(clients[name](settings(folder, tiny_qwen3)), folder / "run")
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(clients, pool.map(made, clients), strict=True))
+
+
 def test_a_given_cluster_gets_the_project_and_its_answers_come_back(
-    options: list[str], tmp_path: Path, shared_head: str
+    submissions: dict[str, Submission], shared_head: str
 ) -> None:
-    first = run("jobs.pipeline", *options, "--only", "corpus", RAY_ADDRESS=shared_head)
-    assert first.returncode == 0, first.stderr
-    assert f"submitting to {shared_head}" in first.stderr
-    assert "corpus: 5 rows in, 5 out" in first.stderr
-    assert (tmp_path / "run" / "corpus" / "artifact.json").is_file()
+    first = submissions["pipeline here"]
+    assert first.done.returncode == 0, first.done.stderr
+    assert f"submitting to {shared_head}" in first.done.stderr
+    assert "corpus: 5 rows in, 5 out" in first.done.stderr
+    assert first.record.is_file()
 
 
-def test_a_users_mistake_inside_a_job_comes_back_as_exit_code_2(options: list[str], shared_head: str) -> None:
-    submit = ["qwen3emb.cli", "submit", "examples/demo.yaml", *options[2:], "--address", shared_head]
-    done = run(*submit, "--stage", "mine")  # its inputs are not there
+def test_a_users_mistake_inside_a_job_comes_back_as_exit_code_2(submissions: dict[str, Submission]) -> None:
+    done = submissions["mistake"].done
     assert done.returncode == 2, done.stderr
     assert "not complete" in done.stderr
 
 
-def test_a_wrong_token_is_one_sentence(options: list[str], shared_head: str) -> None:
-    submit = ["qwen3emb.cli", "submit", "examples/demo.yaml", *options[2:], "--address", shared_head]
-    done = run(*submit, "--stage", "corpus", RAY_AUTH_MODE="disabled")
+def test_a_wrong_token_is_one_sentence(submissions: dict[str, Submission]) -> None:
+    done = submissions["wrong token"].done
     assert done.returncode == 2, done.stderr
     assert "RAY_AUTH_TOKEN" in done.stderr
 
 
-def test_the_whole_pipeline_can_be_one_job_that_submits_the_others(
-    options: list[str], tmp_path: Path, shared_head: str
-) -> None:
-    done = client(
-        """
-        address, file, *sets = sys.argv[1:]
-        target = there(connect(address), load_config(file, sets), file, sets)
-        sys.exit(target.run("jobs.pipeline", ["--only", "corpus"]))
-        """,
-        shared_head,
-        str(ROOT / options[1]),
-        *options[3::2],
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "corpus" / "artifact.json").is_file()
+def test_the_whole_pipeline_can_be_one_job_that_submits_the_others(submissions: dict[str, Submission]) -> None:
+    nested = submissions["pipeline there"]
+    assert nested.done.returncode == 0, nested.done.stderr
+    assert nested.record.is_file()
 
 
-def test_not_waiting_returns_the_jobs_id_at_once(options: list[str], tmp_path: Path, shared_head: str) -> None:
-    submit = ["qwen3emb.cli", "submit", "examples/demo.yaml", *options[2:], "--address", shared_head]
-    done = run(*submit, "--stage", "corpus", "--no-wait")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("raysubmit_")
-    artifact = tmp_path / "run" / "corpus" / "artifact.json"
+def test_not_waiting_returns_the_jobs_id_at_once(submissions: dict[str, Submission]) -> None:
+    submitted = submissions["not waiting"]
+    assert submitted.done.returncode == 0, submitted.done.stderr
+    assert submitted.done.stdout.startswith("raysubmit_")
     deadline = time.monotonic() + 120
-    while not artifact.is_file():
+    while not submitted.record.is_file():
         assert time.monotonic() < deadline
         time.sleep(1)
 
 
-def test_relative_storage_is_not_written_into_the_uploaded_copy(shared_head: str, tmp_path: Path) -> None:
-    done = client(
-        """
-        address, file = sys.argv[1:]
-        print(json.dumps(there(connect(address), load_config(file), file, []).options))
-        """,
-        shared_head,
-        str(ROOT / "examples/demo.yaml"),
-    )
+def test_relative_storage_is_not_written_into_the_uploaded_copy(submissions: dict[str, Submission]) -> None:
+    done = submissions["arguments"].done
     assert done.returncode == 0, done.stderr
     words = json.loads(done.stdout.splitlines()[-1])
     assert f"storage={ROOT / 'runs/demo'}" in words
@@ -189,8 +228,8 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_pipeline_leaves_no_process(options: list[str], place: Path, number: signal.Signals) -> None:
+def ended_by(number: signal.Signals, options: list[str], place: Path) -> None:
+    """Start a pipeline, send it the signal while its job runs, and see that no process is left."""
     command = [sys.executable, "-m", "jobs.pipeline", *options, "--only", "corpus"]
     environment = os.environ | {"RAY_ADDRESS": "", "TMPDIR": str(place)}
     how = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
@@ -211,3 +250,12 @@ def test_an_interrupted_pipeline_leaves_no_process(options: list[str], place: Pa
         time.sleep(0.5)
     if number == signal.SIGINT:
         assert not list(place.glob("q3e-*"))
+
+
+def test_an_interrupted_pipeline_leaves_no_process(options: list[str], place: Path) -> None:
+    """Ctrl-C and kill -9, side by side."""
+    with ThreadPoolExecutor(2) as pool:
+        numbers = (signal.SIGINT, signal.SIGKILL)
+        for number in numbers:
+            (place / number.name).mkdir()
+        list(pool.map(lambda number: ended_by(number, options, place / number.name), numbers))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -90,18 +91,45 @@ def write_run(folder: Path, model: Path) -> Path:
     return path
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """A test that fails leaves no job behind."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 def job(name: str, config: Path, *arguments: str) -> subprocess.Popen[str]:
     """A job in a session of its own, so that it can be killed with all its Ray processes."""
     command = [sys.executable, "-m", f"jobs.{name}", "--config", str(config), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    STARTED.append(subprocess.Popen(command, **how))
+    return STARTED[-1]
 
 
 def finished(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output[-3000:]
     return output
+
+
+def killed_at_a_checkpoint(victim: subprocess.Popen[str], out: Path) -> Path:
+    """`kill -9` for the job and all its processes once it can be resumed; the folder of its state."""
+    deadline = time.monotonic() + 200
+    # The folder of a checkpoint is there before Ray Train has it in its books, from which a new run goes on.
+    books = out / "ray_train" / "checkpoint_manager_snapshot.json"
+    while not (books.exists() and "step_00000" in books.read_text()):
+        assert time.monotonic() < deadline and victim.poll() is None, "no checkpoint was registered"
+        time.sleep(0.1)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    return out / "ray_train"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -112,22 +140,12 @@ def test_weak_stage_killed_and_resumed_equals_the_uninterrupted_one(tiny_qwen3: 
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole, cut = write_run(tmp_path / "a", tiny_qwen3), write_run(tmp_path / "b", tiny_qwen3)
-    output = finished(job("train_embedding", whole, "--stage", "weak"))
-    assert f"step {STEPS}/{STEPS}" in output
-
-    victim = job("train_embedding", cut, "--stage", "weak")
-    saved = tmp_path / "b" / "run" / "weak" / "ray_train"
-    deadline = time.monotonic() + 200
-    # The folder of a checkpoint is there before Ray Train has it in its books, from which a new run goes on.
-    books = saved / "checkpoint_manager_snapshot.json"
-    while not (books.exists() and "step_00000" in books.read_text()):
-        assert time.monotonic() < deadline and victim.poll() is None, "no checkpoint was registered"
-        time.sleep(0.1)
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.wait()
+    reference = job("train_embedding", whole, "--stage", "weak")
+    saved = killed_at_a_checkpoint(job("train_embedding", cut, "--stage", "weak"), tmp_path / "b" / "run" / "weak")
     assert not (tmp_path / "b" / "run" / "weak" / "artifact.json").exists(), "it finished before it was killed"
 
     resumed = finished(job("train_embedding", cut, "--stage", "weak"))
+    assert f"step {STEPS}/{STEPS}" in finished(reference)
     assert "resuming" in resumed
     assert f"step 1/{STEPS} " not in resumed, "it began again instead of going on"
     last = f"run/weak/checkpoints/step_{STEPS:06d}"
@@ -141,7 +159,9 @@ def test_weak_stage_killed_and_resumed_equals_the_uninterrupted_one(tiny_qwen3: 
     assert set(record["metrics"]["validation"]) == {"2", "4", "6", "8"}
 
 
-def test_reranker_stage_trains_under_zero_3_and_opens_as_causal_lm(tiny_qwen3: Path, tmp_path: Path) -> None:
+def test_reranker_stage_under_zero_3_goes_on_with_more_workers_and_opens_as_causal_lm(
+    tiny_qwen3: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     config = write_run(tmp_path, tiny_qwen3)
@@ -149,10 +169,14 @@ def test_reranker_stage_trains_under_zero_3_and_opens_as_causal_lm(tiny_qwen3: P
     weak = stage_folder(load_config(config), "weak")
     start(weak, identity(load_config(config), "weak"))
     complete(weak, identity(load_config(config), "weak"), StageResult(1, 1), 0.0)
-    finished(job("train_reranker", config))
+    alone = job("train_reranker", config, "--set", "reranker.num_workers=1")
+    killed_at_a_checkpoint(alone, tmp_path / "run" / "reranker")
+    said = finished(job("train_reranker", config))
+    assert "resuming" in said and "step 1/4 " not in said
     record = read_record(stage_folder(load_config(config), "reranker"))
     assert record["rows_out"] + sum(record["rejected"].values()) == record["rows_in"] == 32
     folder = tmp_path / "run" / "reranker" / record["metrics"]["model"]
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert sum(p.numel() for p in model.parameters()) > 0
     assert set(record["metrics"]["validation"]) == {"2", "4"}
+    assert len(list((tmp_path / "run" / "reranker" / "tensorboard").iterdir())) == 2

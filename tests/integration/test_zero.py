@@ -1,4 +1,4 @@
-"""Steps on the real DeepSpeed with two ranks: exact gradients under every ZeRO stage, and batches that are skipped."""
+"""Real DeepSpeed with two ranks: exact gradients under every ZeRO stage, skipped batches, another world size."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ ROWS = [
 ]
 SETTINGS = StepSettings("find it", "retrieval", 3, 64, 96, LossConfig(), 60)
 STAGES = (0, 1, 2, 3)
+SHARDED = (0, 1, 3)  # DeepSpeed keeps the state of ZeRO 2 as that of ZeRO 1
 DTYPES = ("float32", "bfloat16")
 
 
@@ -93,3 +94,50 @@ def test_every_zero_stage_has_the_gradient_of_one_process_and_skips_bad_steps(ti
             *flags, loss = found[f"steps {stage} {dtype}"]
             assert flags == [True, False, True, True, True, True], (stage, dtype, flags)
             assert loss != loss, "the poisoned loss should be NaN"
+
+
+def stretch(rank: int, world: int, folder: str, to: str, source: str, marks: tuple[int, int, int]) -> None:
+    """Go on from the state in `source` at step marks[0], leave one in `to` at marks[1], and weights at marks[2]."""
+    from qwen3emb.distributed.engine import ZeroEngine, build_engine, full_weights, restore, save, set_learning_rate
+    from qwen3emb.distributed.resharding import saved_world_size, universal
+
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{to}/store", rank=rank, world_size=world)
+    for stage in SHARDED:
+        place, resharded = Path(source) / str(stage), False
+        if source and saved_world_size(place) not in (None, world):
+            place, resharded = universal(place, Path(to) / f"universal-{stage}"), True
+        cfg = OptimizerConfig(dtype="float32", zero_stage=stage, weight_decay=0.1)
+        wrapped = ZeroEngine(build_engine(load_trunk(Path(folder), "float32").train(), cfg, universal=resharded))
+        if source:
+            assert restore(wrapped.engine, place)["step"] == marks[0]
+        for step in range(marks[0], marks[2]):
+            if step == marks[1]:
+                save(wrapped.engine, Path(to) / str(stage), {"step": step, "rng": torch.get_rng_state()})
+            set_learning_rate(wrapped.engine, 1e-2 / (1 + step))
+            rows = [ROWS[step % 3], ROWS[(step + 1) % 3]]
+            embedding_step(wrapped, template_of(folder), rows, SETTINGS)
+            wrapped.step()
+        weights = full_weights(wrapped.engine)
+        if rank == 0:
+            torch.save(weights, Path(to) / f"weights-{stage}.pt")
+    dist.destroy_process_group()
+
+
+def test_another_world_size_goes_on_where_the_first_one_stopped(tiny_qwen3: Path, tmp_path: Path) -> None:
+    """Six steps by two ranks, and from their state after two of them on: one by one rank, three by two."""
+
+    def run(name: str, world: int, marks: tuple[int, int, int], source: str = "") -> Path:
+        (tmp_path / name).mkdir()
+        mp.spawn(stretch, args=(world, str(tiny_qwen3), str(tmp_path / name), source, marks), nprocs=world)
+        return tmp_path / name
+
+    whole = run("whole", 2, (0, 2, 6))
+    alone = run("alone", 1, (2, 3, 4), str(whole))
+    together = run("together", 2, (3, 6, 6), str(alone))
+    for stage in SHARDED:
+        wanted, got, before = (torch.load(f / f"weights-{stage}.pt") for f in (whole, together, alone))
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(got[name], tensor, atol=2e-4, rtol=1e-3, msg=f"ZeRO {stage}: {name}")
+        assert any(not torch.allclose(got[name], before[name], atol=1e-3) for name in wanted)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from qwen3emb.storage import Storage
 from qwen3emb.train.history import History
@@ -37,3 +41,51 @@ def test_nan_is_null_in_the_file_and_counted(tmp_path: Path) -> None:
     summary = History.read(Storage(str(tmp_path))).summary()
     assert (summary["skipped_steps"], summary["first_loss"]) == (1, 1.0)
     history.show(5, force=True)
+
+
+def test_every_step_is_on_the_board_once_also_after_a_resume(tmp_path: Path) -> None:
+    """Steps 1 and 2 are written with a checkpoint; step 3 is lost with its process and computed again with step 4."""
+    events = pytest.importorskip("tensorboardX.proto.event_pb2")
+    out = Storage(str(tmp_path))
+    history = History()
+    for step in range(2):
+        history.add(step, STEP | {"dataset": "labelled", "loss": 2.0 - step}, 1.0)
+    history.validated(2, {"dev_mrr": 0.5})
+    history.write(out)
+    for resumed_loss in (9.0, 0.25):
+        resumed = History(list(history.rows))
+        for step in (2, 3):
+            resumed.add(step, STEP | {"dataset": "synthetic", "loss": resumed_loss}, 1.0)
+        resumed.write(out)
+    found: dict[tuple[str, int], float] = {}
+    for file in sorted((tmp_path / "tensorboard").iterdir()):
+        for payload in payloads(file.read_bytes()):
+            event = events.Event.FromString(payload)
+            for value in event.summary.value:
+                assert (value.tag, event.step) not in found
+                found[value.tag, event.step] = value.simple_value
+    assert {k: v for k, v in found.items() if "loss" in k[0]} == {
+        ("labelled/loss", 1): 2.0,
+        ("labelled/loss", 2): 1.0,
+        ("synthetic/loss", 3): 0.25,
+        ("synthetic/loss", 4): 0.25,
+    }
+    assert found["dev/mrr", 2] == 0.5
+    assert found["train/lr", 4] == pytest.approx(1e-4)
+
+
+def payloads(content: bytes) -> Iterator[bytes]:
+    """The records of a TFRecord file: length (8 bytes), its checksum (4), payload, its checksum (4)."""
+    while content:
+        [size] = struct.unpack("<Q", content[:8])
+        yield content[12 : 12 + size]
+        content = content[16 + size :]
+
+
+def test_what_is_said_about_data_is_summed_up_by_data_set(tmp_path: Path) -> None:
+    history = History()
+    for step, (name, loss) in enumerate([("a", 4.0), ("b", 1.0), ("a", 2.0), ("a", 3.0), ("a", float("nan"))]):
+        history.add(step, STEP | {"dataset": name, "loss": loss}, 1.0)
+    found = history.summary()["datasets"]
+    assert found["a"] == {"batches": 4.0, "loss": 3.0, "positive": 0.5, "hardest": 0.4}
+    assert found["b"]["loss"] == 1.0

@@ -1,8 +1,9 @@
-"""`filter`, `mine`, `merge` and `evaluate` as commands, against the models in this process."""
+"""`filter`, `mine`, `merge` and `evaluate` as their commands run them, against the models in this process."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -156,5 +157,5 @@ def test_evaluation_is_that_of_the_models_in_this_process(upstream: Any, logs: d
     assert record["metrics"].keys() == {"ndcg@10", "mrr@10", "recall@1", "recall@10"}
 
 
-def test_a_second_run_does_nothing(upstream: Any, logs: dict[str, str]) -> None:
-    assert "evaluate: reused" in upstream.command("evaluate")
+def test_a_second_run_does_nothing(upstream: Any, logs: dict[str, str], run_here: Callable[..., str]) -> None:
+    assert "evaluate: reused" in run_here("evaluate", upstream.config)

@@ -7,18 +7,16 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from cluster.session import connected
 from jobs.corpus import run
 from jobs.entry import command_line, run_stage
 from qwen3emb.artifact import read_record
-from qwen3emb.config import ClusterConfig, load_config
+from qwen3emb.config import load_config
 from qwen3emb.data.python_source import split_of
 from qwen3emb.distributed.corpus import build_corpus
 from qwen3emb.errors import UserError
@@ -30,7 +28,7 @@ from qwen3emb.storage import Storage
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 THINGS = [
     "harbour",
     "lantern",
@@ -61,13 +59,6 @@ def module(number: int) -> str:
         for verb in ("paint", "visit")
     ]
     return f'"""{prose(number)}"""\n\n\n' + "\n\n".join(functions)
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    """One Ray for the stages that are run in this process."""
-    with connected(ClusterConfig()):
-        yield
 
 
 def overrides(folder: Path, model: Path, sources: list[dict[str, Any]], **corpus: Any) -> list[str]:
@@ -198,7 +189,6 @@ def check_splits(out: Storage) -> None:
     assert len(kept) == len(set(kept)) == 80  # the copy of m1 is nowhere a second time
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_broken_off_run_goes_on_and_gives_what_one_run_gives(tmp_path: Path, tiny_qwen3: Path) -> None:
     for number in range(6):
         lines = [json.dumps({"text": prose(10 * number + i)}) for i in range(9)]
@@ -227,7 +217,6 @@ def test_a_broken_off_run_goes_on_and_gives_what_one_run_gives(tmp_path: Path, t
     assert read_retrieval_set(broken.out / "heldout").corpus == {}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_users_mistakes_are_one_sentence_and_exit_code_2(
     tmp_path: Path, tiny_qwen3: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.session import connected
-from qwen3emb.config import ClusterConfig
 from qwen3emb.distributed.encoding import Encoders, Rerankers, encode_texts
 from qwen3emb.errors import UserError
 from qwen3emb.exits import guarded
@@ -25,20 +23,20 @@ END = "<|endoftext|>"
 TEXTS = [f"text number {i} " + "with some more words " * (i * 7 % 11) for i in range(150)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with connected(ClusterConfig()):
-        yield
+@pytest.fixture(scope="module")
+def pool(tiny_qwen3: Path) -> Iterator[Encoders]:
+    """Two workers with the tiny model."""
+    with Encoders(str(tiny_qwen3), end_token=END, dtype="float32", workers=2) as workers:
+        yield workers
 
 
-def test_encoders_give_the_encoders_vectors_in_order(tiny_qwen3: Path) -> None:
+def test_encoders_give_the_encoders_vectors_in_order(tiny_qwen3: Path, pool: Encoders) -> None:
     encoder = Encoder(tiny_qwen3, end_token=END, dtype="float32")
     seen: list[tuple[int, int]] = []
-    with Encoders(str(tiny_qwen3), end_token=END, dtype="float32", workers=2) as pool:
-        assert pool.dimensions == encoder.dimensions
-        documents = pool.encode(TEXTS, max_tokens=64, progress=lambda done, total: seen.append((done, total)))
-        queries = pool.encode(TEXTS[:5], max_tokens=64, instruction="Find it")
-        assert pool.encode([], max_tokens=64).shape == (0, encoder.dimensions)
+    assert pool.dimensions == encoder.dimensions
+    documents = pool.encode(TEXTS, max_tokens=64, progress=lambda done, total: seen.append((done, total)))
+    queries = pool.encode(TEXTS[:5], max_tokens=64, instruction="Find it")
+    assert pool.encode([], max_tokens=64).shape == (0, encoder.dimensions)
     np.testing.assert_allclose(documents, encoder.encode(TEXTS, max_tokens=64), atol=1e-4)
     expected = encoder.encode(TEXTS[:5], max_tokens=64, instruction="Find it")
     np.testing.assert_allclose(queries, expected, atol=1e-4)
@@ -72,7 +70,7 @@ def test_rerankers_give_each_querys_own_scores(tiny_qwen3: Path) -> None:
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_a_killed_worker_costs_no_text(tiny_qwen3: Path) -> None:
+def test_a_killed_worker_costs_no_text(tiny_qwen3: Path, pool: Encoders) -> None:
     killed: list[int] = []
 
     def kill_one(done: int, total: int) -> None:
@@ -81,16 +79,15 @@ def test_a_killed_worker_costs_no_text(tiny_qwen3: Path) -> None:
             os.kill(killed[0], signal.SIGKILL)
 
     texts = TEXTS * 4
-    with Encoders(str(tiny_qwen3), end_token=END, dtype="float32", workers=2) as pool:
-        got = pool.encode(texts, max_tokens=64, progress=kill_one)
-        assert ray.get(pool._actors[0].pid.remote()) != killed[0]
+    got = pool.encode(texts, max_tokens=64, progress=kill_one)
+    assert ray.get(pool._actors[0].pid.remote()) != killed[0]
     expected = Encoder(tiny_qwen3, end_token=END, dtype="float32").encode(TEXTS, max_tokens=64)
     np.testing.assert_allclose(got, np.concatenate([expected] * 4), atol=1e-4)
 
 
-def test_users_mistakes_come_back_as_such(tiny_qwen3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_users_mistakes_come_back_as_such(pool: Encoders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert guarded(lambda: Encoders(str(tmp_path), end_token=END).close(), debug=False) == 2
     assert "no *.safetensors weights" in capsys.readouterr().err
-    with Encoders(str(tiny_qwen3), end_token=END) as pool, pytest.raises(UserError, match="max_tokens 9999"):
+    with pytest.raises(UserError, match="max_tokens 9999"):
         pool.encode(["a"], max_tokens=9999)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from qwen3emb.storage import Storage
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 INSTRUCTION = "Given a description, retrieve the function"
 LIMIT = 200
 TEXTS = [f"def function_{i}(path):\n    return open(path)[{i}:]" + " and more" * (i % 7) for i in range(40)]
@@ -50,7 +50,6 @@ class Run:
 
     config: Path
     storage: Path
-    index_log: str
 
     def command(self, job: str, *settings: str) -> list[str]:
         sets = [part for s in settings for part in ("--set", s)]
@@ -68,7 +67,7 @@ def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory, run_here: Callable[..., str]) -> Run:
     """Artifacts of `corpus` and `merge` written by hand, then the stage `index`."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "source.txt").write_text("A text that nobody reads here.")
@@ -97,10 +96,8 @@ def run(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     start(merge, identity(cfg, "merge"))
     _export(tiny_qwen3, merge.local())
     complete(merge, identity(cfg, "merge"), StageResult(0, 0), 0)
-    made = Run(folder / "run.yaml", folder / "storage", "")
-    done = _call(made.command("index"))
-    assert done.returncode == 0, done.stderr
-    return Run(made.config, made.storage, done.stderr)
+    run_here("index", folder / "run.yaml")
+    return Run(folder / "run.yaml", folder / "storage")
 
 
 def _export(model_dir: Path, merge: Path) -> None:
@@ -210,21 +207,17 @@ def test_index_holds_every_document_and_the_rejects_their_reason(run: Run, encod
         assert best.score == pytest.approx(1, abs=1e-4)
 
 
-def test_unfinished_index_goes_on_and_finished_one_is_reused(run: Run) -> None:
+def test_unfinished_index_goes_on_and_finished_one_is_reused(run: Run, run_here: Callable[..., str]) -> None:
     folder = run.storage / "index"
     shards = sorted((folder / "vectors").glob("*.parquet"))
     kept = {s: s.stat().st_mtime_ns for s in shards[1:]}
     (folder / "artifact.json").unlink()  # as after kill -9: a shard is missing, the record too
     (folder / "index.json").unlink()
     shards[0].unlink()
-    resumed = _call(run.command("index"))
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming" in resumed.stderr
+    assert "resuming" in run_here("index", run.config)
     assert {s: s.stat().st_mtime_ns for s in kept} == kept
     assert json.loads((folder / "artifact.json").read_text())["rows_out"] == 40
-    again = _call(run.command("index"))
-    assert again.returncode == 0
-    assert "reused" in again.stderr
+    assert "reused" in run_here("index", run.config)
 
 
 def test_health_and_models(server: Server) -> None:

@@ -1,10 +1,8 @@
-"""A run whose upstream artifacts are made by hand, and what the four commands say to it."""
+"""A run whose upstream artifacts are made by hand, and what the four stages say to it."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from qwen3emb.pipeline import STAGES, StageContext, identity, stage_folder
 from qwen3emb.records import PAIR, PASSAGE
 from qwen3emb.storage import Storage
 
-ROOT = Path(__file__).resolve().parents[3]
 INSTRUCTION = "Given a description of a function, retrieve the function"
 WORDS = "open close parse sort merge count encode walk copy split join hash; file list date tree socket header"
 VERBS, THINGS = (part.split() for part in WORDS.split(";"))
@@ -103,12 +100,6 @@ class Run:
         queries = weak.encode([p["query"] for p in pairs], max_tokens=64, instruction=INSTRUCTION)
         return queries @ weak.encode([p["document"] for p in pairs], max_tokens=64).T
 
-    def command(self, name: str) -> str:
-        command = [sys.executable, "-m", f"jobs.{name}", "--config", str(self.config)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stderr
-
 
 def checkpoint(base: Path, folder: Path, seed: int, reranker: bool) -> None:
     """The base with noise on its weights, exported as training does."""
@@ -182,9 +173,6 @@ def upstream(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def logs(upstream: Run) -> dict[str, str]:
-    """What the four commands said; two chains that need nothing of each other, side by side."""
-    with ThreadPoolExecutor(2) as pool:
-        chains = [("filter", "mine"), ("merge", "evaluate")]
-        said = pool.map(lambda chain: {name: upstream.command(name) for name in chain}, chains)
-        return {name: text for chain in said for name, text in chain.items()}
+def logs(upstream: Run, run_here: Callable[..., str]) -> dict[str, str]:
+    """What the four stages said."""
+    return {name: run_here(name, upstream.config) for name in ("filter", "mine", "merge", "evaluate")}

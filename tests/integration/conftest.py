@@ -1,0 +1,34 @@
+"""What integration tests share: stages run in the process of the test."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import pytest
+
+from jobs.entry import command_line, run_stage
+
+RunHere = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def run_here() -> RunHere:
+    """`run_here("filter", config, "key=value", ...)`: the stage as its command runs it, and what it said.
+
+    In the process of the test, so that it uses the Ray that is there and pays no start of its own.
+    """
+
+    def run(stage: str, config: Path, *settings: str) -> str:
+        flags = [flag for setting in settings for flag in ("--set", setting)]
+        arguments = command_line("").parse_args(["--config", str(config), *flags])
+        said = io.StringIO()
+        with redirect_stderr(said):
+            code = run_stage(stage, importlib.import_module(f"jobs.{stage}").run, arguments)
+        assert code == 0, said.getvalue()[-4000:]
+        return said.getvalue()
+
+    return run

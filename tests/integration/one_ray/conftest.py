@@ -1,0 +1,31 @@
+"""The Ray that all tests of this folder share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.session import connected
+from qwen3emb.config import ClusterConfig
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_ray() -> Iterator[None]:
+    """An embedded Ray, which leaves nothing in the environment: a private head started later must get its token."""
+    if os.environ.pop("RAY_AUTH_MODE", None):
+        pytest.skip("RAY_AUTH_MODE is set by the user")
+    own = os.environ.pop("TOKENIZERS_PARALLELISM", None)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a user's own setting stays
+    before = dict(os.environ)
+    with connected(ClusterConfig(num_cpus=4)):
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"
+        yield
+    after = dict(os.environ)
+    assert "RAY_AUTH_MODE" not in after
+    ours = {k: v for k, v in before.items() if not k.startswith(("RAY_", "PYTEST_"))}
+    assert {k: after.get(k) for k in ours} == ours
+    del os.environ["TOKENIZERS_PARALLELISM"]
+    if own is not None:
+        os.environ["TOKENIZERS_PARALLELISM"] = own
