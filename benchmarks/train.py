@@ -1,25 +1,31 @@
-"""Training speed: our embedding step against sentence-transformers, and against the model's bare forward + backward.
+"""Training speed: our steps against sentence-transformers and FlagEmbedding, the bare model, and ourselves at scale.
 
-Three data sets in their natural lengths, 1 positive and 3 negatives, the instruction on queries, 2 threads. The
-benchmark stops where the two sides' losses disagree. `--layers` shortens the model, so that a round takes seconds.
+Three data sets in their natural lengths, 1 positive and 3 negatives (reranker: 8), the instruction on queries, 2
+threads. The benchmark stops where two sides compute different losses or scores. `--layers` shortens the model, so that
+a round takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.harness import Comparison, Outcome, compare, report, seconds
-from benchmarks.train_sides import Ours, Theirs, alone, read_rows, shortened
+from benchmarks.train_reranker_sides import NEGATIVES, OurReranker, TheirReranker
+from benchmarks.train_scale_sides import Workers, peak_memory
+from benchmarks.train_sides import FlagEmbedding, Ours, Theirs, alone, peer_columns, read_rows, shortened
 from qwen3emb.model.fetch import fetch_model
 
 MODEL = "smollm2-135m-instruct"
 SETS = {"scifact": "train", "mlquestions": "dev", "mbpp": "test"}
+PARTS = ("sentence-transformers", "bare", "flagembedding", "reranker", "memory", "workers")
 THREADS = 2
 VARIANTS = {
     "autocast, plain": (torch.float32, False),
@@ -27,55 +33,158 @@ VARIANTS = {
     "bf16 weights, plain": (torch.bfloat16, False),
     "bf16 weights, cached": (torch.bfloat16, True),
 }
+Measured = Callable[[], float]
 
 
-def fastest(name: str, directory: Path, batch: list, loss: float) -> Theirs:
-    """The peer's variant with the best time on `batch`; stops where it computes another loss than ours."""
+def said(text: str) -> None:
+    """One line on standard error."""
+    print(f"train.{text}", file=sys.stderr, flush=True)
+
+
+def same_loss(what: str, found: float, ours: float) -> None:
+    """Stop where a peer computes another loss."""
+    if abs(found - ours) > 0.02 * abs(ours) + 0.02:
+        raise SystemExit(f"train.{what} has loss {found:.4f}, ours is {ours:.4f}: not the same work")
+
+
+def in_turn(batches: Sequence[Any], size: int, step: Callable[[Any], object]) -> Measured:
+    """A measurement of pairs per second of one step on the next batch."""
+    turns = cycle(batches)
+
+    def measure() -> float:
+        batch = next(turns)
+        return size / seconds(lambda: step(batch))
+
+    return measure
+
+
+def embedding(name: str, directory: Path, given: argparse.Namespace) -> list[Outcome]:
+    """Our step against the peers', and against the bare model."""
+    rows, size = read_rows(name, SETS[name]), given.batch
+    batches = [rows[i : i + size] for i in range(0, size * (given.rounds + 1), size)]
+    ours = Ours(directory)
+    columns = [peer_columns(ours.template.tokenizer, batch) for batch in batches]
+    loss = ours.step(batches[0])
+    found = []
+    if "sentence-transformers" in given.parts:
+        peer = fastest_of_theirs(name, directory, columns[0], loss)
+        comparison = Comparison(f"train.{name}.pairs_per_s", must=1.5, aim=2.5)
+        sides = in_turn(batches, size, ours.step), in_turn(columns, size, peer.step)
+        found.append(compare(comparison, *sides, given.rounds))
+    if "flagembedding" in given.parts and "PEER_PYTHON" in os.environ:
+        found.append(against_flagembedding(name, directory, ours, batches, columns, loss, given.rounds))
+    if "bare" in given.parts:
+        tokens = ours.bare(batches[1])
+        comparison = Comparison(f"train.{name}.tokens_per_s_over_bare", must=0.85, aim=0.95)
+        found.append(
+            compare(
+                comparison,
+                lambda: tokens / seconds(lambda: ours.step(batches[1])),
+                lambda: tokens / seconds(lambda: ours.bare(batches[1])),
+                given.rounds,
+            )
+        )
+    return found
+
+
+def fastest_of_theirs(name: str, directory: Path, columns: Sequence[Sequence[str]], loss: float) -> Theirs:
+    """sentence-transformers' variant with the best time."""
     best: tuple[float, Theirs] | None = None
     for label, (dtype, cached) in VARIANTS.items():
         peer = Theirs(directory, dtype, cached)
-        found = peer.step(batch)
-        if abs(found - loss) > 0.02 * abs(loss) + 0.02:
-            raise SystemExit(f"train.{name}: {label} has loss {found:.4f}, ours is {loss:.4f}: not the same work")
-        spent = seconds(lambda peer=peer: peer.step(batch))
-        print(f"train.{name}: {label}: loss {found:.4f} (ours {loss:.4f}), {spent:.2f} s", file=sys.stderr, flush=True)
+        found = peer.step(columns)
+        same_loss(f"{name}: sentence-transformers, {label}", found, loss)
+        spent = seconds(lambda peer=peer: peer.step(columns))
+        said(f"{name}: sentence-transformers, {label}: loss {found:.4f} (ours {loss:.4f}), {spent:.2f} s")
         if best is None or spent < best[0]:
             best = spent, peer
     assert best is not None
     return best[1]
 
 
-def pairs_per_second(step: Callable[[list], object], batches: cycle) -> Callable[[], float]:
-    """A measurement of one step on the next batch."""
-
-    def measure() -> float:
-        batch = next(batches)
-        return len(batch) / seconds(lambda: step(batch))
-
-    return measure
-
-
-def embedding(name: str, split: str, directory: Path, size: int, rounds: int) -> list[Outcome]:
-    """Our step against the peer's, and against the bare model."""
-    rows = read_rows(name, split)
-    batches = [rows[i : i + size] for i in range(0, size * (rounds + 1), size)]
-    ours = Ours(directory)
-    peer = fastest(name, directory, batches[0], ours.step(batches[0]))
+def against_flagembedding(
+    name: str,
+    directory: Path,
+    ours: Ours,
+    batches: Sequence[Any],
+    columns: Sequence[Any],
+    loss: float,
+    rounds: int,
+) -> Outcome:
+    """The fastest of FlagEmbedding's variants: autocast or bf16 weights, whole or in sub-batches."""
+    best: tuple[float, FlagEmbedding] | None = None
+    for dtype in ("autocast", "bfloat16"):
+        for sub_batch in (-1, 16):
+            peer = FlagEmbedding(directory, dtype, sub_batch, THREADS)
+            found, _ = peer.step(columns[0])
+            same_loss(f"{name}: FlagEmbedding, {dtype}, sub-batch {sub_batch}", found, loss)
+            _, spent = peer.step(columns[0])
+            said(f"{name}: FlagEmbedding, {dtype}, sub-batch {sub_batch}: loss {found:.4f}, {spent:.2f} s")
+            if best is not None and spent >= best[0]:
+                peer.close()
+                continue
+            if best is not None:
+                best[1].close()
+            best = spent, peer
+    assert best is not None
+    chosen, turns, size = best[1], cycle(columns), len(batches[0])
     outcome = compare(
-        Comparison(f"train.{name}.pairs_per_s", must=1.5, aim=2.5),
-        pairs_per_second(ours.step, cycle(batches)),
-        pairs_per_second(peer.step, cycle(batches)),
+        Comparison(f"train.{name}.pairs_per_s_flagembedding", must=1.5, aim=2.5),
+        in_turn(batches, size, ours.step),
+        lambda: size / chosen.step(next(turns))[1],
         rounds,
+    )
+    chosen.close()
+    return outcome
+
+
+def reranker(name: str, directory: Path, given: argparse.Namespace) -> Outcome:
+    """Our reranker step against the fastest of sentence-transformers' variants, in documents per second."""
+    rows, size = read_rows(name, SETS[name], NEGATIVES), given.queries
+    batches = [rows[i : i + size] for i in range(0, size * (given.rounds + 1), size)]
+    ours = OurReranker(directory)
+    texts = [ours.texts(batch) for batch in batches]
+    wanted = torch.sigmoid(ours.margins(batches[0]))
+    best: tuple[float, TheirReranker] | None = None
+    for label, dtype in (("autocast", torch.float32), ("bf16 weights", torch.bfloat16)):
+        peer = TheirReranker(directory, dtype, ours.template.yes_no)
+        with torch.no_grad():
+            worst = float((torch.sigmoid(peer.scores(texts[0])) - wanted).abs().max())
+        if worst > 0.06:  # bf16 against bf16
+            raise SystemExit(f"train.{name}.reranker: {label} scores differ by {worst:.4f}: not the same work")
+        peer.step(texts[0])
+        spent = seconds(lambda peer=peer: peer.step(texts[0]))
+        said(f"{name}: reranker, {label}: scores differ by at most {worst:.4f}, {spent:.2f} s")
+        if best is None or spent < best[0]:
+            best = spent, peer
+    assert best is not None
+    count = size * (1 + NEGATIVES)
+    return compare(
+        Comparison(f"train.{name}.reranker_documents_per_s", must=1.6, aim=3.0),
+        in_turn(batches, count, ours.step),
+        in_turn(texts, count, best[1].step),
+        given.rounds,
     )
 
-    tokens = ours.bare(batches[1])
-    useful = compare(
-        Comparison(f"train.{name}.tokens_per_s_over_bare", must=0.85, aim=0.95),
-        lambda: tokens / seconds(lambda: ours.step(batches[1])),
-        lambda: tokens / seconds(lambda: ours.bare(batches[1])),
-        rounds,
+
+def memory(directory: Path) -> Outcome:
+    """Peak memory of a global batch of 1,024 rows against one of 32, micro-batches of 4,096 tokens."""
+    large, small = (peak_memory(directory, "mbpp", SETS["mbpp"], batch, 4096) for batch in (1024, 32))
+    # Never more than 1.3 times (aim 1.1) the small batch's.
+    return Outcome(
+        Comparison("train.peak_memory_1024_vs_32", must=1 / 1.3, aim=1 / 1.1, higher_is_better=False), large, small
     )
-    return [outcome, useful]
+
+
+def workers(directory: Path, given: argparse.Namespace) -> Outcome:
+    """Two workers of one core each against one, on a global batch of four times `--batch`."""
+    size = 4 * given.batch
+    two, one = (Workers(world, directory, "mlquestions", SETS["mlquestions"], size) for world in (2, 1))
+    comparison = Comparison("train.two_workers_pairs_per_s", must=1.5, aim=1.9)
+    outcome = compare(comparison, two.pairs_per_second, one.pairs_per_second, given.rounds)
+    for side in (two, one):
+        side.close()
+    return outcome
 
 
 def main() -> int:
@@ -83,13 +192,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=6, help="layers of the model (all: 30)")
     parser.add_argument("--batch", type=int, default=16, help="rows of a global batch")
+    parser.add_argument("--queries", type=int, default=2, help="queries of a reranker step, 9 documents each")
     parser.add_argument("--rounds", type=int, default=3, help="measurements per side")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS), help="data sets")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="comparisons")
     given = parser.parse_args()
     torch.set_num_threads(THREADS)
     alone()
     directory = shortened(fetch_model(MODEL), given.layers)
-    return report([o for name in given.sets for o in embedding(name, SETS[name], directory, given.batch, given.rounds)])
+    outcomes: list[Outcome] = []
+
+    def add(*found: Outcome) -> None:
+        outcomes.extend(found)
+        for outcome in found:
+            said(outcome.line())  # at once: the whole takes a quarter of an hour
+
+    if "memory" in given.parts:
+        add(memory(directory))
+    if "workers" in given.parts:
+        add(workers(directory, given))
+    for name in given.sets:
+        add(*embedding(name, directory, given))
+        if "reranker" in given.parts and name != "mlquestions":
+            add(reranker(name, directory, given))
+    return report(outcomes)
 
 
 if __name__ == "__main__":

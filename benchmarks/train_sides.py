@@ -1,8 +1,8 @@
-"""Both sides of `make bench-train`: one optimizer step each, on the same rows with the same weights.
+"""Both sides of `make bench-train`'s embedding rows: one optimizer step each, on the same rows and weights.
 
 Ours is what the jobs run: `embedding_step` on DeepSpeed ZeRO-1 with bf16 weights and fp32 masters.
 sentence-transformers is driven as its trainer does (autocast to bf16 over fp32 weights), and, to its advantage, also
-with bf16 weights; the fastest of its variants counts.
+with bf16 weights; the fastest of its variants counts. FlagEmbedding is driven in the same ways.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import random
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -41,7 +42,7 @@ MAX_TOKENS = 512
 NEGATIVES = 3
 TEMPERATURE = 0.05
 LR = 1e-5
-TOKEN_BUDGET = 8192
+TOKEN_BUDGET = 32768  # one micro-batch, as the peers' plain variants
 
 
 def _lines(path: Path) -> Iterable[str]:
@@ -51,7 +52,7 @@ def _lines(path: Path) -> Iterable[str]:
     yield from text.decode("utf-8").splitlines()
 
 
-def read_rows(name: str, split: str) -> list[TrainingRow]:
+def read_rows(name: str, split: str, negatives: int = NEGATIVES) -> list[TrainingRow]:
     """A BEIR folder's judged pairs with random documents as negatives, shuffled the same way every time."""
     folder = DATA / name
     if not folder.is_dir():
@@ -66,7 +67,7 @@ def read_rows(name: str, split: str) -> list[TrainingRow]:
     draw.shuffle(pairs)
     texts = list(corpus.values())
     return [
-        TrainingRow(f"{q}/{d}", queries[q], corpus[d], tuple(draw.sample(texts, NEGATIVES)), name) for q, d in pairs
+        TrainingRow(f"{q}/{d}", queries[q], corpus[d], tuple(draw.sample(texts, negatives)), name) for q, d in pairs
     ]
 
 
@@ -95,14 +96,14 @@ def alone() -> None:
 class Ours:
     """Our embedding step on DeepSpeed."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, token_budget: int = TOKEN_BUDGET) -> None:
         self.template = EmbeddingTemplate(load_tokenizer(directory), END_TOKEN)
         model = load_trunk(directory, "bfloat16").train()
         self.engine = ZeroEngine(build_engine(model, OptimizerConfig(lr=LR)))
         # Neither q-q and d-d terms nor the mask: the peer has none, and the losses must agree.
         loss = LossConfig(temperature=TEMPERATURE, query_query=False, document_document=False, margin=10.0)
         loss = loss.model_copy(update={"mask_identical": False})
-        self.settings = StepSettings(INSTRUCTION, "retrieval", NEGATIVES, MAX_TOKENS, MAX_TOKENS, loss, TOKEN_BUDGET)
+        self.settings = StepSettings(INSTRUCTION, "retrieval", NEGATIVES, MAX_TOKENS, MAX_TOKENS, loss, token_budget)
 
     def step(self, rows: Sequence[TrainingRow]) -> float:
         """One optimizer step; its loss."""
@@ -120,6 +121,51 @@ class Ours:
             pooled(model, batch).sum().backward()
         model.zero_grad(set_to_none=True)
         return sum(batch.tokens for batch in batches)
+
+
+def peer_columns(tokenizer: Any, rows: Sequence[TrainingRow]) -> list[list[str]]:
+    """Anchor, positive and negative columns of texts, cut so that the end token stays, as peers get them."""
+    prompt = query_prompt(INSTRUCTION)
+    columns = [[prompt + r.query for r in rows], [r.positive for r in rows]]
+    columns += [[r.negatives[k] for r in rows] for k in range(NEGATIVES)]
+    cut = []
+    for texts in columns:
+        ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS - 1)["input_ids"]
+        cut.append([text + END_TOKEN for text in tokenizer.batch_decode(ids)])
+    return cut
+
+
+class FlagEmbedding:
+    """FlagEmbedding's decoder-only embedder in a process of its own environment ($PEER_PYTHON)."""
+
+    def __init__(self, directory: Path, dtype: str, sub_batch: int, threads: int) -> None:
+        script = Path(__file__).parent / "train" / "flag_side.py"
+        command = [os.environ["PEER_PYTHON"], str(script)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        settings = {"temperature": TEMPERATURE, "lr": LR, "threads": threads, "sub_batch": sub_batch}
+        self._ask({"model": str(directory), "dtype": dtype, **settings})
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("train: FlagEmbedding's process ended; its message is above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def step(self, columns: Sequence[Sequence[str]]) -> tuple[float, float]:
+        """(loss, seconds) of one optimizer step on `peer_columns`; passages stand query by query."""
+        passages = [text for group in zip(*columns[1:], strict=True) for text in group]
+        answer = self._ask({"queries": list(columns[0]), "passages": passages})
+        return answer["loss"], answer["seconds"]
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
 class Theirs:
@@ -150,25 +196,14 @@ class Theirs:
             self.model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
 
-    def _columns(self, rows: Sequence[TrainingRow]) -> list[dict[str, Any]]:
-        """Tokenised anchor, positive and negative columns, cut so that the end token stays."""
-        prompt = query_prompt(INSTRUCTION)
-        columns = [[prompt + r.query for r in rows], [r.positive for r in rows]]
-        columns += [[r.negatives[k] for r in rows] for k in range(NEGATIVES)]
-        cut = []
-        for texts in columns:
-            ids = self.model.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS - 1)
-            cut.append([text + END_TOKEN for text in self.model.tokenizer.batch_decode(ids["input_ids"])])
-        return [self.model.preprocess(texts) for texts in cut]
-
-    def step(self, rows: Sequence[TrainingRow]) -> float:
-        """One optimizer step; its loss."""
-        columns = self._columns(rows)
+    def step(self, columns: Sequence[Sequence[str]]) -> float:
+        """One optimizer step on `peer_columns`; its loss."""
+        features = [self.model.preprocess(list(texts)) for texts in columns]
         context: Callable[[], Any] = (
             (lambda: torch.autocast("cpu", dtype=torch.bfloat16)) if self.autocast else nullcontext
         )
         with context():
-            loss = self.loss(columns, None)
+            loss = self.loss(features, None)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

@@ -110,8 +110,11 @@ class _TrainConfig(Section):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass, for long inputs on small memory."""
     token_budget: int = Field(default=16384, ge=16)
-    """Tokens of a micro-batch on one worker: memory depends on this, not on the global batch. A longer input is a
-    micro-batch of its own."""
+    """Activations of so many tokens fit into a worker's memory. A larger share of the global batch is computed twice
+    (gradient cache), so memory depends on this and not on the global batch."""
+    pack_tokens: int = Field(default=4096, ge=16)
+    """Tokens of one packed forward pass. 4096 suits a CPU's caches; on a GPU raise it to `token_budget`. A longer input
+    is a pass of its own."""
     max_bad_steps: int = Field(default=3, ge=0)
     """A step whose loss is NaN or infinite is skipped and its rows are written to bad_batches.jsonl; more of them than
     this end the run."""

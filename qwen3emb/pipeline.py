@@ -19,6 +19,7 @@ __all__ = ["OPERATIONAL", "STAGES", "Stage", "StageContext", "identity", "plan",
 OPERATIONAL = {"workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"} | {
     "num_workers",
     "token_budget",
+    "pack_tokens",
     "loss_tile",
     "activation_checkpointing",
 }

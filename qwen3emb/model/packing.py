@@ -21,6 +21,9 @@ __all__ = ["ATTENTION_NAME", "PackedBatch", "Segment", "Tree", "pack", "packed_a
 
 ATTENTION_NAME = "qwen3emb_packed"
 
+_DENSE_LENGTH = 640
+"""Up to so many keys a segment's attention in training is a dense matrix: it takes heads x length numbers per token."""
+
 Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
 """(prefix ids, leaves' ids); the prefix may be empty, the leaves may not."""
 
@@ -161,13 +164,18 @@ def _plan(batch: PackedBatch) -> _Plan:
     return plan
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float, training: bool = False
+) -> Tensor:
     """Attention within a packed batch.
 
     Args:
         query: (T, heads, head dim); key, value: (T, kv heads, head dim), where kv heads divides heads.
         batch: the layout.
         scale: factor on the scores.
+        training: on CPU, short segments are multiplied out as dense matrices, whose forward + backward takes between a
+            quarter and a half of the time of torch's fused attention there. Scores are then rounded to the dtype of
+            `query`, as in the eager attention of the transformers library.
 
     Returns:
         (T, heads, head dim)
@@ -179,9 +187,22 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, batch: PackedBat
     for b in plan.buckets:
         q = _gather(query, b.rows, query.shape[1])
         k, v = (_gather(t, b.columns, query.shape[1]) for t in (key, value))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=b.mask, is_causal=b.mask is None, scale=scale)
+        if training and b.columns.shape[1] <= _DENSE_LENGTH:
+            out = _dense(q, k, v, scale)
+        else:
+            out = scaled_dot_product_attention(q, k, v, attn_mask=b.mask, is_causal=b.mask is None, scale=scale)
         pieces.append(out.transpose(1, 2).flatten(0, 1)[b.kept])
     return torch.cat(pieces)[plan.restore]
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """(n, heads, L, dim) from query (n, heads, L, dim) and key, value (n, heads, P + L, dim)."""
+    rows, columns = query.shape[2], key.shape[2]
+    causal = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
+    bias = torch.zeros(rows, columns, dtype=query.dtype, device=query.device).masked_fill(~causal, float("-inf"))
+    q, k, v = (t.flatten(0, 1) for t in (query, key, value))
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(dim=-1), v).view(query.shape)
 
 
 def _gather(states: Tensor, index: Tensor, heads: int) -> Tensor:
@@ -234,7 +255,7 @@ def _interface(
     """transformers' attention interface: (1, heads, T, dim) in, ((1, T, heads, dim), None) out."""
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
-    return packed_attention(query, key, value, kwargs["packed"], scale)[None], None
+    return packed_attention(query, key, value, kwargs["packed"], scale, module.training)[None], None
 
 
 def register_attention() -> None:

@@ -32,8 +32,9 @@ class StepSettings:
         hard_negatives: at most so many of each row.
         max_query_tokens, max_document_tokens: lengths with instruction and end token.
         loss: the loss.
-        token_budget: tokens of a micro-batch.
+        token_budget: tokens whose activations are kept; a rank with more uses the gradient cache.
         tile: rows of the score matrix at a time.
+        pack_tokens: tokens of a micro-batch.
     """
 
     instruction: str
@@ -44,6 +45,7 @@ class StepSettings:
     loss: LossConfig
     token_budget: int
     tile: int = 256
+    pack_tokens: int = 4096
 
 
 def embedding_step(
@@ -73,7 +75,9 @@ def embedding_step(
             return torch.zeros_like(vectors)
         return gradient[numbers]
 
-    rounds = cached_backward(engine, batches, lambda b: pooled(engine, b.to(engine.device)), gradient_of)
+    rounds = cached_backward(
+        engine, batches, lambda b: pooled(engine, b.to(engine.device)), gradient_of, settings.token_budget
+    )
     tokens = sum(batch.tokens for batch in batches) if order else 0
     wasted = wasted_share(tokens, batches, rounds)
     return found | {"tokens": float(tokens), "micro_batches": float(len(batches)), "padding": wasted}
@@ -93,7 +97,8 @@ def micro_batches(
     leaves, numbers = [*queries, *documents], [*asked, *read]
     batches: list[PackedBatch] = []
     order: list[int] = []
-    for group in budgeted([len(leaf) for leaf in leaves], max(1, settings.token_budget - len(prefix))):
+    budget = min(settings.pack_tokens, settings.token_budget)
+    for group in budgeted([len(leaf) for leaf in leaves], max(1, budget - len(prefix))):
         first = [i for i in group if i < len(asked)]
         second = [i for i in group if i >= len(asked)]
         trees = [(prefix, [leaves[i] for i in first])] if first else []

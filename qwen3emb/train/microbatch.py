@@ -58,7 +58,13 @@ class PlainEngine:
 
 def most_rounds(own: int, device: torch.device) -> int:
     """The largest number of micro-batches on any rank."""
-    return int(gather_rows(torch.tensor([own], device=device)).max())
+    return _most([own], device)[0]
+
+
+def _most(own: Sequence[int], device: torch.device) -> list[int]:
+    """Each number's maximum over the ranks."""
+    found: list[int] = gather_rows(torch.tensor([list(own)], device=device)).amax(dim=0).tolist()
+    return found
 
 
 def cached_backward(
@@ -66,25 +72,26 @@ def cached_backward(
     batches: Sequence[PackedBatch],
     forward: Callable[[PackedBatch], Tensor],
     gradient_of: Callable[[Tensor], Tensor],
+    token_budget: int,
 ) -> int:
     """The gradient cache (GradCache): vectors first, their gradient, then forward again and backward.
 
-    With one micro-batch on every rank the first forward keeps its graph, and nothing is computed twice. The random
-    state is put back before the second forward, so that dropout drops the same.
+    Where every rank's micro-batches together are within `token_budget`, their forwards keep their graphs, and nothing
+    is computed twice. Otherwise the random state is put back before the second forward, so that dropout drops the same.
 
     Args:
         engine: forward and backward.
         batches: this rank's micro-batches, at least one.
         forward: micro-batch -> (leaves, D) vectors.
         gradient_of: this rank's vectors, in the order of the batches -> their gradient; called once, on all ranks.
+        token_budget: tokens whose activations are kept.
 
     Returns:
         The number of rounds, the largest number of micro-batches on any rank.
     """
-    rounds = most_rounds(len(batches), engine.device)
-    if rounds == 1:
-        vectors = forward(batches[0])
-        engine.backward((vectors * gradient_of(vectors.detach())).sum(), True)
+    rounds, tokens = _most([len(batches), sum(batch.tokens for batch in batches)], engine.device)
+    if rounds == 1 or tokens <= token_budget:
+        _kept(engine, batches, forward, gradient_of, rounds)
         return rounds
     states, pieces = [], []
     with torch.no_grad():
@@ -99,6 +106,22 @@ def cached_backward(
         gradient = gradients[n] if n < len(batches) else torch.zeros_like(vectors)
         engine.backward((vectors * gradient).sum(), n + 1 == rounds)
     return rounds
+
+
+def _kept(
+    engine: StepEngine,
+    batches: Sequence[PackedBatch],
+    forward: Callable[[PackedBatch], Tensor],
+    gradient_of: Callable[[Tensor], Tensor],
+    rounds: int,
+) -> None:
+    """All forwards, then one backward through all of them."""
+    pieces = [forward(batches[min(n, len(batches) - 1)]) for n in range(rounds)]
+    own = torch.cat(pieces[: len(batches)])
+    loss = (own * gradient_of(own.detach())).sum()
+    for repeated in pieces[len(batches) :]:
+        loss = loss + (repeated * 0).sum()
+    engine.backward(loss, True)
 
 
 def wasted_share(useful: int, batches: Sequence[PackedBatch], rounds: int) -> float:

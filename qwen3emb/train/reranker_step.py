@@ -93,7 +93,7 @@ def _micro_batches(
     ]
     sizes = [len(prefix) + sum(map(len, leaves)) for prefix, leaves in trees]
     batches = []
-    for group in budgeted(sizes, cfg.token_budget):
+    for group in budgeted(sizes, min(cfg.pack_tokens, cfg.token_budget)):
         answers = [n == 0 for i in group for n in range(len(trees[i][1]))]
         batches.append(_MicroBatch(pack([trees[i] for i in group]), answers))
     return batches or [_MicroBatch(pack([([], [[template.yes_no[0]]])]), [True])]

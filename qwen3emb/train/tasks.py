@@ -111,6 +111,7 @@ class EmbeddingTask:
             loss=chosen("loss"),
             token_budget=cfg.token_budget,
             tile=cfg.loss_tile,
+            pack_tokens=cfg.pack_tokens,
         )
 
     def validate(self, engine: Any) -> dict[str, float]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
-from qwen3emb.config_train import LossConfig, OptimizerConfig
+from qwen3emb.config_train import LoraConfig, LossConfig, OptimizerConfig
 from qwen3emb.model.loading import load_tokenizer, load_trunk
+from qwen3emb.model.lora import add_adapters, merged_weights
 from qwen3emb.templates import EmbeddingTemplate
 from qwen3emb.train.embedding_step import StepSettings, embedding_step
 from qwen3emb.train.microbatch import PlainEngine
@@ -28,13 +30,47 @@ ROWS = [
     TrainingRow("c", "lines of the file", "The lines of the file as a list", ()),
 ]
 SETTINGS = StepSettings("find it", "retrieval", 3, 64, 96, LossConfig(), 60)
-STAGES = (0, 1, 2, 3)
+LORA = LoraConfig(rank=4, alpha=8, modules=["q_proj", "down_proj"])
+
+
+class Case(NamedTuple):
+    stage: int
+    dtype: str
+    lora: bool = False
+    offload: bool = False
+    recompute: bool = False  # activation checkpointing
+    keep: bool = False  # graphs of several micro-batches instead of the gradient cache
+
+
+CASES = (
+    *(Case(stage, dtype) for stage in (0, 1, 2, 3) for dtype in ("float32", "bfloat16")),
+    *(Case(stage, "float32", lora=True) for stage in (1, 3)),
+    *(Case(stage, "float32", offload=True) for stage in (2, 3)),
+    *(Case(stage, "float32", recompute=True, lora=stage == 3) for stage in (1, 3)),
+    *(Case(stage, "float32", keep=True) for stage in (0, 2, 3)),
+)
 SHARDED = (0, 1, 3)  # DeepSpeed keeps the state of ZeRO 2 as that of ZeRO 1
-DTYPES = ("float32", "bfloat16")
 
 
 def template_of(folder: str) -> EmbeddingTemplate:
     return EmbeddingTemplate(load_tokenizer(Path(folder)), "<|endoftext|>")
+
+
+def model_of(folder: str, case: Case) -> Any:
+    """The tiny trunk; adapters are drawn from the same seed everywhere."""
+    torch.manual_seed(0)
+    model = load_trunk(Path(folder), case.dtype)
+    if case.recompute:
+        model.gradient_checkpointing_enable()
+    return add_adapters(model, LORA).train() if case.lora else model.train()
+
+
+def leave() -> None:
+    """End this rank at once when all are done: an idle thread of gloo has aborted a process at interpreter exit."""
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def worker(rank: int, world: int, folder: str, rendezvous: str, result: str) -> None:
@@ -45,14 +81,15 @@ def worker(rank: int, world: int, folder: str, rendezvous: str, result: str) -> 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # Ray Train sets it
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
-    found: dict[str, Any] = {}
-    for stage, dtype in product(STAGES, DTYPES):
-        cfg = OptimizerConfig(dtype=dtype, zero_stage=stage, lr=1e-2)
-        wrapped = ZeroEngine(build_engine(load_trunk(Path(folder), dtype).train(), cfg))
+    found: dict[Case, Any] = {}
+    for case in CASES:
+        cfg = OptimizerConfig(dtype=case.dtype, zero_stage=case.stage, offload=case.offload, lr=1e-2)
+        wrapped = ZeroEngine(build_engine(model_of(folder, case), cfg))
         set_learning_rate(wrapped.engine, 1e-2)
-        embedding_step(wrapped, template_of(folder), ROWS, SETTINGS)
-        parameters = list(wrapped.engine.module.named_parameters())
-        found[f"gradient {stage} {dtype}"] = {name: safe_get_full_grad(p).clone().cpu() for name, p in parameters}
+        settings = replace(SETTINGS, token_budget=10_000, pack_tokens=60) if case.keep else SETTINGS
+        embedding_step(wrapped, template_of(folder), ROWS, settings)
+        trained = [(n, p) for n, p in wrapped.engine.module.named_parameters() if p.requires_grad]
+        gradients = {name: safe_get_full_grad(p).clone().cpu() for name, p in trained}
         taken = wrapped.step()
         after = {k: v.clone() for k, v in full_weights(wrapped.engine).items()}
         # Gradients that are not numbers: the step is skipped, and the next one is as good as ever.
@@ -66,34 +103,32 @@ def worker(rank: int, world: int, folder: str, rendezvous: str, result: str) -> 
         moved = full_weights(wrapped.engine)
         finite = all(torch.isfinite(v).all() for v in moved.values())
         changed = any(not torch.equal(after[k], moved[k]) for k in after)
-        found[f"steps {stage} {dtype}"] = (
-            taken,
-            skipped,
-            again,
-            unchanged,
-            finite,
-            changed or rank > 0,
-            metrics["loss"],
-        )
+        flags = [taken, skipped, again, unchanged, finite, changed or rank > 0]
+        found[case] = gradients, flags, metrics["loss"], moved
     if rank == 0:
         torch.save(found, result)
-    dist.destroy_process_group()
+    leave()
 
 
 def test_every_zero_stage_has_the_gradient_of_one_process_and_skips_bad_steps(tiny_qwen3: Path, tmp_path: Path) -> None:
     result = str(tmp_path / "found.pt")
     mp.spawn(worker, args=(2, str(tiny_qwen3), str(tmp_path / "rendezvous"), result), nprocs=2)
-    model = load_trunk(tiny_qwen3, "float32").train()
-    embedding_step(PlainEngine(model), template_of(str(tiny_qwen3)), ROWS, SETTINGS)
-    found = torch.load(result)
-    for stage in STAGES:
-        for name, parameter in model.named_parameters():
-            gradient = found[f"gradient {stage} float32"][name]
-            torch.testing.assert_close(gradient, parameter.grad, atol=2e-5, rtol=1e-3)
-        for dtype in DTYPES:
-            *flags, loss = found[f"steps {stage} {dtype}"]
-            assert flags == [True, False, True, True, True, True], (stage, dtype, flags)
-            assert loss != loss, "the poisoned loss should be NaN"
+    found = torch.load(result, weights_only=False)
+    base = load_file(tiny_qwen3 / "model.safetensors")
+    for case, (gradients, flags, loss, moved) in found.items():
+        assert flags == [True, False, True, True, True, True], (case, flags)
+        assert loss != loss, "the poisoned loss should be NaN"
+        if case.dtype == "float32":
+            model = model_of(str(tiny_qwen3), case)
+            embedding_step(PlainEngine(model), template_of(str(tiny_qwen3)), ROWS, SETTINGS)
+            wanted = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+            assert gradients.keys() == wanted.keys()
+            for name, gradient in wanted.items():
+                torch.testing.assert_close(gradients[name], gradient, atol=2e-5, rtol=1e-3, msg=f"{case}: {name}")
+        if case.lora:
+            merged = merged_weights(moved, LORA)
+            different = {n for n, w in merged.items() if not torch.equal(w, base[f"model.{n}"])}
+            assert {n.split(".")[-2] for n in different} == {"q_proj", "down_proj"}, case
 
 
 def stretch(rank: int, world: int, folder: str, to: str, source: str, marks: tuple[int, int, int]) -> None:
@@ -122,7 +157,7 @@ def stretch(rank: int, world: int, folder: str, to: str, source: str, marks: tup
         weights = full_weights(wrapped.engine)
         if rank == 0:
             torch.save(weights, Path(to) / f"weights-{stage}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_another_world_size_goes_on_where_the_first_one_stopped(tiny_qwen3: Path, tmp_path: Path) -> None:

@@ -85,11 +85,13 @@ trees_strategy = st.lists(
 def test_attention_equals_dense_attention_under_the_obvious_mask(trees: list[Tree]) -> None:
     batch = pack(trees)
     q, k, v = (torch.randn(batch.tokens, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
-    ours = packed_attention(q, k, v, batch, 0.3)
+    ours, trained = (packed_attention(q, k, v, batch, 0.3, training) for training in (False, True))
     k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
     scores = torch.einsum("qhd,khd->hqk", q, k) * 0.3
     dense = scores.masked_fill(~allowed(batch)[None], -torch.inf).softmax(dim=-1)
-    torch.testing.assert_close(ours, torch.einsum("hqk,khd->qhd", dense, v))
+    wanted = torch.einsum("hqk,khd->qhd", dense, v)
+    torch.testing.assert_close(ours, wanted)
+    torch.testing.assert_close(trained, wanted)
 
 
 @given(trees=trees_strategy)

@@ -35,14 +35,15 @@ SETTINGS = StepSettings("find it", "retrieval", 3, 64, 96, LossConfig(mrl_dims=[
 RERANKER = TrainRerankerConfig(
     steps=1, num_workers=1, queries_per_step=5, negatives=3, optimizer=OptimizerConfig(dtype="float32")
 )
-BUDGETS = (100_000, 60, 1)  # all at once; a few texts; every text alone
+# (token_budget, pack_tokens): all at once; a few texts at a time, graphs kept; gradient cache; every text alone
+BUDGETS = ((100_000, 4096), (60, 60), (100_000, 60), (1, 60))
 
 
 def steps() -> Iterator[tuple[str, StepSettings]]:
     """(name, settings) of the embedding steps that are compared."""
     for task in ("retrieval", "classification", "sts"):
-        for budget in BUDGETS if task == "retrieval" else BUDGETS[:2]:
-            yield f"{task} {budget}", replace(SETTINGS, task=task, token_budget=budget)
+        for budget, packed in BUDGETS if task == "retrieval" else BUDGETS[:2]:
+            yield f"{task} {budget}/{packed}", replace(SETTINGS, task=task, token_budget=budget, pack_tokens=packed)
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
@@ -54,16 +55,16 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
 def gradients(folder: str) -> dict[str, tuple[float, torch.Tensor]]:
     """(loss, this rank's gradient) of every step that is compared."""
     path, found = Path(folder), {}
-    trunk, causal = load_trunk(path, "float32"), load_causal(path, "float32")
+    trunk, causal = load_trunk(path, "float32").train(), load_causal(path, "float32").train()
     tokenizer = load_tokenizer(path)
     for name, settings in steps():
         template = EmbeddingTemplate(tokenizer, "<|endoftext|>")
         metrics = embedding_step(PlainEngine(trunk), template, ROWS, settings)
         found[name] = metrics["loss"], flat(trunk)
-    for budget in BUDGETS:
-        cfg = RERANKER.model_copy(update={"token_budget": budget})
+    for budget, packed in BUDGETS:
+        cfg = RERANKER.model_copy(update={"token_budget": budget, "pack_tokens": packed})
         metrics = reranker_step(PlainEngine(causal), RerankTemplate(tokenizer), ROWS, cfg, "find it")
-        found[f"reranker {budget}"] = metrics["loss"], flat(causal)
+        found[f"reranker {budget}/{packed}"] = metrics["loss"], flat(causal)
     return found
 
 
