@@ -6,6 +6,7 @@ process, and lets autograd differentiate the loss of the whole batch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,10 @@ def worker(rank: int, world: int, folder: str, rendezvous: str, result: str) -> 
         dist.all_reduce(gradient)
     if rank == 0:
         torch.save(found, result)
+    # An idle thread of gloo has aborted a finished process at interpreter exit: wait for the others and leave at once.
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
