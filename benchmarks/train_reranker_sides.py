@@ -21,7 +21,7 @@ from qwen3emb.config_train import OptimizerConfig, TrainRerankerConfig
 from qwen3emb.distributed.engine import ZeroEngine, build_engine, set_learning_rate
 from qwen3emb.model.loading import load_causal, load_tokenizer
 from qwen3emb.model.packing import pack
-from qwen3emb.model.reranker import rerank_tree
+from qwen3emb.model.reranker import answer_logits, rerank_tree
 from qwen3emb.templates import RerankTemplate
 from qwen3emb.train.reranker_step import reranker_step
 from qwen3emb.train.rows import TrainingRow
@@ -65,13 +65,7 @@ class OurReranker:
         batch = pack([self._tree(row) for row in rows])
         yes, no = self.template.yes_no
         with torch.no_grad():
-            logits = self.model(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                packed=batch,
-                use_cache=False,
-                logits_to_keep=batch.last,
-            ).logits[0]
+            logits = answer_logits(self.model, batch)
         margin: torch.Tensor = (logits[:, yes] - logits[:, no]).float()
         return margin
 

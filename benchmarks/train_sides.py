@@ -42,7 +42,7 @@ MAX_TOKENS = 512
 NEGATIVES = 3
 TEMPERATURE = 0.05
 LR = 1e-5
-TOKEN_BUDGET = 32768  # one micro-batch, as the peers' plain variants
+TOKEN_BUDGET = 32768  # all graphs are kept, as in the peers' plain variants
 
 
 def _lines(path: Path) -> Iterable[str]:

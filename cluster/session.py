@@ -27,7 +27,7 @@ def ray_environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
-        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # a line for every resource it asks for,
+        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # a line for every resource it asks for
         "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",  # and for every checkpoint
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -61,8 +61,10 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     Raises:
         UserError: no cluster answers at the given address.
     """
+    import ray
+
     environment = ray_environment()
-    if not (cluster.address or os.environ.get("RAY_ADDRESS")):
+    if not (ray.is_initialized() or cluster.address or os.environ.get("RAY_ADDRESS")):
         environment |= own_cluster_environment()
     if cluster.gpus_per_worker:
         environment.pop("DS_ACCELERATOR", None)

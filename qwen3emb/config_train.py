@@ -111,7 +111,7 @@ class _TrainConfig(Section):
     """Recompute activations in the backward pass, for long inputs on small memory."""
     token_budget: int = Field(default=16384, ge=16)
     """Activations of so many tokens fit into a worker's memory. A larger share of the global batch is computed twice
-    (gradient cache), so memory depends on this and not on the global batch."""
+    (gradient cache), so activations depend on this and not on the global batch."""
     pack_tokens: int = Field(default=4096, ge=16)
     """Tokens of one packed forward pass. 4096 suits a CPU's caches; on a GPU raise it to `token_budget`. A longer input
     is a pass of its own."""

@@ -16,12 +16,9 @@ from qwen3emb.storage import Storage, external_fingerprint
 __all__ = ["OPERATIONAL", "STAGES", "Stage", "StageContext", "identity", "plan", "selected", "stage_folder"]
 
 # Fields that change how fast a stage runs or where, not what it writes.
-OPERATIONAL = {"workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"} | {
-    "num_workers",
-    "token_budget",
-    "pack_tokens",
-    "loss_tile",
-    "activation_checkpointing",
+OPERATIONAL = {
+    *("workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"),
+    *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing"),
 }
 _TRAIN = "jobs.train_embedding"
 _TRAINING = {"weak", "supervised", "reranker"}

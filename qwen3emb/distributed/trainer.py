@@ -122,7 +122,7 @@ class _Trainer(TorchTrainer):
     """Ray's trainer without the actor that frees a lost controller's resources, where the cluster goes with the job.
 
     It asks the dashboard about the controller. An embedded Ray has none, and stopping the actor waits for its
-    answer, 12 seconds at the end of every training.
+    answer, 12 seconds at the end of every training; on a private head it does not find it and prints a stack trace.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

@@ -188,18 +188,27 @@ def packed_attention(
         q = _gather(query, b.rows, query.shape[1])
         k, v = (_gather(t, b.columns, query.shape[1]) for t in (key, value))
         if training and b.columns.shape[1] <= _DENSE_LENGTH:
-            out = _dense(q, k, v, scale)
+            out = _dense(q, k, v, _bias(batch, q, k), scale)
         else:
             out = scaled_dot_product_attention(q, k, v, attn_mask=b.mask, is_causal=b.mask is None, scale=scale)
         pieces.append(out.transpose(1, 2).flatten(0, 1)[b.kept])
     return torch.cat(pieces)[plan.restore]
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """(n, heads, L, dim) from query (n, heads, L, dim) and key, value (n, heads, P + L, dim)."""
+def _bias(batch: PackedBatch, query: Tensor, key: Tensor) -> Tensor:
+    """(L, P + L) zero where attention is allowed, else minus infinity; made once per batch, not in every layer."""
     rows, columns = query.shape[2], key.shape[2]
-    causal = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
-    bias = torch.zeros(rows, columns, dtype=query.dtype, device=query.device).masked_fill(~causal, float("-inf"))
+    name = f"bias {rows} {columns} {query.dtype}"
+    if name not in batch.cache:
+        causal = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
+        empty = torch.zeros(rows, columns, dtype=query.dtype, device=query.device)
+        batch.cache[name] = empty.masked_fill(~causal, float("-inf"))
+    bias: Tensor = batch.cache[name]
+    return bias
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """(n, heads, L, dim) from query (n, heads, L, dim) and key, value (n, heads, P + L, dim)."""
     q, k, v = (t.flatten(0, 1) for t in (query, key, value))
     scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
     return torch.bmm(scores.softmax(dim=-1), v).view(query.shape)

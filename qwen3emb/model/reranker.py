@@ -20,7 +20,7 @@ from qwen3emb.model.loading import load_causal, load_tokenizer
 from qwen3emb.model.packing import PackedBatch, pack
 from qwen3emb.templates import RerankTemplate
 
-__all__ = ["Reranker", "answer_states", "rerank_tree"]
+__all__ = ["Reranker", "answer_logits", "answer_states", "rerank_tree"]
 
 
 def answer_states(model: Any, batch: PackedBatch) -> Tensor:
@@ -29,6 +29,18 @@ def answer_states(model: Any, batch: PackedBatch) -> Tensor:
         input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False
     ).last_hidden_state
     out: Tensor = states[0, batch.last]
+    return out
+
+
+def answer_logits(model: Any, batch: PackedBatch) -> Tensor:
+    """(number of leaves, vocabulary) logits of the answer token, from a causal LM or an engine around one."""
+    out: Tensor = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        packed=batch,
+        use_cache=False,
+        logits_to_keep=batch.last,
+    ).logits[0]
     return out
 
 

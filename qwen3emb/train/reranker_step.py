@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from qwen3emb.config_train import TrainRerankerConfig
 from qwen3emb.model.encoder import budgeted
 from qwen3emb.model.packing import PackedBatch, Tree, pack
-from qwen3emb.model.reranker import rerank_tree
+from qwen3emb.model.reranker import answer_logits, rerank_tree
 from qwen3emb.templates import RerankTemplate
 from qwen3emb.train.gather import gather_rows, rank_and_world
 from qwen3emb.train.losses import answer_loss
@@ -106,13 +105,7 @@ def _answers(
     yes, no = template.yes_no
     packed = batch.packed.to(engine.device)
     labels = torch.tensor([yes if answer else no for answer in batch.answers], device=engine.device)
-    logits: Any = engine(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        packed=packed,
-        use_cache=False,
-        logits_to_keep=packed.last,
-    ).logits[0]  # (answers, vocabulary)
+    logits = answer_logits(engine, packed)
     loss = answer_loss(logits, labels, total)
     chance = torch.sigmoid((logits[:, yes] - logits[:, no]).detach().float()).tolist()
     starts = [i for i, answer in enumerate(batch.answers) if answer]

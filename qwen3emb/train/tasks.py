@@ -20,7 +20,7 @@ from qwen3emb.model.export import export_embedding, export_reranker
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
 from qwen3emb.model.lora import add_adapters, merged_weights
 from qwen3emb.model.packing import Tree, pack
-from qwen3emb.model.reranker import rerank_tree
+from qwen3emb.model.reranker import answer_logits, rerank_tree
 from qwen3emb.templates import EmbeddingTemplate, RerankTemplate
 from qwen3emb.train.embedding_step import StepSettings, embedding_step
 from qwen3emb.train.gather import gather_rows, rank_and_world
@@ -194,14 +194,7 @@ class RerankerTask:
         return {"dev_mrr": sum(1 / r for r in ranks) / len(ranks)}
 
     def _margins(self, engine: Any, batch: Any) -> Tensor:
-        moved = batch.to(engine.device)
-        logits = engine(
-            input_ids=moved.input_ids,
-            position_ids=moved.position_ids,
-            packed=moved,
-            use_cache=False,
-            logits_to_keep=moved.last,
-        ).logits[0]
+        logits = answer_logits(engine, batch.to(engine.device))
         yes, no = self.yes_no
         margin: Tensor = (logits[:, yes] - logits[:, no]).float()[:, None]
         return margin

@@ -7,12 +7,35 @@ import io
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.entry import command_line, run_stage
 
 RunHere = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def minimal_run() -> Callable[[Path, Path], dict[str, Any]]:
+    """`minimal_run(folder, model)`: the sections every config needs, over files in `folder` that no test reads."""
+
+    def made(folder: Path, model: Path) -> dict[str, Any]:
+        (folder / "texts.jsonl").write_text('{"text": "made by hand"}\n')
+        (folder / "personas.jsonl").write_text('{"persona": "a tester"}\n')
+        name = str(model)
+        return {
+            "name": "tiny",
+            "storage": str(folder / "run"),
+            "models": {"generator": name, "base": name, "retrieval": name},
+            "corpus": {"sources": [{"kind": "jsonl", "path": str(folder / "texts.jsonl")}]},
+            "synthesize": {"personas": str(folder / "personas.jsonl")},
+            "weak": {"steps": 1},
+            "supervised": {"steps": 1},
+            "reranker": {"steps": 1, "negatives": 1},
+        }
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -14,18 +14,14 @@ from qwen3emb.config import ClusterConfig
 @pytest.fixture(scope="package", autouse=True)
 def one_ray() -> Iterator[None]:
     """An embedded Ray, which leaves nothing in the environment: a private head started later must get its token."""
-    if os.environ.pop("RAY_AUTH_MODE", None):
-        pytest.skip("RAY_AUTH_MODE is set by the user")
-    own = os.environ.pop("TOKENIZERS_PARALLELISM", None)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a user's own setting stays
-    before = dict(os.environ)
-    with connected(ClusterConfig(num_cpus=4)):
-        assert os.environ["RAY_AUTH_MODE"] == "disabled"
-        yield
-    after = dict(os.environ)
-    assert "RAY_AUTH_MODE" not in after
-    ours = {k: v for k, v in before.items() if not k.startswith(("RAY_", "PYTEST_"))}
-    assert {k: after.get(k) for k in ours} == ours
-    del os.environ["TOKENIZERS_PARALLELISM"]
-    if own is not None:
-        os.environ["TOKENIZERS_PARALLELISM"] = own
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_AUTH_MODE", raising=False)
+        patch.setenv("TOKENIZERS_PARALLELISM", "true")  # a user's own setting stays
+        before = dict(os.environ)
+        with connected(ClusterConfig(num_cpus=4)):
+            assert os.environ["RAY_AUTH_MODE"] == "disabled"
+            yield
+        after = dict(os.environ)
+        assert "RAY_AUTH_MODE" not in after
+        ours = {k: v for k, v in before.items() if not k.startswith(("RAY_", "PYTEST_"))}
+        assert {k: after.get(k) for k in ours} == ours

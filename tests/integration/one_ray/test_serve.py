@@ -67,24 +67,18 @@ def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory, run_here: Callable[..., str]) -> Run:
+def run(
+    tiny_qwen3: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    run_here: Callable[..., str],
+    minimal_run: Callable[[Path, Path], dict[str, Any]],
+) -> Run:
     """Artifacts of `corpus` and `merge` written by hand, then the stage `index`."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "source.txt").write_text("A text that nobody reads here.")
-    (folder / "personas.jsonl").write_text('{"persona": "A reader."}\n')
-    model = str(tiny_qwen3)
-    raw = {
-        "name": "tiny",
-        "storage": str(folder / "storage"),
-        "models": {"generator": model, "base": model, "retrieval": model, "instruction": INSTRUCTION},
-        "corpus": {"sources": [{"kind": "text", "path": str(folder / "source.txt")}]},
-        "synthesize": {"personas": str(folder / "personas.jsonl")},
-        "weak": {"steps": 1},
-        "supervised": {"steps": 1},
-        "reranker": {"steps": 1, "negatives": 1},
-        "index": {"max_tokens": 64},
-        "serve": {"max_query_tokens": LIMIT, "max_document_tokens": LIMIT, "max_queued_requests": 30},
-    }
+    raw = minimal_run(folder, tiny_qwen3)
+    raw["models"]["instruction"] = INSTRUCTION
+    raw["index"] = {"max_tokens": 64}
+    raw["serve"] = {"max_query_tokens": LIMIT, "max_document_tokens": LIMIT, "max_queued_requests": 30}
     (folder / "run.yaml").write_text(yaml.safe_dump(raw))
     cfg = load_config(folder / "run.yaml")
     corpus, merge = stage_folder(cfg, "corpus"), stage_folder(cfg, "merge")
@@ -97,7 +91,7 @@ def run(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory, run_here: Ca
     _export(tiny_qwen3, merge.local())
     complete(merge, identity(cfg, "merge"), StageResult(0, 0), 0)
     run_here("index", folder / "run.yaml")
-    return Run(folder / "run.yaml", folder / "storage")
+    return Run(folder / "run.yaml", folder / "run")
 
 
 def _export(model_dir: Path, merge: Path) -> None:

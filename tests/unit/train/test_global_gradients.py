@@ -36,7 +36,7 @@ SETTINGS = StepSettings("find it", "retrieval", 3, 64, 96, LossConfig(mrl_dims=[
 RERANKER = TrainRerankerConfig(
     steps=1, num_workers=1, queries_per_step=5, negatives=3, optimizer=OptimizerConfig(dtype="float32")
 )
-# (token_budget, pack_tokens): all at once; a few texts at a time, graphs kept; gradient cache; every text alone
+# (token_budget, pack_tokens): all at once; gradient cache; a few texts at a time, graphs kept; every text alone
 BUDGETS = ((100_000, 4096), (60, 60), (100_000, 60), (1, 60))
 
 

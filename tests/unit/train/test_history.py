@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from qwen3emb.storage import Storage
 from qwen3emb.train.history import History
@@ -45,7 +46,6 @@ def test_nan_is_null_in_the_file_and_counted(tmp_path: Path) -> None:
 
 def test_every_step_is_on_the_board_once_also_after_a_resume(tmp_path: Path) -> None:
     """Steps 1 and 2 are written with a checkpoint; step 3 is lost with its process and computed again with step 4."""
-    events = pytest.importorskip("tensorboardX.proto.event_pb2")
     out = Storage(str(tmp_path))
     history = History()
     for step in range(2):
@@ -60,7 +60,7 @@ def test_every_step_is_on_the_board_once_also_after_a_resume(tmp_path: Path) -> 
     found: dict[tuple[str, int], float] = {}
     for file in sorted((tmp_path / "tensorboard").iterdir()):
         for payload in payloads(file.read_bytes()):
-            event = events.Event.FromString(payload)
+            event = event_pb2.Event.FromString(payload)
             for value in event.summary.value:
                 assert (value.tag, event.step) not in found
                 found[value.tag, event.step] = value.simple_value

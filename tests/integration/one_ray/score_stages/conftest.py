@@ -116,16 +116,8 @@ def checkpoint(base: Path, folder: Path, seed: int, reranker: bool) -> None:
     export_embedding(folder, model.model.state_dict(), model.config, tokenizer, contract)
 
 
-def configured(folder: Path, base: Path, changes: dict[str, Any]) -> Path:
-    (folder / "texts.jsonl").write_text('{"text": "made by hand"}\n')
-    (folder / "personas.jsonl").write_text('{"persona": "a tester"}\n')
-    model = str(base)
-    content = {
-        "name": "score",
-        "storage": str(folder / "run"),
-        "models": {"generator": model, "base": model, "retrieval": model, "end_token": "<|im_end|>"},
-        "corpus": {"sources": [{"kind": "jsonl", "path": str(folder / "texts.jsonl")}]},
-        "synthesize": {"personas": str(folder / "personas.jsonl")},
+def configured(folder: Path, content: dict[str, Any], changes: dict[str, Any]) -> Path:
+    content |= {
         "weak": {"steps": 2},
         "supervised": {"steps": 2, "checkpoint_every": 1},
         "reranker": {"steps": 2, "negatives": 2},
@@ -134,6 +126,7 @@ def configured(folder: Path, base: Path, changes: dict[str, Any]) -> Path:
         "filter": {"max_tokens": 64, "sample": 20, "workers": 1},
         "mine": {"max_tokens": 64, "negatives": 3, "top_k": 6, "skip_top": 1, "workers": 1},
     }
+    content["models"]["end_token"] = "<|im_end|>"
     content["models"]["instruction"] = INSTRUCTION
     for section, values in changes.items():
         content[section] |= values
@@ -143,15 +136,21 @@ def configured(folder: Path, base: Path, changes: dict[str, Any]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def upstream(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def upstream(
+    tiny_qwen3: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    minimal_run: Callable[[Path, Path], dict[str, Any]],
+) -> Run:
     folder = tmp_path_factory.mktemp("score")
-    run = Run(load_config(configured(folder, tiny_qwen3, {})), folder / "run.yaml", tiny_qwen3)
+    run = Run(load_config(configured(folder, minimal_run(folder, tiny_qwen3), {})), folder / "run.yaml", tiny_qwen3)
     checkpoint(tiny_qwen3, run.folder("weak").local("checkpoints/step_000002"), 1, reranker=False)
     # thresholds in the middle of what the model gives, so that both sides of each rule are there
     middle = float(np.median(np.diag(run.cosines(SYNTHETIC))))
     low = float(np.quantile(np.diag(run.cosines(LABELLED)), 0.2)) + 1e-5
     changes = {"filter": {"threshold": middle}, "mine": {"min_positive": low}}
-    run = Run(load_config(configured(folder, tiny_qwen3, changes)), folder / "run.yaml", tiny_qwen3)
+    run = Run(
+        load_config(configured(folder, minimal_run(folder, tiny_qwen3), changes)), folder / "run.yaml", tiny_qwen3
+    )
     for stage, seeds in (("supervised", (2, 3)), ("reranker", (4, 5))):
         for step, seed in enumerate(seeds, 1):
             target = run.folder(stage).local(f"checkpoints/step_{step:06d}")
