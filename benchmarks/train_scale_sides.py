@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.train_sides import Ours, read_rows
+from qwen3emb.train.allocator import keep_freed
 
 
 def peak_memory(directory: Path, name: str, split: str, batch: int, budget: int) -> float:
@@ -76,6 +77,7 @@ def _worker(
     rank: int, world: int, directory: Path, name: str, split: str, batch: int, store: str, pipe: object
 ) -> None:
     torch.set_num_threads(1)
+    keep_freed()
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)

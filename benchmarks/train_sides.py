@@ -31,6 +31,7 @@ from qwen3emb.distributed.engine import ZeroEngine, build_engine, set_learning_r
 from qwen3emb.model.encoder import pooled
 from qwen3emb.model.loading import load_tokenizer, load_trunk
 from qwen3emb.templates import EmbeddingTemplate, query_prompt
+from qwen3emb.train.allocator import keep_freed
 from qwen3emb.train.embedding_step import StepSettings, embedding_step, micro_batches
 from qwen3emb.train.rows import TrainingRow
 from qwen3emb.train.sharing import plan_texts
@@ -87,7 +88,11 @@ def shortened(directory: Path, layers: int) -> Path:
 
 
 def alone() -> None:
-    """A torch.distributed world of this process, which DeepSpeed asks for."""
+    """A torch.distributed world of this process, which DeepSpeed asks for, and the jobs' memory settings.
+
+    They help the peer in this process as well.
+    """
+    keep_freed()
     store = Path(tempfile.mkdtemp(prefix="bench-train-")) / "store"
     os.environ["LOCAL_RANK"] = "0"  # Ray Train sets it
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)

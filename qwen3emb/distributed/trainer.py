@@ -26,6 +26,7 @@ from qwen3emb.distributed.engine import ZeroEngine, build_engine, full_weights, 
 from qwen3emb.distributed.resharding import saved_world_size, universal
 from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.storage import Storage
+from qwen3emb.train.allocator import give_back, keep_freed
 from qwen3emb.train.gather import rank_and_world
 from qwen3emb.train.history import History
 from qwen3emb.train.mixture import Mixture
@@ -157,6 +158,7 @@ def _loop(job: TrainJob) -> None:
     _quieten()
     torch.set_num_threads(cfg.threads or max(1, len(os.sched_getaffinity(0)) // cfg.num_workers))
     torch.manual_seed(job.seed)
+    keep_freed()
     model = job.task.load()
     if cfg.activation_checkpointing:
         model.gradient_checkpointing_enable()
@@ -260,6 +262,7 @@ def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None
         history.write(Storage(job.out))
         history.show(job.task.cfg.steps, force=True)
     del weights
+    give_back()
     metrics = history.latest()
     if step == job.task.cfg.steps or history.stopped:
         ray.train.report(metrics)

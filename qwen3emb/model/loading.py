@@ -11,6 +11,7 @@ import torch
 from qwen3emb.errors import UserError
 from qwen3emb.model.fetch import has_weights
 from qwen3emb.model.packing import ATTENTION_NAME, register_attention
+from qwen3emb.model.shortcuts import add_shortcuts
 
 __all__ = ["dtype_of", "load_causal", "load_tokenizer", "load_trunk"]
 
@@ -61,4 +62,5 @@ def _load(auto: Any, model_dir: Path, dtype: str) -> Any:
         trust_remote_code=False,
         use_safetensors=True,
     )
+    add_shortcuts(model)
     return model.eval()

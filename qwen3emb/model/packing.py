@@ -106,39 +106,47 @@ def allowed(batch: PackedBatch) -> Tensor:
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Segments of similar length with equally long prefixes, as gather indices.
+    """Segments of similar length with equally long prefixes, padded to one size.
 
     Attributes:
-        rows: (n, L) packed index of each query token, padded with the segment's own last token.
-        columns: (n, P + L) packed index of each key token.
-        kept: flat indices into (n * L) of the tokens that are not padding.
-        mask: (L, P + L) boolean or None where plain causal attention does.
+        count, rows, columns: segments, query tokens and key tokens of each.
+        mask: (rows, columns) boolean or None where plain causal attention does.
     """
 
-    rows: Tensor
-    columns: Tensor
-    kept: Tensor
+    count: int
+    rows: int
+    columns: int
     mask: Tensor | None
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """All buckets, and where each packed token stands in their concatenated outputs."""
+    """All buckets as gather indices, one bucket behind the other.
+
+    Attributes:
+        buckets: their sizes.
+        queries: (sum of count x rows,) packed index of each query token; a segment is padded with its own last token.
+        keys: (sum of count x columns,) packed index of each key token.
+        places: (T,) where each packed token stands in `queries`.
+    """
 
     buckets: list[_Bucket]
-    restore: Tensor
+    queries: Tensor
+    keys: Tensor
+    places: Tensor
 
 
-def _bucket(segments: Sequence[Segment]) -> _Bucket:
+def _bucket(segments: Sequence[Segment]) -> tuple[_Bucket, Tensor, Tensor, Tensor]:
+    """(sizes, (n, L) query tokens, (n, P + L) key tokens, (n, L) which query tokens are not padding)."""
     longest, shared = max(s.end - s.start for s in segments), segments[0].prefix_length
     starts = torch.tensor([s.start for s in segments])[:, None]
     lengths = torch.tensor([s.end - s.start for s in segments])[:, None]
     step = torch.arange(longest)[None]
     rows = starts + torch.minimum(step, lengths - 1)
     prefixes = torch.tensor([s.prefix_start for s in segments])[:, None] + torch.arange(shared)[None]
-    kept = (step < lengths).flatten().nonzero().squeeze(1)
     mask = torch.ones(longest, shared + longest, dtype=torch.bool).tril(shared) if shared else None
-    return _Bucket(rows, torch.cat([prefixes, rows], dim=1), kept, mask)
+    columns = torch.cat([prefixes, rows], dim=1)
+    return _Bucket(len(segments), longest, shared + longest, mask), rows, columns, step < lengths
 
 
 def _plan(batch: PackedBatch) -> _Plan:
@@ -155,11 +163,12 @@ def _plan(batch: PackedBatch) -> _Plan:
             groups[-1].append(s)
         else:
             groups.append([s])
-    buckets = [_bucket(group) for group in groups]
-    order = torch.cat([b.rows.flatten()[b.kept] for b in buckets])
-    restore = torch.empty_like(order)
-    restore[order] = torch.arange(len(order))
-    plan = _Plan(buckets, restore)
+    buckets, rows, columns, useful = zip(*map(_bucket, groups), strict=True)
+    queries, keys = (torch.cat([t.flatten() for t in found]) for found in (rows, columns))
+    kept = torch.cat([t.flatten() for t in useful]).nonzero().squeeze(1)
+    places = torch.empty_like(kept)
+    places[queries[kept]] = kept
+    plan = _Plan(list(buckets), queries, keys, places)
     batch.cache["plan"] = plan
     return plan
 
@@ -183,43 +192,76 @@ def packed_attention(
     if query.is_cuda:
         return _flex(query, key, value, batch, scale)
     plan = _plan(batch)
+    # One gather for all buckets: its backward fills and adds up one gradient, not one for each bucket.
+    queries = torch.split(_gather(query, plan.queries), [b.count * b.rows for b in plan.buckets])
+    sizes = [b.count * b.columns for b in plan.buckets]
+    keys, values = (torch.split(_gather(t, plan.keys), sizes) for t in (key, value))
     pieces = []
-    for b in plan.buckets:
-        q = _gather(query, b.rows, query.shape[1])
-        k, v = (_gather(t, b.columns, query.shape[1]) for t in (key, value))
-        if training and b.columns.shape[1] <= _DENSE_LENGTH:
-            out = _dense(q, k, v, _bias(batch, q, k), scale)
-        else:
-            out = scaled_dot_product_attention(q, k, v, attn_mask=b.mask, is_causal=b.mask is None, scale=scale)
-        pieces.append(out.transpose(1, 2).flatten(0, 1)[b.kept])
-    return torch.cat(pieces)[plan.restore]
+    for b, q, k, v in zip(plan.buckets, queries, keys, values, strict=True):
+        q = q.view(b.count, b.rows, *q.shape[1:])
+        k, v = (t.view(b.count, b.columns, *t.shape[1:]) for t in (k, v))
+        dense = training and b.columns <= _DENSE_LENGTH
+        found = _dense(q, k, v, batch, scale) if dense else _fused(q, k, v, b.mask, scale)
+        pieces.append(found.flatten(0, 1))
+    out: Tensor = _Take.apply(torch.cat(pieces), plan.places)  # type: ignore[no-untyped-call]
+    return out
 
 
-def _bias(batch: PackedBatch, query: Tensor, key: Tensor) -> Tensor:
-    """(L, P + L) zero where attention is allowed, else minus infinity; made once per batch, not in every layer."""
-    rows, columns = query.shape[2], key.shape[2]
-    name = f"bias {rows} {columns} {query.dtype}"
+def _gather(states: Tensor, index: Tensor) -> Tensor:
+    """(T, heads, dim) -> (len(index), heads, dim)."""
+    rows: Tensor = torch.nn.functional.embedding(index, states.flatten(1))
+    return rows.view(-1, *states.shape[1:])
+
+
+class _Take(torch.autograd.Function):
+    """Rows of a tensor at distinct places: the backward copies, where plain indexing would have to add up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        """(R, ...) and (T,) -> (T, ...)"""
+        ctx.save_for_backward(places)
+        ctx.count = len(rows)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Zero for rows that were not taken."""
+        [places] = ctx.saved_tensors
+        out = gradient.new_zeros(ctx.count, *gradient.shape[1:])
+        return out.index_copy_(0, places, gradient.contiguous()), None
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """(n, L, heads, dim) from query (n, L, heads, dim) and key, value (n, P + L, kv heads, dim): torch's kernel."""
+    group = query.shape[2] // key.shape[2]
+    k, v = (t.repeat_interleave(group, dim=2) if group > 1 else t for t in (key, value))
+    q, k, v = (t.transpose(1, 2) for t in (query, k, v))
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+    return out.transpose(1, 2)
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
+    """As `_fused`, by matrix products; the query heads of one key head are rows of one product."""
+    count, length, heads, dim = query.shape
+    kv_heads = key.shape[2]
+    group = heads // kv_heads
+    q = query.view(count, length, kv_heads, group, dim).permute(0, 2, 3, 1, 4)
+    q = q.reshape(count * kv_heads, group * length, dim)
+    k, v = (t.transpose(1, 2).reshape(count * kv_heads, -1, dim) for t in (key, value))
+    scores = torch.baddbmm(_bias(batch, length, k.shape[1], group, q), q, k.transpose(1, 2), alpha=scale)
+    out = torch.bmm(scores.softmax(dim=-1), v).view(count, kv_heads, group, length, dim)
+    return out.permute(0, 3, 1, 2, 4).reshape(count, length, heads, dim)
+
+
+def _bias(batch: PackedBatch, rows: int, columns: int, group: int, like: Tensor) -> Tensor:
+    """(group x rows, columns) zero where attention is allowed, else minus infinity; made once, not in every layer."""
+    name = f"bias {rows} {columns} {group} {like.dtype}"
     if name not in batch.cache:
-        causal = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
-        empty = torch.zeros(rows, columns, dtype=query.dtype, device=query.device)
-        batch.cache[name] = empty.masked_fill(~causal, float("-inf"))
+        causal = torch.ones(rows, columns, dtype=torch.bool, device=like.device).tril(columns - rows)
+        empty = torch.zeros(rows, columns, dtype=like.dtype, device=like.device)
+        batch.cache[name] = empty.masked_fill(~causal, float("-inf")).repeat(group, 1)
     bias: Tensor = batch.cache[name]
     return bias
-
-
-def _dense(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """(n, heads, L, dim) from query (n, heads, L, dim) and key, value (n, heads, P + L, dim)."""
-    q, k, v = (t.flatten(0, 1) for t in (query, key, value))
-    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
-    return torch.bmm(scores.softmax(dim=-1), v).view(query.shape)
-
-
-def _gather(states: Tensor, index: Tensor, heads: int) -> Tensor:
-    """(T, kv heads, dim) -> (n, heads, L, dim) at the packed positions `index` (n, L)."""
-    rows: Tensor = torch.nn.functional.embedding(index, states.flatten(1)).view(*index.shape, *states.shape[1:])
-    if heads != states.shape[1]:
-        rows = rows.repeat_interleave(heads // states.shape[1], dim=2)
-    return rows.transpose(1, 2)
 
 
 def segment_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qwen3emb.model.packing import PackedBatch
+from qwen3emb.train.allocator import between_passes
 from qwen3emb.train.gather import gather_rows
 
 __all__ = ["PlainEngine", "StepEngine", "cached_backward", "most_rounds", "wasted_share"]
@@ -96,11 +97,13 @@ def cached_backward(
     states, pieces = [], []
     with torch.no_grad():
         for n in range(rounds):
+            between_passes(n, engine.device.type)
             states.append(_random_state(engine.device))
             pieces.append(forward(batches[min(n, len(batches) - 1)]))
     own = pieces[: len(batches)]
     gradients = torch.split(gradient_of(torch.cat(own)), [len(p) for p in own])
     for n in range(rounds):
+        between_passes(n, engine.device.type)
         with _replayed(states[n], engine.device):
             vectors = forward(batches[min(n, len(batches) - 1)])
         gradient = gradients[n] if n < len(batches) else torch.zeros_like(vectors)

@@ -12,6 +12,7 @@ from qwen3emb.model.encoder import budgeted
 from qwen3emb.model.packing import PackedBatch, Tree, pack
 from qwen3emb.model.reranker import answer_logits, rerank_tree
 from qwen3emb.templates import RerankTemplate
+from qwen3emb.train.allocator import between_passes
 from qwen3emb.train.gather import gather_rows, rank_and_world
 from qwen3emb.train.losses import answer_loss
 from qwen3emb.train.microbatch import StepEngine, most_rounds, wasted_share
@@ -59,6 +60,7 @@ def reranker_step(
     rounds = most_rounds(len(batches), engine.device)
     sums = torch.zeros(4, dtype=torch.float64)
     for n in range(rounds):
+        between_passes(n, engine.device.type)
         used = n < len(batches) and bool(mine)
         loss, found = _answers(engine, template, batches[min(n, len(batches) - 1)], total)
         engine.backward(loss if used else loss * 0, n + 1 == rounds)
