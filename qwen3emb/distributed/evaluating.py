@@ -190,7 +190,7 @@ def _dev_weight(e: _Evaluation) -> float:
         raise UserError("evaluate.rerank_weight is null, but there is no dev set to choose it on; set a number")
     first = _embedded(e, dev, "dev", (e.ctx.input("merge") / "embedding").uri, None)
     weight = best_weight(dev, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
-    e.say(f"evaluate: the reranker's share that is best on {len(dev.queries)} dev queries: {weight}")
+    e.say(f"evaluate: the reranker's share that is clearly best on {len(dev.queries)} dev queries: {weight}")
     e.ctx.out.write_json("rerank_weight.json", {"rerank_weight": weight, "chosen_on": "dev"})
     return weight
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from qwen3emb.errors import UserError
+from qwen3emb.errors import NotThere, UserError
 from qwen3emb.records import CORPUS, QRELS, QUERIES
 from qwen3emb.storage import Storage
 
@@ -96,7 +95,5 @@ def _json_lines(folder: Storage, name: str) -> Iterator[dict[str, str]]:
 def _lines(folder: Storage, name: str) -> Iterator[str]:
     for candidate in (name, f"{name}.gz"):
         if folder.exists(candidate):
-            content = folder.read_bytes(candidate)
-            raw = gzip.decompress(content) if candidate.endswith(".gz") else content
-            return iter(io.StringIO(raw.decode("utf-8"), newline="\n"))
-    raise UserError(f"{folder.uri}/{name}: no such file; a BEIR folder has corpus.jsonl, queries.jsonl, qrels/")
+            return iter(io.StringIO(folder.read_bytes(candidate).decode("utf-8"), newline="\n"))
+    raise NotThere(f"{folder.uri}/{name}: no such file; a BEIR folder has corpus.jsonl, queries.jsonl, qrels/")
