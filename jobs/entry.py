@@ -13,7 +13,7 @@ from qwen3emb.artifact import Identity, StageResult, complete, start, state_of
 from qwen3emb.config import RunConfig, load_config
 from qwen3emb.errors import UserError
 from qwen3emb.exits import guarded
-from qwen3emb.pipeline import STAGES, StageContext, identity, stage_folder
+from qwen3emb.pipeline import STAGES, StageContext, identity, needs, stage_folder
 
 __all__ = ["command_line", "guarded", "run_stage", "say"]
 
@@ -46,7 +46,7 @@ def _run(name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, 
     began = time.monotonic()
     known: dict[str, Identity] = {}
     what, out = identity(cfg, name, known), stage_folder(cfg, name)
-    for need in STAGES[name].needs:
+    for need in needs(cfg, name):
         # "different" counts as missing: what this stage wrote would be recorded as made from other inputs.
         if state_of(stage_folder(cfg, need), known[need]) != "done":
             folder = stage_folder(cfg, need).uri

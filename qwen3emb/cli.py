@@ -7,6 +7,7 @@ from collections.abc import Callable
 import typer
 
 from qwen3emb.cli_check import check_config
+from qwen3emb.cli_data import data_app
 from qwen3emb.cli_models import embed, fetch_model, search
 from qwen3emb.cli_run import report, run, status, submit
 
@@ -31,6 +32,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name)(_function)
+app.add_typer(data_app, name="data")
 
 if __name__ == "__main__":
     app()

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qwen3emb.config_data import CorpusConfig, FilterConfig, MineConfig, Section, SynthesizeConfig
+from qwen3emb.config_labelled import LabelledConfig
 from qwen3emb.config_serve import EvaluateConfig, IndexConfig, ServeConfig
 from qwen3emb.config_train import MergeConfig, TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.errors import UserError
@@ -71,6 +72,8 @@ class RunConfig(Section):
     """Stage `train_embedding`, weakly supervised."""
     filter: FilterConfig = FilterConfig()
     """Stage `filter`."""
+    labelled: LabelledConfig = LabelledConfig()
+    """Stage `labelled`; without sets the stage is left out."""
     mine: MineConfig = MineConfig()
     """Stage `mine`."""
     supervised: TrainEmbeddingConfig

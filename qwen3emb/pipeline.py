@@ -9,11 +9,13 @@ from typing import Any
 from qwen3emb import __version__
 from qwen3emb.artifact import Identity, State, state_of
 from qwen3emb.config import RunConfig
+from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.errors import UserError
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.storage import Storage, external_fingerprint
 
-__all__ = ["OPERATIONAL", "STAGES", "Stage", "StageContext", "identity", "plan", "selected", "stage_folder"]
+__all__ = ["OPERATIONAL", "STAGES", "Stage", "StageContext", "asked_for", "identity", "needs"]
+__all__ += ["plan", "selected", "stage_folder"]
 
 # Fields that change how fast a stage runs or where, not what it writes.
 OPERATIONAL = {
@@ -52,7 +54,8 @@ STAGES = {
         Stage("synthesize", "jobs.synthesize", "synthesize", ("corpus",), ("generator", "retrieval")),
         Stage("weak", _TRAIN, "weak", ("corpus", "synthesize"), ("base",), ("--stage", "weak")),
         Stage("filter", "jobs.filter", "filter", ("synthesize", "weak")),
-        Stage("mine", "jobs.mine", "mine", ("corpus", "filter", "weak")),
+        Stage("labelled", "jobs.labelled", "labelled", ("corpus",)),
+        Stage("mine", "jobs.mine", "mine", ("corpus", "filter", "weak", "labelled")),
         Stage("supervised", _TRAIN, "supervised", ("corpus", "weak", "mine"), (), ("--stage", "supervised")),
         Stage("reranker", "jobs.train_reranker", "reranker", ("corpus", "mine"), ("reranker_base",)),
         Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), ("base", "reranker_base")),
@@ -75,6 +78,16 @@ class StageContext:
     def input(self, name: str) -> Storage:
         """The folder of an upstream stage."""
         return stage_folder(self.cfg, name)
+
+
+def asked_for(cfg: RunConfig, name: str) -> bool:
+    """False for a stage that the run has nothing for: `labelled` without sets."""
+    return name != "labelled" or bool(cfg.labelled.sets or cfg.labelled.use)
+
+
+def needs(cfg: RunConfig, name: str) -> list[str]:
+    """The stages of this run whose artifacts a stage reads."""
+    return [need for need in STAGES[name].needs if asked_for(cfg, need)]
 
 
 def stage_folder(cfg: RunConfig, name: str) -> Storage:
@@ -111,16 +124,17 @@ def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity
         "end_token": cfg.models.end_token,
         "instruction": cfg.models.instruction,
     }
-    inputs = {need: identity(cfg, need, known).fingerprint for need in stage.needs}
+    inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
     inputs |= {f"models.{f}": _model_fingerprint(_model_name(cfg, f)) for f in stage.models}
     inputs |= {place: _source_fingerprint(place) for place in _external(cfg, name)}
     return Identity(name, __version__, config, inputs)
 
 
 def plan(cfg: RunConfig) -> list[tuple[Stage, State]]:
-    """Every stage in order, and where it stands on storage."""
+    """Every stage of the run in order, and where it stands on storage."""
     known: dict[str, Identity] = {}
-    return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name, known))) for s in STAGES.values()]
+    stages = [s for s in STAGES.values() if asked_for(cfg, s.name)]
+    return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name, known))) for s in stages]
 
 
 def selected(
@@ -135,7 +149,7 @@ def selected(
     chosen = steps[names.index(first) :] if first else [s for s in steps if only in (None, s[0].name)]
     there = {stage.name for stage, state in steps if state == "done"} | {stage.name for stage, _ in chosen}
     for stage, _ in chosen:
-        missing = [need for need in stage.needs if need not in there]
+        missing = [need for need in stage.needs if need in names and need not in there]
         if missing:
             raise UserError(
                 f"stage {stage.name} reads {missing[0]}, which is not done for this config; "
@@ -163,6 +177,9 @@ def _external(cfg: RunConfig, name: str) -> list[str]:
         return [s.path for s in cfg.corpus.sources]
     if name == "synthesize":
         return [cfg.synthesize.personas]
+    if name == "labelled":
+        places = [one.path for one in chosen_sets(cfg.labelled).values()]
+        return [place for place in places if not cfg.labelled.skip_missing or _is_there(place)]
     chosen = {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak")
     if chosen != "weak":
         return [str(resolve_model(chosen))]
@@ -170,10 +187,18 @@ def _external(cfg: RunConfig, name: str) -> list[str]:
     return [] if dataset in ("heldout", "passages") else [dataset]
 
 
+def _is_there(place: str) -> bool:
+    try:
+        _source_fingerprint(place)
+    except UserError:
+        return False
+    return True
+
+
 def _source_fingerprint(place: str) -> str:
     words = {"stdlib": "stdlib", "site-packages": "purelib"}
     if place in words:
         return external_fingerprint(sysconfig.get_paths()[words[place]], ".py")
-    if any(c in place for c in "*?["):
+    if any(c in place for c in "*?[") or place.startswith("hf://"):
         return place
     return external_fingerprint(place)

@@ -44,9 +44,11 @@ TRAINING_ROW = pa.schema(
         ("origin", pa.string()),
         ("positive_score", pa.float32()),
         ("negative_scores", pa.list_(pa.float32())),
+        ("grade", pa.float32()),
     ]
 )
-"""What the supervised stage and the reranker train on; negatives are ordered hardest first."""
+"""What the supervised stage and the reranker train on; negatives are ordered hardest first, mined ones behind those of
+the labelled set. Scores are cosines, of mined negatives only; `grade` is a human score of the pair (STS sets)."""
 
 REJECT = pa.schema(
     [

@@ -90,7 +90,7 @@ class Storage:
         return bool(self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file."""
+        """The content of a file, decompressed where its name ends in .gz, .zst or .bz2."""
         with self.filesystem.open_input_stream(self.path(name)) as stream:
             return bytes(stream.read())
 

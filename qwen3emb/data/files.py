@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from qwen3emb.errors import UserError
+from qwen3emb.errors import NotThere, UserError
 
 __all__ = ["SUFFIXES", "file_prefixes", "first_line", "list_files", "resolve"]
 
@@ -68,7 +68,7 @@ def list_files(uri: str, kind: str, filesystem: pafs.FileSystem | None = None) -
     if not found:
         wanted = "matching files" if pattern is not None else " or ".join(SUFFIXES[kind]) + " files"
         problem = "does not exist" if info.type == pafs.FileType.NotFound else f"holds no {wanted}"
-        raise UserError(f"{uri} {problem}; give a {kind} file, a directory of them, or a glob.")
+        raise NotThere(f"{uri} {problem}; give a {kind} file, a directory of them, or a glob.")
     return sorted(_join(base, name) for name in found)
 
 

@@ -23,19 +23,22 @@ _HEADING = re.compile(rb"\s{0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*\r?\n?$")
 _UNDERLINE = re.compile(rb"\s{0,3}(=+|-+)[ \t]*\r?\n?$")
 
 
-def parquet_rows(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str]) -> Iterator[dict[str, object]]:
-    """The values of `fields` row by row; text stays bytes, since Arrow does not promise that it is UTF-8.
+def parquet_rows(
+    system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None = None
+) -> Iterator[dict[str, object]]:
+    """The values of `fields` (default all) row by row; text stays bytes: Arrow does not promise that it is UTF-8.
 
     Raises UserError where a column is missing, and pyarrow's own errors where the file is not Parquet.
     """
     with system.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
         names = file.schema_arrow.names
+        fields = names if fields is None else list(fields)
         for name in fields:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
                 hint = f"; the nearest is {near[0]!r}" if near else ""
                 raise UserError(f"{source} has no column {name!r}{hint} (it has {', '.join(names)}).")
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(fields)):
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=fields):
             columns = [_values(batch.column(name)) for name in fields]
             for values in zip(*columns, strict=True):
                 yield dict(zip(fields, values, strict=True))

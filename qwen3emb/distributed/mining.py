@@ -15,13 +15,15 @@ import ray
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.config import RunConfig
+from qwen3emb.data.catalogue import chosen_sets
+from qwen3emb.data.dedup import content_hash
 from qwen3emb.data.mining import MinePair, MinePlan, Negatives, Search, choose, plan
 from qwen3emb.distributed.encoding import Encoders
 from qwen3emb.distributed.progress import paced
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.index import document_text
 from qwen3emb.model.stored import scoring_model
-from qwen3emb.pipeline import StageContext
+from qwen3emb.pipeline import StageContext, asked_for
 from qwen3emb.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
 from qwen3emb.storage import Storage
 
@@ -44,7 +46,9 @@ class _Vectors:
 def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     """Mine each query's negatives from the corpus of its origin; write `rows/` and `rejects/`.
 
-    Labelled queries are mined from the documents of all labelled pairs, synthetic ones from all passages.
+    Labelled queries are mined from the documents of all labelled pairs, synthetic ones from all passages, those of a
+    labelled set from the set's documents, behind the negatives that the set has itself. Classification, STS and bitext
+    sets pass through.
 
     Args:
         ctx: the stage.
@@ -54,8 +58,11 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
         UserError: there are no pairs, or the scoring model is missing.
     """
     corpus, filtered = ctx.input("corpus"), ctx.input("filter")
+    sets = _rows_of_sets(ctx)
+    mined_sets = [row for row in sets if _is_mined(row, ctx.cfg)]
     pairs = _pairs(corpus, _LABELLED) + _pairs(filtered, _SYNTHETIC)
-    if not pairs:
+    pairs += [MinePair(row["id"], row["query"], row["positive"], row["origin"]) for row in mined_sets]
+    if not pairs and not sets:
         raise UserError(
             f"{corpus.uri}/pairs and {filtered.uri}/pairs hold no pair to mine for; add sources, or lower "
             "filter.threshold"
@@ -63,19 +70,51 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     passages = corpus.read_table("passages", PASSAGE).select(["title", "text"]).to_pylist()
     labelled = [p.document for p in pairs if p.origin == _LABELLED]
     texts = [document_text(p["title"] or "", p["text"]) for p in passages]  # as in the synthetic pairs
-    work = plan(pairs, {_LABELLED: labelled, _SYNTHETIC: texts})
+    corpora = {_LABELLED: labelled, _SYNTHETIC: texts}
+    for row in mined_sets:
+        corpora.setdefault(row["origin"], []).extend([row["positive"], *row["negatives"]])
+    work = plan(pairs, corpora)
     vectors = _embed(work, ctx.cfg, ctx.input("weak"), say)
     found: dict[tuple[str, int], Negatives | None] = {}
     for origin, search in work.searches.items():
         mined = _search(search, vectors, ctx.cfg, paced(say, f"mine: {origin} queries searched"))
         found |= {(origin, query): negatives for query, negatives in zip(search.queries, mined, strict=True)}
+    own = {row["id"]: row["negatives"] for row in mined_sets}
     rows, rejects = _rows(pairs, work, vectors, found)
-    _write(ctx.out, "rows", pa.Table.from_pylist(rows, schema=TRAINING_ROW))
+    for row in rows:
+        row["negatives"], row["negative_scores"] = _after(own.get(row["id"], []), row, ctx.cfg.mine.negatives)
+    passed = [row for row in sets if not _is_mined(row, ctx.cfg)]
+    _write(ctx.out, "rows", pa.Table.from_pylist([*rows, *passed], schema=TRAINING_ROW))
     _write(ctx.out, "rejects", pa.Table.from_pylist(rejects, schema=REJECT))
     metrics = _figures(rows, ctx.cfg.mine.negatives)
     if metrics["short"]:
         say(f"mine: {metrics['short']} of {len(rows)} rows have fewer than {ctx.cfg.mine.negatives} negatives")
-    return StageResult(len(pairs), len(rows), dict(Counter(r["reason"] for r in rejects)), metrics)
+    rejected = dict(Counter(r["reason"] for r in rejects))
+    return StageResult(len(pairs) + len(passed), len(rows) + len(passed), rejected, metrics)
+
+
+def _rows_of_sets(ctx: StageContext) -> list[dict[str, Any]]:
+    """The rows of the stage `labelled`, where the run has sets."""
+    if not asked_for(ctx.cfg, "labelled"):
+        return []
+    rows: list[dict[str, Any]] = ctx.input("labelled").read_table("rows", TRAINING_ROW).to_pylist()
+    return rows
+
+
+def _is_mined(row: dict[str, Any], cfg: RunConfig) -> bool:
+    one = chosen_sets(cfg.labelled)[row["origin"]]
+    return one.mine and one.task == "retrieval"
+
+
+def _after(own: Sequence[str], row: dict[str, Any], wanted: int) -> tuple[list[str], list[float | None]]:
+    """A set's own negatives, then mined ones up to `wanted` in all; (texts, scores, None for the set's own)."""
+    known = {content_hash(text) for text in own}
+    mined = [
+        (text, score)
+        for text, score in zip(row["negatives"], row["negative_scores"], strict=True)
+        if content_hash(text) not in known
+    ][: max(0, wanted - len(own))]
+    return [*own, *(text for text, _ in mined)], [*[None] * len(own), *(score for _, score in mined)]
 
 
 def _pairs(folder: Storage, origin: str) -> list[MinePair]:
@@ -137,7 +176,7 @@ def _rows(
         corpus = work.searches[pair.origin].corpus
         row = {"id": pair.id, "query": pair.query, "positive": pair.document, "origin": pair.origin}
         texts = [work.documents[corpus[n]] for n in negatives.rows]
-        scores = {"positive_score": score, "negative_scores": list(negatives.scores)}
+        scores = {"positive_score": score, "negative_scores": list(negatives.scores), "grade": None}
         rows.append({**row, "negatives": texts, **scores})
     return rows, rejects
 
@@ -157,12 +196,12 @@ def _write(out: Storage, name: str, table: pa.Table) -> None:
 
 def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
     """Figures of the training rows; `short` counts those with fewer than the `wanted` negatives."""
-    hard = [s for row in rows for s in row["negative_scores"]]
+    hard = [s for row in rows for s in row["negative_scores"] if s is not None]
     return {
         "rows": dict(Counter(row["origin"] for row in rows)),
-        "negatives": len(hard),
+        "negatives": sum(len(row["negatives"]) for row in rows),
         "short": sum(len(row["negatives"]) < wanted for row in rows),
-        "missing_negatives": sum(wanted - len(row["negatives"]) for row in rows),
+        "missing_negatives": sum(max(0, wanted - len(row["negatives"])) for row in rows),
         "mean_positive_score": round(float(np.mean([r["positive_score"] for r in rows])), 4) if rows else None,
         "mean_negative_score": round(float(np.mean(hard)), 4) if hard else None,
     }

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from qwen3emb.artifact import StageResult
+from qwen3emb.config import RunConfig
+from qwen3emb.config_train import DataSetConfig
+from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.distributed.trainer import TrainJob, fit
 from qwen3emb.evaluate.retrieval import RetrievalSet, read_retrieval_set
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.pipeline import StageContext
+from qwen3emb.records import TRAINING_ROW
 from qwen3emb.train.rows import TrainingRow, by_dataset, check_datasets, checked, rows_from_pairs, rows_from_training
 from qwen3emb.train.tasks import EmbeddingTask, RerankerTask
 
@@ -27,26 +31,49 @@ def train_weak(ctx: StageContext) -> StageResult:
 def train_supervised(ctx: StageContext) -> StageResult:
     """Stage 2: labelled and filtered synthetic pairs with hard negatives, from the weak model."""
     cfg = ctx.cfg.supervised
-    rows = rows_from_training(ctx.input("mine").read_table("rows"), cfg.hard_negatives, cfg.synthetic)
+    # A set that wants more negatives than the stage takes them itself (`DataSetConfig.hard_negatives`).
+    most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in _data_sets(ctx.cfg).values())])
+    rows = rows_from_training(ctx.input("mine").read_table("rows", TRAINING_ROW), most, cfg.synthetic)
     return _train_embedding(ctx, rows, str(final_model(ctx.input("weak")).local()))
+
+
+def _data_sets(cfg: RunConfig) -> dict[str, DataSetConfig]:
+    """How each data set of the supervised stage is trained on: as `labelled` says, then as `supervised.datasets`."""
+    found = {
+        name: DataSetConfig(weight=one.weight, task=one.task, instruction=one.instruction)
+        for name, one in chosen_sets(cfg.labelled).items()
+    }
+    for name, own in cfg.supervised.datasets.items():
+        given = own.model_dump(exclude_unset=True)
+        found[name] = found[name].model_copy(update={k: getattr(own, k) for k in given}) if name in found else own
+    return found
 
 
 def train_reranker(ctx: StageContext) -> StageResult:
     """Stage 2 of the reranker: yes / no fine-tuning on the mined rows, a few of them held out for validation."""
     cfg = ctx.cfg.reranker
-    rows = rows_from_training(ctx.input("mine").read_table("rows"), cfg.negatives)
-    usable = [row for row in rows if row.negatives]
+    rows = rows_from_training(ctx.input("mine").read_table("rows", TRAINING_ROW), cfg.negatives)
+    sets = chosen_sets(ctx.cfg.labelled)
+    other = {name for name, one in sets.items() if one.task != "retrieval"}
+    usable = [row for row in rows if row.negatives and row.dataset not in other]
     dev, train = usable[:VALIDATION_QUERIES], usable[VALIDATION_QUERIES:]
     checked(train, cfg.queries_per_step, ctx.out.uri)
     base = resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base)
-    task = RerankerTask(cfg, base, ctx.cfg.models.instruction, dev)
+    instructions = {name: one.instruction for name, one in sets.items() if one.instruction is not None}
+    task = RerankerTask(cfg, base, ctx.cfg.models.instruction, dev, instructions)
     metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
-    skipped = {"no hard negatives": len(rows) - len(usable), "validation": len(dev)}
+    other_tasks = sum(row.dataset in other for row in rows)
+    skipped = {"other_task": other_tasks, "no hard negatives": len(rows) - len(usable) - other_tasks}
+    skipped["validation"] = len(dev)
     return StageResult(len(rows), len(train), skipped, metrics)
 
 
 def _train_embedding(ctx: StageContext, rows: list[TrainingRow], model_dir: str) -> StageResult:
-    cfg = ctx.cfg.weak if ctx.stage.name == "weak" else ctx.cfg.supervised
+    cfg = ctx.cfg.weak
+    if ctx.stage.name != "weak":
+        there = {row.dataset for row in rows} | ctx.cfg.supervised.datasets.keys()
+        data_sets = {name: own for name, own in _data_sets(ctx.cfg).items() if name in there}
+        cfg = ctx.cfg.supervised.model_copy(update={"datasets": data_sets})
     checked(rows, cfg.batch_size, ctx.out.uri)
     check_datasets(rows, {name: own.weight for name, own in cfg.datasets.items()}, f"{ctx.stage.name}.datasets")
     dev: RetrievalSet = read_retrieval_set(ctx.input("corpus") / "dev")

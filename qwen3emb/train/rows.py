@@ -54,10 +54,10 @@ def rows_from_pairs(table: pa.Table) -> list[TrainingRow]:
 
 def rows_from_training(table: pa.Table, negatives: int, synthetic: bool = True) -> list[TrainingRow]:
     """Rows with up to `negatives` hard negatives from a table of `records.TRAINING_ROW`."""
-    columns = (table[c].to_pylist() for c in ("id", "query", "positive", "negatives", "origin"))
+    columns = (table[c].to_pylist() for c in ("id", "query", "positive", "negatives", "origin", "grade"))
     return [
-        TrainingRow(i, q, p, tuple((n or [])[:negatives]), origin)
-        for i, q, p, n, origin in zip(*columns, strict=True)
+        TrainingRow(i, q, p, tuple((n or [])[:negatives]), origin, grade or 0.0)
+        for i, q, p, n, origin, grade in zip(*columns, strict=True)
         if synthetic or origin != "synthetic"
     ]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,25 @@ class EmbeddingTask:
 
 @dataclass
 class RerankerTask:
-    """Yes / no supervised fine-tuning (paper section 2); `dev` rows are ranked, never trained on."""
+    """Yes / no supervised fine-tuning (paper section 2).
+
+    Attributes:
+        cfg: the stage.
+        model_dir: the model it starts from.
+        instruction: of the queries, unless `instructions` has one for their data set.
+        dev: rows that are ranked and never trained on.
+        instructions: data set -> instruction.
+    """
 
     cfg: TrainRerankerConfig
     model_dir: Path
     instruction: str
     dev: Sequence[TrainingRow]
+    instructions: Mapping[str, str] = field(default_factory=dict)
+
+    def asked(self, row: TrainingRow) -> str:
+        """The instruction of a row's query."""
+        return self.instructions.get(row.dataset, self.instruction)
 
     @property
     def batch_size(self) -> int:
@@ -168,7 +181,7 @@ class RerankerTask:
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """Gradients of the loss of the global batch; its metrics."""
-        return reranker_step(engine, self.template, rows, self.cfg, self.instruction)
+        return reranker_step(engine, self.template, rows, self.cfg, self.asked(rows[0]))
 
     def validate(self, engine: Any) -> dict[str, float]:
         """Mean reciprocal rank of each dev row's positive among its hard negatives."""
@@ -184,7 +197,7 @@ class RerankerTask:
                 documents,
                 max_tokens=self.cfg.max_tokens,
                 max_query_tokens=self.cfg.max_query_tokens,
-                instruction=self.instruction,
+                instruction=self.asked(row),
             )
             trees.append((prefix, leaves))
             sizes.append(len(leaves))

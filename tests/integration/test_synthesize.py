@@ -97,6 +97,7 @@ def config(tmp_path: Path, models: dict[str, str]) -> Path:
             "max_query_tokens": 48,
             "words": {"5-10": 1.0},
             "kv_cache_gb": 0.25,
+            "max_retries": 0,
             "temperature": 0.3,
             "top_p": 1.0,
         },

@@ -15,7 +15,7 @@ from qwen3emb import config_docs
 from qwen3emb.config import json_schema, load_config
 from qwen3emb.errors import UserError
 
-EXAMPLES = sorted(Path("examples").glob("*.yaml"))
+EXAMPLES = sorted(set(Path("examples").glob("*.yaml")) - {Path("examples/datasets.yaml")})
 TRAINING = {"steps": 1}
 
 

@@ -132,7 +132,8 @@ def test_a_plan_follows_storage(run_file: Path) -> None:
 
 
 def steps(**states: State) -> list[tuple[Stage, State]]:
-    return [(stage, states.get(name, "new")) for name, stage in STAGES.items()]
+    """A run without labelled sets."""
+    return [(stage, states.get(name, "new")) for name, stage in STAGES.items() if name != "labelled"]
 
 
 def names(chosen: list[tuple[Stage, State]]) -> list[str]:
@@ -141,8 +142,8 @@ def names(chosen: list[tuple[Stage, State]]) -> list[str]:
 
 def test_all_stages_are_chosen_from_a_stage_or_only_one() -> None:
     done: dict[str, State] = {name: "done" for name in ("corpus", "synthesize", "weak", "filter", "mine")}
-    assert names(selected(steps())) == list(STAGES)
-    assert names(selected(steps(**done), first="supervised")) == list(STAGES)[5:]
+    assert names(selected(steps())) == [name for name in STAGES if name != "labelled"]
+    assert names(selected(steps(**done), first="supervised")) == list(STAGES)[6:]
     assert names(selected(steps(**done), only="mine")) == ["mine"]
 
 
@@ -159,6 +160,23 @@ def pipeline(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+def test_labelled_sets_bring_their_stage_and_change_what_reads_it(run_file: Path) -> None:
+    data = run_file.parent / "pairs.jsonl"
+    data.write_text('{"anchor": "q", "positive": "p"}\n')
+    sets = [f"labelled={{sets: {{mine: {{path: {data}}}}}}}"]
+    without, with_sets = (plan(load_config(run_file, s)) for s in ([], sets))
+    assert [s.name for s, _ in with_sets if s not in {x for x, _ in without}] == ["labelled"]
+    before = fingerprints(run_file)
+    after = {n: identity(load_config(run_file, sets), n).fingerprint for n in STAGES}
+    assert {n for n in STAGES if before[n] != after[n]} == readers("labelled")
+    data.write_text('{"anchor": "q", "positive": "other"}\n')
+    again = {n: identity(load_config(run_file, sets), n).fingerprint for n in STAGES}
+    assert {n for n in STAGES if after[n] != again[n]} == readers("labelled")
+    with pytest.raises(UserError, match="mine reads labelled"):
+        done = {s.name: "done" for s, _ in without}
+        selected([(s, done.get(s.name, "new")) for s, _ in with_sets], only="mine")
+
+
 def test_a_dry_run_says_what_would_run_and_writes_nothing(run_file: Path) -> None:
     finish(run_file, "corpus")
     before = sorted(run_file.parent.rglob("*"))
@@ -167,7 +185,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(run_file: Path) -> Non
     lines = [line.split(" ", 1)[1] for line in done.stderr.splitlines()]
     assert lines[0].startswith("corpus: reused")
     assert lines[2] == "weak: new, would run python -m jobs.train_embedding --stage weak"
-    assert len(lines) == len(STAGES)
+    assert len(lines) == len(STAGES) - 1  # all but `labelled`, for which the run has no sets
     assert sorted(run_file.parent.rglob("*")) == before
 
 
@@ -177,7 +195,7 @@ def test_a_finished_pipeline_ends_within_seconds_and_reports(run_file: Path) -> 
     done = pipeline("--config", str(run_file))
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 30
-    assert all(f"{name}: reused" in done.stderr for name in STAGES)
+    assert all(f"{name}: reused" in done.stderr for name in STAGES if name != "labelled")
     assert "make serve" in done.stdout
     assert (run_file.parent / "run" / "summary.json").is_file()
 

@@ -1,0 +1,20 @@
+"""Read labelled data sets into training rows: `python -m jobs.labelled --config FILE`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.entry import command_line, run_stage, say
+from qwen3emb.artifact import StageResult
+from qwen3emb.pipeline import StageContext
+
+
+def run(ctx: StageContext) -> StageResult:
+    """The stage."""
+    from qwen3emb.distributed.labelled import read_sets
+
+    return read_sets(ctx, say)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("labelled", run, command_line(__doc__ or "").parse_args()))

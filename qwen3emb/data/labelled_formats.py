@@ -1,0 +1,256 @@
+"""Records of labelled data sets as others write them: one mapping in, query, positives and negatives out.
+
+Formats: sentence-transformers' columns, FlagEmbedding, tevatron, ms-swift, and texts with a class label.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from qwen3emb.data.rows import clean_newlines, text_problem
+from qwen3emb.evaluate.index import document_text
+
+__all__ = ["FORMATS", "BadRecord", "Columns", "Record", "detect", "read_record"]
+
+
+class BadRecord(ValueError):
+    """A record that cannot be used; the message is `<code>: <detail>`."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the fields where a set does not use the usual ones; empty = the usual ones."""
+
+    query: str = ""
+    positive: str = ""
+    negatives: tuple[str, ...] = ()
+    grade: str = ""
+    label: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one record of a labelled set says.
+
+    Attributes:
+        query: or the first sentence.
+        positives: documents that answer it; none for a text with a label.
+        negatives: documents that do not.
+        grade: human score of the pair, where the set has one.
+        label: class of the text, where the set has classes.
+        id: of the record, where it has one.
+        instruction: where the record has its own.
+    """
+
+    query: str
+    positives: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+    grade: float | None = None
+    label: str = ""
+    id: str = ""
+    instruction: str = ""
+
+
+_QUERY = ("anchor", "query", "question", "sentence1", "text1", "premise", "title1", "sentence_A")
+_POSITIVE = (
+    *("positive", "pos", "positives", "document", "passage", "answer", "answers", "context", "response"),
+    *("sentence2", "text2", "hypothesis", "title2", "sentence_B"),
+)
+_GRADE = ("score", "similarity_score", "relatedness_score", "grade", "label")
+_ID = ("id", "_id", "query_id", "qid")
+_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?([-_]?\d+)?")
+_LABELS = ("label_text", "label", "class", "intent", "category")
+
+
+def detect(values: Mapping[str, object]) -> str | None:
+    """The format of a record by its fields, or None where it is none of them."""
+    fields = values.keys()
+    if "positive_passages" in fields:
+        return "tevatron"
+    if "positive_messages" in fields or {"query", "response"} <= fields:
+        return "swift"
+    if {"query", "pos"} <= fields:
+        return "flagembedding"
+    if _first(fields, _QUERY) and _first(fields, _POSITIVE):
+        return "columns"
+    if "text" in fields and _first(fields, _LABELS):
+        return "classification"
+    return None
+
+
+def read_record(values: Mapping[str, object], form: str, columns: Columns) -> Record:
+    """The record in `values`.
+
+    Args:
+        values: field -> value of one row.
+        form: one of `FORMATS`.
+        columns: names that differ from the usual ones (`columns` and `classification`).
+
+    Raises:
+        BadRecord: codes missing_field, not_a_string, empty_field, no_positive, bad_grade, lone_surrogate,
+            control_character, invalid_utf8.
+    """
+    return FORMATS[form](values, columns)
+
+
+def _columns(values: Mapping[str, object], names: Columns) -> Record:
+    query = names.query or _first(values, _QUERY) or "query"
+    positive = names.positive or _first([f for f in values if f != query], _POSITIVE) or "positive"
+    taken = {query, positive}
+    negatives = names.negatives or tuple(f for f in values if f not in taken and _NEGATIVE.fullmatch(f))
+    grade = names.grade or ("" if negatives else _first(values, _GRADE) or "")
+    return Record(
+        _text(values.get(query), query),
+        _texts(values.get(positive), positive),
+        tuple(text for name in negatives for text in _texts(values.get(name), name, optional=True)),
+        _grade(values.get(grade), grade) if grade else None,
+        id=_id(values, names),
+    )
+
+
+def _flagembedding(values: Mapping[str, object], names: Columns) -> Record:
+    return Record(
+        _text(values.get("query"), "query"),
+        _texts(values.get("pos"), "pos"),
+        _texts(values.get("neg"), "neg", optional=True),
+        id=_id(values, names),
+        instruction=_text(values["prompt"], "prompt") if values.get("prompt") else "",
+    )
+
+
+def _tevatron(values: Mapping[str, object], names: Columns) -> Record:
+    return Record(
+        _text(values.get("query"), "query"),
+        tuple(_passages(values.get("positive_passages"), "positive_passages")),
+        tuple(_passages(values.get("negative_passages") or [], "negative_passages")),
+        id=_id(values, names),
+    )
+
+
+def _passages(value: object, name: str) -> Iterable[str]:
+    if not isinstance(value, list) or not all(isinstance(p, Mapping) for p in value):
+        raise BadRecord(f"not_a_list: field {name!r} is no list of passages")
+    for passage in value:
+        title = str(passage.get("title") or "")
+        yield document_text(clean_newlines(title), _text(passage.get("text"), f"{name}.text"))
+
+
+def _swift(values: Mapping[str, object], names: Columns) -> Record:
+    if "messages" not in values:
+        label = values.get("label")
+        return Record(
+            _text(values.get("query"), "query"),
+            _texts(values.get("response"), "response"),
+            _texts(values.get("rejected_response"), "rejected_response", optional=True),
+            None if label is None else _grade(label, "label"),
+            id=_id(values, names),
+        )
+    system, query = _chat(values["messages"], "messages")
+    positives = [_chat(c, "positive_messages")[1] for c in _list(values.get("positive_messages"), "positive_messages")]
+    bad = [_chat(c, "negative_messages")[1] for c in _list(values.get("negative_messages"), "negative_messages")]
+    label = values.get("label")
+    grade = None if label is None else _grade(label, "label")
+    return Record(query, tuple(positives), tuple(bad), grade, id=_id(values, names), instruction=system)
+
+
+def _chat(value: object, name: str) -> tuple[str, str]:
+    """(system turn, the other turns as one text) of a list of messages."""
+    turns = _list(value, name)
+    if not turns or not all(isinstance(t, Mapping) for t in turns):
+        raise BadRecord(f"not_a_list: field {name!r} is no list of messages")
+    texts = [(t.get("role"), _text(t.get("content"), f"{name}.content")) for t in turns if isinstance(t, Mapping)]
+    system = "\n".join(text for role, text in texts if role == "system")
+    said = "\n".join(text for role, text in texts if role != "system")
+    if not said:
+        raise BadRecord(f"empty_field: {name!r} has only a system turn")
+    return system, said
+
+
+def _classification(values: Mapping[str, object], names: Columns) -> Record:
+    query = names.query or "text"
+    label = names.label or _first(values, _LABELS) or "label"
+    found = values.get(label)
+    if isinstance(found, int) and not isinstance(found, bool):
+        found = str(found)
+    return Record(_text(values.get(query), query), label=_text(found, label), id=_id(values, names))
+
+
+FORMATS: dict[str, Callable[[Mapping[str, object], Columns], Record]] = {
+    "columns": _columns,
+    "flagembedding": _flagembedding,
+    "tevatron": _tevatron,
+    "swift": _swift,
+    "classification": _classification,
+}
+"""How the records of a file are read."""
+
+
+def _first(fields: Iterable[str], names: Iterable[str]) -> str | None:
+    there = set(fields)
+    return next((name for name in names if name in there), None)
+
+
+def _id(values: Mapping[str, object], names: Columns) -> str:
+    name = names.id or _first(values, _ID)
+    value = values.get(name) if name else None
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def _list(value: object, name: str) -> list[object]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise BadRecord(f"not_a_list: field {name!r} is {type(value).__name__}")
+    return value
+
+
+def _text(value: object, name: str) -> str:
+    """The text of a field, stripped, with LF line ends."""
+    if value is None:
+        raise BadRecord(f"missing_field: {name!r}")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"invalid_utf8: field {name!r}, byte {error.start}") from error
+    if not isinstance(value, str):
+        raise BadRecord(f"not_a_string: field {name!r} is {type(value).__name__}")
+    text = clean_newlines(value).strip()
+    problem = text_problem(text)
+    if problem:
+        raise BadRecord(f"{problem} of field {name!r}")
+    if not text:
+        raise BadRecord(f"empty_field: {name!r}")
+    return text
+
+
+def _texts(value: object, name: str, optional: bool = False) -> tuple[str, ...]:
+    """A text or a list of texts; empty ones among several are left out.
+
+    SQuAD's answers are a mapping with a list `text`.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    values = value if isinstance(value, list) else [] if value is None or value == "" else [value]
+    texts = tuple(_text(v, name) for v in values if v not in (None, "", b""))
+    if not texts and not optional:
+        raise BadRecord(f"no_positive: field {name!r} is empty" if value is not None else f"missing_field: {name!r}")
+    return texts
+
+
+def _grade(value: object, name: str) -> float | None:
+    """A human score; None where the field is there but empty."""
+    if value is None or value == "":
+        return None
+    try:
+        grade = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        grade = math.nan
+    if not math.isfinite(grade) or isinstance(value, bool):
+        raise BadRecord(f"bad_grade: field {name!r} is {value!r}")
+    return grade

@@ -1,0 +1,181 @@
+"""Rows of JSONL, Parquet, CSV and TSV files as mappings, before anybody asks what they mean.
+
+Files stream: one row or one Parquet batch is held at a time.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from qwen3emb.data.files import first_line
+from qwen3emb.data.plain_files import parquet_rows
+from qwen3emb.errors import UserError
+
+__all__ = ["TABLE_KINDS", "RawRow", "guarded", "open_lines", "raw_rows"]
+
+_UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that were not UTF-8, by surrogateescape
+_FIELD_LIMIT = 16 * 2**20  # characters; an unclosed quote must not swallow the rest of a huge file
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row of a file.
+
+    Attributes:
+        number: from 1; lines of JSONL, records of the others after the header.
+        values: field -> value; None where the row cannot be read.
+        problem: why not, as `<code>: <detail>`; codes: invalid_utf8, invalid_json, invalid_csv.
+        raw: the row as it stands in the file; None for Parquet.
+    """
+
+    number: int
+    values: Mapping[str, object] | None
+    problem: str = ""
+    raw: bytes | str | None = None
+
+
+def raw_rows(
+    system: pafs.FileSystem, path: str, kind: str, source: str, fields: Sequence[str] | None = None
+) -> Iterator[RawRow]:
+    """The rows of one file, in its order.
+
+    Args:
+        system: file system of `path`.
+        path: the file; all kinds but parquet also compressed (.gz, .zst, .bz2).
+        kind: one of `TABLE_KINDS`. TSV has no quoting.
+        source: its name in messages.
+        fields: columns that must be there (CSV, TSV), and the only ones read (Parquet); default all.
+
+    Raises:
+        UserError: a missing column, an unreadable header.
+        OSError, ArrowInvalid, ArrowNotImplementedError: an unreadable file (see `guarded`).
+    """
+    return _KINDS[kind](system, path, source, fields)
+
+
+_Row = TypeVar("_Row")
+
+
+def guarded(rows: Iterator[_Row], source: str) -> Iterator[_Row]:
+    """What `rows` yields, with the errors of an unreadable file told as the user's to mend."""
+    done = 0
+    try:
+        for item in rows:
+            yield item
+            done += 1
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        where = f" after row {done}" if done else ""
+        raise UserError(
+            f"{source} cannot be read{where} ({first_line(error)}); "
+            "check that it exists, may be read, and is of the kind that the config names."
+        ) from error
+
+
+def open_lines(system: pafs.FileSystem, path: str) -> io.BufferedReader:
+    """The file's bytes, decompressed by its suffix, as a buffered stream that iterates over lines."""
+    return io.BufferedReader(system.open_input_stream(path, compression="detect"), buffer_size=1 << 20)
+
+
+def _jsonl(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None) -> Iterator[RawRow]:
+    with open_lines(system, path) as lines:
+        for number, line in enumerate(lines, start=1):
+            raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if raw.strip():
+                yield _json_row(raw.rstrip(b"\r\n"), number)
+
+
+def _json_row(raw: bytes, number: int) -> RawRow:
+    try:
+        values = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return RawRow(number, None, f"invalid_utf8: byte {error.start} of the line", raw)
+    except (ValueError, RecursionError) as error:
+        return RawRow(number, None, f"invalid_json: {first_line(error)}", raw)
+    if not isinstance(values, dict):
+        return RawRow(number, None, f"invalid_json: {type(values).__name__} instead of an object", raw)
+    return RawRow(number, values, raw=raw)
+
+
+def _parquet(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None) -> Iterator[RawRow]:
+    for number, values in enumerate(parquet_rows(system, path, source, fields), start=1):
+        yield RawRow(number, values)
+
+
+def _csv(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None) -> Iterator[RawRow]:
+    yield from _table(system, path, source, fields, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def _tsv(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None) -> Iterator[RawRow]:
+    yield from _table(system, path, source, fields, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _table(
+    system: pafs.FileSystem,
+    path: str,
+    source: str,
+    fields: Sequence[str] | None,
+    delimiter: str,
+    quoting: Literal[0, 3],
+) -> Iterator[RawRow]:
+    # csv has one limit per process and its default (128 KiB) refuses ordinary long documents.
+    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
+    raw_lines: list[str] = []  # the lines of the record being read, for a reject's payload
+    with open_lines(system, path) as stream:
+        # Undecodable bytes become lone surrogates, so that only their row is refused.
+        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        records = csv.reader(_tap(text, raw_lines), delimiter=delimiter, quoting=quoting, strict=True)
+        header = _table_header(records, source, fields or ())
+        number = 0
+        while True:
+            raw_lines.clear()
+            try:
+                record = next(records, None)
+            except csv.Error as error:
+                number += 1
+                yield RawRow(number, None, f"invalid_csv: {error}", "".join(raw_lines))
+                continue
+            if record is None:
+                return
+            if record:  # a blank line is an empty record
+                number += 1
+                yield _table_row(record, header, number, "".join(raw_lines))
+
+
+def _tap(lines: Iterator[str], seen: list[str]) -> Iterator[str]:
+    for line in lines:
+        seen.append(line)
+        yield line
+
+
+def _table_header(records: Iterator[list[str]], source: str, fields: Sequence[str]) -> list[str]:
+    try:
+        header = next(records, [])
+    except csv.Error as error:
+        raise UserError(f"{source} has an unreadable header row ({error}); check its quotes.") from error
+    for name in fields:
+        if header and name not in header:
+            raise UserError(f"{source} has no column {name!r}; its header has {', '.join(header)}.")
+    return header
+
+
+def _table_row(record: list[str], header: list[str], number: int, raw: str) -> RawRow:
+    if not raw.isascii() and _UNDECODED.search(raw):
+        return RawRow(number, None, "invalid_utf8: in the row", raw.encode("utf-8", "surrogateescape"))
+    if len(record) != len(header):
+        return RawRow(number, None, f"invalid_csv: {len(record)} columns, the header has {len(header)}", raw)
+    return RawRow(number, dict(zip(header, record, strict=True)), raw=raw)
+
+
+_Kind = Callable[[pafs.FileSystem, str, str, Sequence[str] | None], Iterator[RawRow]]
+_KINDS: dict[str, _Kind] = {"jsonl": _jsonl, "parquet": _parquet, "csv": _csv, "tsv": _tsv}
+TABLE_KINDS = tuple(_KINDS)
+"""Kinds of files whose rows have fields."""

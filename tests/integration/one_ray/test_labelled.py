@@ -1,0 +1,107 @@
+"""Labelled sets from files to training rows, on a real Ray: read, checked against the held-out set, mined."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from qwen3emb.artifact import StageResult, complete, read_record, start
+from qwen3emb.config import load_config
+from qwen3emb.errors import UserError
+from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
+from qwen3emb.pipeline import identity, stage_folder
+from qwen3emb.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
+
+pytestmark = pytest.mark.integration
+
+HELDOUT = "how do bees find their way home over many kilometres of open fields"
+FLAG = [
+    {"query": "who flies", "pos": ["a bird flies"], "neg": ["a stone lies"]},
+    {"query": "who swims", "pos": ["a fish swims", "a whale swims"], "neg": []},
+    {"query": "who swims", "pos": ["a fish swims"], "neg": []},
+    {"query": HELDOUT, "pos": ["by the sun"], "neg": []},
+    {"query": "", "pos": ["nobody asked"], "neg": []},
+]
+STS = [{"sentence1": "a cat", "sentence2": "a tomcat", "score": 4.5}, {"sentence1": "a", "sentence2": "b", "score": ""}]
+CLASSES = [{"text": "boil water", "label": "kitchen"}, {"text": "saw wood", "label": "workshop"}]
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def config(
+    tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory, minimal_run: Callable[[Path, Path], dict[str, Any]]
+) -> Path:
+    """A run whose stages before `labelled` and `mine` are complete."""
+    folder = tmp_path_factory.mktemp("labelled")
+    content = minimal_run(folder, tiny_qwen3)
+    content["models"]["end_token"] = "<|im_end|>"
+    content["mine"] = {"model": str(tiny_qwen3), "negatives": 2, "top_k": 4, "margin": 2.0, "max_tokens": 32}
+    content["mine"]["workers"] = 1
+    sets = {
+        "animals": {"path": lines(folder / "animals.jsonl", FLAG), "instruction": "find the animal"},
+        "similar": {"path": lines(folder / "similar.jsonl", STS), "task": "sts"},
+        "rooms": {"path": lines(folder / "rooms.jsonl", CLASSES), "task": "classification"},
+        "gone": {"path": str(folder / "gone.jsonl")},
+    }
+    content["labelled"] = {"sets": sets, "skip_missing": True}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    cfg = load_config(path)
+    for stage in ("corpus", "synthesize", "weak", "filter"):
+        out = stage_folder(cfg, stage)
+        start(out, identity(cfg, stage))
+        if stage == "corpus":
+            write_retrieval_set(out / "heldout", RetrievalSet({"q": HELDOUT}, {"d": ("", "they smell it")}, {"q": {}}))
+            write_retrieval_set(out / "dev", RetrievalSet({}, {}, {}))
+            out.write_table("passages/0.parquet", pa.Table.from_pylist([], schema=PASSAGE))
+        if stage in ("corpus", "filter"):
+            out.write_table("pairs/0.parquet", pa.Table.from_pylist([], schema=PAIR))
+        complete(out, identity(cfg, stage), StageResult(0, 0), 0.0)
+    return path
+
+
+def test_labelled_sets_become_rows_with_mined_negatives_behind_their_own(
+    config: Path, run_here: Callable[..., str]
+) -> None:
+    said = run_here("labelled", config)
+    assert "gone" in said and "does not exist" in said
+    out = stage_folder(load_config(config), "labelled")
+    record = read_record(out)
+    assert (record["rows_in"], record["rows_out"]) == (10, 6)
+    assert record["rejected"] == {"duplicate": 1, "empty_field": 1, "heldout_overlap": 1, "missing_grade": 1}
+    rejects = out.read_table("rejects", REJECT).to_pylist()
+    assert {r["reason"].partition(":")[0] for r in rejects} == set(record["rejected"])
+    assert out.read_json("card.json")["animals"]["rows"] == 3
+    rows = {r["id"]: r for r in out.read_table("rows", TRAINING_ROW).to_pylist()}
+    assert rows["similar/1"]["grade"] == 4.5
+    assert rows["rooms/1"]["negatives"] == ["workshop"]
+
+    run_here("mine", config)
+    mined = stage_folder(load_config(config), "mine")
+    found = {r["id"]: r for r in mined.read_table("rows", TRAINING_ROW).to_pylist()}
+    assert found.keys() == rows.keys()
+    assert found["similar/1"] == rows["similar/1"] | {"negative_scores": []}
+    assert found["rooms/1"]["negatives"] == ["workshop"]
+    animals = {"a bird flies", "a stone lies", "a fish swims", "a whale swims"}
+    bird = found["animals/1"]
+    assert bird["negatives"][0] == "a stone lies", "the set's own negative comes first"
+    assert bird["negative_scores"][0] is None and bird["negative_scores"][1] is not None
+    assert len(bird["negatives"]) == 2 and set(bird["negatives"]) < animals - {"a bird flies"}
+    fish = found["animals/2#0"]
+    assert set(fish["negatives"]) == {"a bird flies", "a stone lies"}, "the other positive is no negative"
+    assert read_record(mined)["rows_in"] == 6
+
+
+def test_a_set_that_is_missing_is_one_sentence(config: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.jsonl"):
+        identity(load_config(config, ["labelled.skip_missing=false"]), "labelled")

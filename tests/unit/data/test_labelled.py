@@ -1,0 +1,211 @@
+"""Labelled sets in other projects' formats: what they say comes through, and what cannot be used is said."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qwen3emb.config_labelled import LabelledConfig, LabelledSetConfig
+from qwen3emb.data.catalogue import chosen_sets, read_catalogue
+from qwen3emb.data.labelled import LabelledRow, read_labelled
+from qwen3emb.data.labelled_formats import detect
+from qwen3emb.data.rows import Reject
+from qwen3emb.errors import NotThere, UserError
+
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+
+
+def written(folder: Path, records: list[Any], name: str = "set.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
+    return path
+
+
+def read(path: Path, **settings: Any) -> tuple[list[LabelledRow], list[Reject]]:
+    cfg = LabelledSetConfig.model_validate({"path": str(path), **settings})
+    found = list(read_labelled("s", cfg, 0))
+    return [r for r in found if isinstance(r, LabelledRow)], [r for r in found if isinstance(r, Reject)]
+
+
+FORMS: dict[str, tuple[dict[str, Any], LabelledRow]] = {
+    "triplet": (
+        {"anchor": "q", "positive": "p", "negative": "n"},
+        LabelledRow("s/1", "q", "p", ("n",)),
+    ),
+    "numbered negatives": (
+        {"query": "q", "positive": "p", "negative_1": "a", "negative_2": "b", "neg-3": "c"},
+        LabelledRow("s/1", "q", "p", ("a", "b", "c")),
+    ),
+    "pair": ({"question": "q", "answer": "p"}, LabelledRow("s/1", "q", "p")),
+    "sts": ({"sentence1": "q", "sentence2": "p", "score": "3.5"}, LabelledRow("s/1", "q", "p", (), 3.5)),
+    "flagembedding": (
+        {"query": "q", "pos": ["p"], "neg": ["n", "p", "n"], "prompt": "Do it"},
+        LabelledRow("s/1", "q", "p", ("n",)),
+    ),
+    "tevatron": (
+        {
+            "query_id": "7",
+            "query": "q",
+            "positive_passages": [{"docid": "1", "title": "T", "text": "p"}],
+            "negative_passages": [{"docid": "2", "text": "n"}],
+        },
+        LabelledRow("s/1", "q", "T p", ("n",)),
+    ),
+    "swift": (
+        {
+            "messages": [{"role": "system", "content": "find"}, {"role": "user", "content": "q"}],
+            "positive_messages": [[{"role": "user", "content": "p"}]],
+            "negative_messages": [[{"role": "user", "content": "n"}]],
+        },
+        LabelledRow("s/1", "q", "p", ("n",)),
+    ),
+    "swift 3.5": (
+        {"query": "q", "response": "p", "rejected_response": ["n"]},
+        LabelledRow("s/1", "q", "p", ("n",)),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_format_says_the_same_thing(tmp_path: Path, form: str) -> None:
+    record, wanted = FORMS[form]
+    rows, rejects = read(written(tmp_path, [record]))
+    assert (rows, rejects) == ([wanted], [])
+
+
+def test_rejects_name_row_and_field_and_the_others_go_on(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        [
+            {"anchor": "q1", "positive": "p1"},
+            {"anchor": "", "positive": "p2"},
+            {"anchor": "q3"},
+            {"anchor": "q4", "positive": ["p4", None, ""]},
+            {"anchor": 5, "positive": "p5"},
+            {"anchor": "bell\x07", "positive": "p6"},
+            ["a", "b"],
+            {"anchor": "q8", "positive": []},
+        ],
+    )
+    with path.open("ab") as file:
+        file.write(b'{"anchor": "\xff"}\n{broken\n')
+    rows, rejects = read(path)
+    assert [(r.query, r.positive) for r in rows] == [("q1", "p1"), ("q4", "p4")]
+    assert [(r.row, r.code) for r in rejects] == [
+        (2, "empty_field"),
+        (3, "missing_field"),
+        (5, "not_a_string"),
+        (6, "control_character"),
+        (7, "invalid_json"),
+        (8, "no_positive"),
+        (9, "invalid_utf8"),
+        (10, "invalid_json"),
+    ]
+    assert all(r.source == str(path) and r.id == f"s/{r.row}" for r in rejects)
+
+
+def test_several_positives_are_rows_of_their_own_and_never_negatives(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"query": "q", "pos": ["a", "b", "c"], "neg": ["b", "n", "q"]}])
+    rows, _ = read(path, max_positives=2)
+    assert rows == [LabelledRow("s/1#0", "q", "a", ("n",)), LabelledRow("s/1#1", "q", "b", ("n",))]
+
+
+def test_a_class_set_asks_for_the_label_among_others(tmp_path: Path) -> None:
+    records = [{"text": f"t{i}", "label": label} for i, label in enumerate(["red", "blue", "green", "red"])]
+    rows, _ = read(written(tmp_path, records), task="classification", max_negatives=1)
+    assert [(r.query, r.positive) for r in rows] == [("t0", "red"), ("t1", "blue"), ("t2", "green"), ("t3", "red")]
+    assert all(len(r.negatives) == 1 and r.negatives[0] in {"red", "blue", "green"} - {r.positive} for r in rows)
+    assert rows == read(written(tmp_path, records), task="classification", max_negatives=1)[0]
+    with pytest.raises(UserError, match="one class"):
+        read(written(tmp_path, records[:1]), task="classification")
+
+
+def test_graded_pairs_need_a_score_or_a_threshold(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"sentence1": "a", "sentence2": "b", "score": s} for s in (4.5, 1.0, "high", None)])
+    rows, rejects = read(path, task="sts")
+    assert [r.grade for r in rows] == [4.5, 1.0]
+    assert [r.code for r in rejects] == ["bad_grade", "missing_grade"]
+    rows, rejects = read(path, min_grade=4)
+    assert [r.grade for r in rows] == [4.5]
+    assert [r.code for r in rejects] == ["below_min_grade", "bad_grade", "below_min_grade"]
+
+
+def test_tables_compressed_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    pq.write_table(pa.table({"title": ["T"], "body": ["p"]}), tmp_path / "parts" / "a.parquet")
+    pq.write_table(pa.table({"title": ["U"], "body": ["r"]}), tmp_path / "parts" / "b.parquet")
+    rows, _ = read(tmp_path / "parts", kind="parquet", columns={"query": "title", "positive": "body"})
+    assert rows == [LabelledRow("s/a/1", "T", "p"), LabelledRow("s/b/1", "U", "r")]
+    (tmp_path / "x.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t2\n")
+    assert read(tmp_path / "x.tsv")[0] == [LabelledRow("s/1", "a", "b", (), 2.0)]
+    with gzip.open(tmp_path / "y.jsonl.gz", "wt") as file:
+        file.write('{"anchor": "q", "positive": "p"}\n')
+    assert read(tmp_path / "y.jsonl.gz")[0] == [LabelledRow("s/1", "q", "p")]
+
+
+def test_a_beir_folder_gives_judged_pairs_and_judged_negatives(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    documents = {"d1": "one", "d2": "two", "d3": ""}
+    written(tmp_path, [{"_id": i, "title": "T", "text": t} for i, t in documents.items() if t], "corpus.jsonl")
+    (tmp_path / "queries.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "q1", "text": "ask"}\n'))
+    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\nq1\td3\t1\n")
+    rows, rejects = read(tmp_path, format="beir")
+    assert rows == [LabelledRow("s/q1/d1", "ask", "T one", ("T two",))]
+    assert [r.code for r in rejects] == ["missing_document"]
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no known format.*columns"):
+        read(written(tmp_path, [{"foo": "q", "bar": "p"}]))
+    with pytest.raises(UserError, match="does not exist"):
+        read(tmp_path / "none.jsonl")
+    with pytest.raises(NotThere, match=r"hf://.* cannot be reached"):
+        read("hf://datasets/no-such-organisation-q3e/none/train.parquet")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="what kind of file"):
+        read(tmp_path / "none")
+    with pytest.raises(UserError, match="cannot be read"):
+        (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+        read(tmp_path / "bad.parquet")
+
+
+def test_the_catalogue_names_the_papers_sets(tmp_path: Path) -> None:
+    sets = read_catalogue("examples/datasets.yaml")
+    wanted = "msmarco nq hotpotqa nli dureader t2ranking simclue miracl mldr mrtydi codesearchnet squad"
+    assert set(wanted.split()) <= sets.keys()
+    assert any(name.startswith("multi_cpr") for name in sets)
+    assert all(s.instruction and s.licence and s.homepage and s.languages for s in sets.values())
+    cfg = LabelledConfig(catalogue="examples/datasets.yaml", use=["nq"])
+    assert chosen_sets(cfg) == {"nq": sets["nq"]}
+    for wrong, said in ((["hotpot"], "nearest is 'hotpotqa'"), (["synthetic"], "no set")):
+        with pytest.raises(UserError, match=said):
+            chosen_sets(cfg.model_copy(update={"use": wrong}))
+    taken = LabelledConfig(sets={"synthetic": LabelledSetConfig(path="x.jsonl")})
+    with pytest.raises(UserError, match="another name"):
+        chosen_sets(taken)
+    (tmp_path / "c.yaml").write_text("a: {path: x.jsonl, tsak: sts}\n")
+    with pytest.raises(UserError, match=r"a\.tsak"):
+        read_catalogue(str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data/flagembedding_examples")
+def test_all_flagembedding_examples_are_read() -> None:
+    files = sorted((DATA / "flagembedding_examples").rglob("*.jsonl*"))
+    assert len(files) >= 8
+    for file in files:
+        rows, rejects = read(file, max_positives=100)
+        assert rows and not rejects, (file, rejects[:1])
+        assert {r.id.partition("#")[0] for r in rows} == {f"s/{n}" for n in range(1, 11)}, file
+
+
+def test_detection_prefers_the_more_special_format() -> None:
+    assert detect({"query": "", "positive_passages": [], "pos": []}) == "tevatron"
+    assert detect({"query": "", "response": ""}) == "swift"
+    assert detect({"query": "", "pos": [], "neg": []}) == "flagembedding"
+    assert detect({"text": "", "label": 1}) == "classification"
+    assert detect({"text": ""}) is None
