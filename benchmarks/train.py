@@ -1,8 +1,8 @@
 """Training speed: our steps against sentence-transformers and FlagEmbedding, the bare model, and ourselves at scale.
 
 Three data sets in their natural lengths, 1 positive and 3 negatives (reranker: 8), the instruction on queries, 2
-threads. The benchmark stops where two sides compute different losses or scores. `--layers` shortens the model, so that
-a round takes seconds.
+threads, each side in a process of its own (sentence-transformers in this one). The benchmark stops where two sides
+compute different losses or scores. `--layers` shortens the model, so that a round takes seconds.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.apart import Apart
 from benchmarks.harness import Comparison, Outcome, compare, report, seconds
 from benchmarks.train_reranker_sides import NEGATIVES, OurReranker, TheirReranker
 from benchmarks.train_scale_sides import Workers, peak_memory
 from benchmarks.train_sides import FlagEmbedding, Ours, Theirs, alone, peer_columns, read_rows, shortened
 from qwen3emb.model.fetch import fetch_model
+from qwen3emb.model.loading import load_tokenizer
+from qwen3emb.templates import RerankTemplate
 
 MODEL = "smollm2-135m-instruct"
 SETS = {"scifact": "train", "mlquestions": "dev", "mbpp": "test"}
+BATCHES = {"scifact": 8, "mlquestions": 32, "mbpp": 32}  # 7,000 to 10,000 tokens in each step
 RERANKED = ("scifact", "mbpp")  # long documents and short ones
 PARTS = ("sentence-transformers", "bare", "flagembedding", "reranker", "memory", "workers")
 THREADS = 2
@@ -61,30 +66,33 @@ def in_turn(batches: Sequence[Any], size: int, step: Callable[[Any], object]) ->
 
 def embedding(name: str, directory: Path, given: argparse.Namespace) -> list[Outcome]:
     """Our step against the peers', and against the bare model."""
-    rows, size = read_rows(name, SETS[name]), given.batch
+    rows, size = read_rows(name, SETS[name]), given.batch or BATCHES[name]
     batches = [rows[i : i + size] for i in range(0, size * (given.rounds + 1), size)]
-    ours = Ours(directory)
-    columns = [peer_columns(ours.template.tokenizer, batch) for batch in batches]
-    loss = ours.step(batches[0])
+    tokenizer = load_tokenizer(directory)
+    columns = [peer_columns(tokenizer, batch) for batch in batches]
+    ours = Apart(THREADS, alone, Ours, directory)
+    step = partial(ours.call, "step")
+    loss = step(batches[0])
     found = []
     if "sentence-transformers" in given.parts:
         peer = fastest_of_theirs(name, directory, columns[0], loss)
         comparison = Comparison(f"train.{name}.pairs_per_s", must=1.5, aim=2.5)
-        sides = in_turn(batches, size, ours.step), in_turn(columns, size, peer.step)
+        sides = in_turn(batches, size, step), in_turn(columns, size, peer.step)
         found.append(compare(comparison, *sides, given.rounds))
     if "flagembedding" in given.parts:
-        found.append(against_flagembedding(name, directory, ours, batches, columns, loss, given.rounds))
+        found.append(against_flagembedding(name, directory, step, batches, columns, loss, given.rounds))
     if "bare" in given.parts:
-        tokens = ours.bare(batches[1])
+        tokens = ours.call("bare", batches[1])
         comparison = Comparison(f"train.{name}.tokens_per_s_over_bare", must=0.85, aim=0.95)
         found.append(
             compare(
                 comparison,
-                lambda: tokens / seconds(lambda: ours.step(batches[1])),
-                lambda: tokens / seconds(lambda: ours.bare(batches[1])),
+                lambda: tokens / seconds(lambda: step(batches[1])),
+                lambda: tokens / seconds(lambda: ours.call("bare", batches[1])),
                 given.rounds,
             )
         )
+    ours.close()
     return found
 
 
@@ -106,7 +114,7 @@ def fastest_of_theirs(name: str, directory: Path, columns: Sequence[Sequence[str
 def against_flagembedding(
     name: str,
     directory: Path,
-    ours: Ours,
+    step: Callable[[Any], float],
     batches: Sequence[Any],
     columns: Sequence[Any],
     loss: float,
@@ -131,7 +139,7 @@ def against_flagembedding(
     chosen, turns, size = best[1], cycle(columns), len(batches[0])
     outcome = compare(
         Comparison(f"train.{name}.pairs_per_s_flagembedding", must=1.5, aim=2.5),
-        in_turn(batches, size, ours.step),
+        in_turn(batches, size, step),
         lambda: size / chosen.step(next(turns))[1],
         rounds,
     )
@@ -143,12 +151,13 @@ def reranker(name: str, directory: Path, given: argparse.Namespace) -> Outcome:
     """Our reranker step against the fastest of sentence-transformers' variants, in documents per second."""
     rows, size = read_rows(name, SETS[name], NEGATIVES), given.queries
     batches = [rows[i : i + size] for i in range(0, size * (given.rounds + 1), size)]
-    ours = OurReranker(directory)
-    texts = [ours.texts(batch) for batch in batches]
-    wanted = torch.sigmoid(ours.margins(batches[0]))
+    ours = Apart(THREADS, alone, OurReranker, directory)
+    texts = [ours.call("texts", batch) for batch in batches]
+    wanted = torch.sigmoid(ours.call("margins", batches[0]))
+    yes_no = RerankTemplate(load_tokenizer(directory)).yes_no
     best: tuple[float, TheirReranker] | None = None
     for label, dtype in (("autocast", torch.float32), ("bf16 weights", torch.bfloat16)):
-        peer = TheirReranker(directory, dtype, ours.template.yes_no)
+        peer = TheirReranker(directory, dtype, yes_no)
         with torch.no_grad():
             worst = float((torch.sigmoid(peer.scores(texts[0])) - wanted).abs().max())
         if worst > 0.06:  # bf16 against bf16
@@ -160,12 +169,14 @@ def reranker(name: str, directory: Path, given: argparse.Namespace) -> Outcome:
             best = spent, peer
     assert best is not None
     count = size * (1 + NEGATIVES)
-    return compare(
+    outcome = compare(
         Comparison(f"train.{name}.reranker_documents_per_s", must=1.6, aim=3.0),
-        in_turn(batches, count, ours.step),
+        in_turn(batches, count, partial(ours.call, "step")),
         in_turn(texts, count, best[1].step),
         given.rounds,
     )
+    ours.close()
+    return outcome
 
 
 def memory(directory: Path) -> Outcome:
@@ -178,8 +189,8 @@ def memory(directory: Path) -> Outcome:
 
 
 def workers(directory: Path, given: argparse.Namespace) -> Outcome:
-    """Two workers of one core each against one, on a global batch of four times `--batch`."""
-    size = 4 * given.batch
+    """Two workers of one core each against one, on a global batch of 64 rows."""
+    size = given.batch or 64
     two, one = (Workers(world, directory, "mlquestions", SETS["mlquestions"], size) for world in (2, 1))
     comparison = Comparison("train.two_workers_pairs_per_s", must=1.5, aim=1.9)
     outcome = compare(comparison, two.pairs_per_second, one.pairs_per_second, given.rounds)
@@ -192,7 +203,8 @@ def main() -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=6, help="layers of the model (all: 30)")
-    parser.add_argument("--batch", type=int, default=16, help="rows of a global batch")
+    sizes = ", ".join(f"{name} {size}" for name, size in BATCHES.items())
+    parser.add_argument("--batch", type=int, help=f"rows of a global batch; default {sizes}")
     parser.add_argument("--queries", type=int, default=2, help="queries of a reranker step, 9 documents each")
     parser.add_argument("--rounds", type=int, default=3, help="measurements per side")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS), help="data sets")
@@ -201,7 +213,6 @@ def main() -> int:
     if "flagembedding" in given.parts and "PEER_PYTHON" not in os.environ:
         parser.error("flagembedding needs $PEER_PYTHON, which `make bench-train` sets; or leave it out of --parts")
     torch.set_num_threads(THREADS)
-    alone()
     directory = shortened(fetch_model(MODEL), given.layers)
     outcomes: list[Outcome] = []
 

@@ -88,10 +88,7 @@ def shortened(directory: Path, layers: int) -> Path:
 
 
 def alone() -> None:
-    """A torch.distributed world of this process, which DeepSpeed asks for, and the jobs' memory settings.
-
-    They help the peer in this process as well.
-    """
+    """A torch.distributed world of this process, which DeepSpeed asks for, and the jobs' memory settings."""
     keep_freed()
     store = Path(tempfile.mkdtemp(prefix="bench-train-")) / "store"
     os.environ["LOCAL_RANK"] = "0"  # Ray Train sets it

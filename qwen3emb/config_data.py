@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["CorpusConfig", "FilterConfig", "MineConfig", "Section", "SourceConfig", "SynthesizeConfig"]
+__all__ = ["CorpusConfig", "FilterConfig", "GatesConfig", "MineConfig", "Section", "SourceConfig", "SynthesizeConfig"]
 
 
 class Section(BaseModel):
@@ -77,6 +77,26 @@ class CorpusConfig(Section):
         return self
 
 
+class GatesConfig(Section):
+    """Quality gates on written queries; a row that fails one is asked again, then rejected with the gate's name."""
+
+    language: bool = True
+    """Refuse a query that is identified with confidence as another language than was asked for."""
+    language_confidence: float = Field(default=0.9, gt=0, le=1)
+    """How sure the identification must be; languages that it does not know pass."""
+    length_tolerance: float | None = Field(default=0.5, ge=0)
+    """A query of `low-high` words may have low x (1 - this) to high x (1 + this); null = any length."""
+    copied_share: float | None = Field(default=0.8, ge=0, le=1)
+    """Refuse a query of whose runs of three words a larger share stands in the passage; null = off."""
+    refusals: bool = True
+    """Refuse apologies ("I cannot ...", "As an AI ...")."""
+    placeholders: bool = True
+    """Refuse gaps that were left to be filled ("[topic]", "lorem ipsum")."""
+    near_duplicate_query: float | None = Field(default=0.9, gt=0, le=1)
+    """MinHash similarity from which the later of two queries is refused, over the whole stage; 1 = equal texts only;
+    null = off."""
+
+
 class SynthesizeConfig(Section):
     """`synthesize`: an LLM reads a passage as one of five personas and writes a query for it (paper section 3)."""
 
@@ -100,6 +120,8 @@ class SynthesizeConfig(Section):
     """Sampling temperature of both calls."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Nucleus of both calls."""
+    gates: GatesConfig = GatesConfig()
+    """Which written queries are refused."""
     max_retries: int = Field(default=1, ge=0)
     """How often a row with a bad answer is asked again with another seed before it is rejected."""
     engines: int = Field(default=1, ge=1)
@@ -127,6 +149,8 @@ class FilterConfig(Section):
     """Embedding model that scores: `weak`, or a model name or directory."""
     threshold: float = Field(default=0.7, ge=-1, le=1)
     """Pairs at or below this cosine are dropped."""
+    keep_share: float | None = Field(default=None, gt=0, le=1)
+    """Instead of the threshold: keep this share of the scored pairs, those with the highest cosines."""
     sample: int | None = Field(default=None, ge=1)
     """Score only this many pairs, drawn at random; the rest is left out of stage 2."""
     max_tokens: int = Field(default=512, ge=8)
@@ -152,6 +176,8 @@ class MineConfig(Section):
     """t+: a query is kept only if its positive scores above this."""
     margin: float = Field(default=0.0, ge=-2, le=2)
     """delta: a candidate is a negative only if its score < mean positive score + delta."""
+    relative_margin: float | None = Field(default=None, ge=0, lt=1)
+    """And only if its score < (1 - this) x mean positive score; 0.05 is a common choice for well-trained models."""
     max_tokens: int = Field(default=512, ge=8)
     """Longest query or document while scoring."""
     workers: int = Field(default=2, ge=1)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qwen3emb.errors import UserError
 
-__all__ = ["content_hash", "minhash", "near_duplicates"]
+__all__ = ["content_hash", "is_unspaced", "minhash", "near_duplicates"]
 
 _SEED = 1  # of the permutations: signatures compare only with signatures of the same seed
 _SCHEME = "affine64"
@@ -54,7 +54,7 @@ def _permutations(num_perm: int) -> NDArray[np.uint64]:
 def _shingles(text: str, size: int) -> NDArray[np.uint64]:
     """The distinct 64-bit hashes of the text's shingles."""
     normal = unicodedata.normalize("NFC", text).lower()
-    words = [] if _is_unspaced(normal) else _WORD_OR_MARK.findall(normal)
+    words = [] if is_unspaced(normal) else _WORD_OR_MARK.findall(normal)
     if len(words) >= size:
         units = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words], np.uint64)
     else:
@@ -63,7 +63,8 @@ def _shingles(text: str, size: int) -> NDArray[np.uint64]:
     return np.unique(_windows(units + np.uint64(1), size))
 
 
-def _is_unspaced(text: str) -> bool:
+def is_unspaced(text: str) -> bool:
+    """True where a third of the characters are of scripts written without spaces."""
     return not text.isascii() and 3 * len(_UNSPACED.findall(text)) >= len(text)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["QUANTILES", "Histogram", "draw", "histogram", "keep"]
+__all__ = ["QUANTILES", "Histogram", "draw", "histogram", "keep", "threshold_for"]
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _BAR = 40
@@ -61,6 +61,19 @@ def keep(scores: Sequence[float] | np.ndarray, threshold: float) -> np.ndarray:
     # float64: a float32 score must not be compared with the threshold rounded to float32
     out: np.ndarray = np.asarray(scores, dtype=np.float64) > threshold
     return out
+
+
+def threshold_for(scores: np.ndarray, share: float) -> float:
+    """The threshold above which `share` of the scores lie, or a little less where several are equal to it.
+
+    Args:
+        scores: (pairs,) cosines.
+        share: in (0, 1]; 1 keeps all.
+    """
+    if not len(scores) or share >= 1:
+        return -1.1
+    dropped = len(scores) - int(np.floor(share * len(scores)))
+    return float(np.partition(scores.astype(np.float64), dropped - 1)[dropped - 1])
 
 
 def draw(count: int, sample: int | None, seed: int) -> np.ndarray:

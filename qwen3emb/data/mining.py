@@ -117,8 +117,8 @@ def choose(
     """The negatives of each query; None where no positive of it scores above `rules.min_positive`.
 
     The candidates of a query are its `top_k` best documents that are not excluded. After the first `skip_top`
-    of them, those that score less than the mean of the positive scores plus `margin` are negatives, best
-    first, at most `negatives`.
+    of them, those that score less than the mean of the positive scores plus `margin`, and less than that mean
+    shortened by `relative_margin`, are negatives, best first, at most `negatives`.
 
     Args:
         queries: (Q, D) float32 unit vectors.
@@ -131,7 +131,10 @@ def choose(
     found: list[Negatives | None] = [None] * len(queries)
     rows, scores = top_k(queries[kept], corpus, rules.top_k, [excluded[i] for i in kept])
     for i, candidates, values in zip(kept, rows, scores.astype(np.float64), strict=True):
-        limit = float(positive_scores[i].astype(np.float64).mean()) + rules.margin
+        mean = float(positive_scores[i].astype(np.float64).mean())
+        limit = mean + rules.margin
+        if rules.relative_margin is not None:
+            limit = min(limit, mean - rules.relative_margin * abs(mean))
         window = np.arange(len(candidates)) >= rules.skip_top
         usable = np.flatnonzero(window & (candidates != NONE) & (values < limit))[: rules.negatives]
         found[i] = Negatives(tuple(candidates[usable].tolist()), tuple(values[usable].tolist()))

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.config import RunConfig
-from qwen3emb.data.filtering import Histogram, draw, histogram, keep
+from qwen3emb.data.filtering import Histogram, draw, histogram, keep, threshold_for
 from qwen3emb.distributed.encoding import Encoders
 from qwen3emb.distributed.progress import paced
 from qwen3emb.errors import StageFailure
@@ -41,22 +41,23 @@ def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
     pairs = table.take(pa.array(chosen))
     scores = _scores(pairs, ctx.cfg, ctx.input("weak"), say)
     pairs = pairs.set_column(PAIR.get_field_index("score"), PAIR.field("score"), pa.array(scores, pa.float32()))
-    kept = keep(scores, cfg.threshold)
+    threshold = cfg.threshold if cfg.keep_share is None else threshold_for(scores, cfg.keep_share)
+    kept = keep(scores, threshold)
     for name, rows in (("pairs", kept), ("dropped", ~kept)):
         ctx.out.delete(name)  # of a run that was killed
         _write(ctx.out, name, pairs.filter(pa.array(rows)))
     found = histogram(scores, cfg.bins)
-    _write_histogram(ctx.out, found, cfg.threshold, int(kept.sum()))
+    _write_histogram(ctx.out, found, threshold, int(kept.sum()))
     quantiles = {f"{q:g}": round(value, 4) for q, value in found.quantiles.items()}
-    for line in found.lines(cfg.threshold):
+    for line in found.lines(threshold):
         say(f"filter: {line}")
     if not kept.any():
         say(
-            f"filter: no pair scores above filter.threshold {cfg.threshold}, so no synthetic pairs go on; "
+            f"filter: no pair scores above {threshold} (filter.threshold), so no synthetic pairs go on; "
             f"quantiles of the cosine to choose one from: {quantiles or 'none, there are no pairs'}"
         )
     rejected = {"below_threshold": int((~kept).sum()), "not_sampled": len(table) - len(pairs)}
-    metrics = {"threshold": cfg.threshold, "scored": len(pairs), "quantiles": quantiles}
+    metrics = {"threshold": round(threshold, 6), "scored": len(pairs), "quantiles": quantiles}
     return StageResult(len(table), int(kept.sum()), rejected, metrics)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from qwen3emb.config_data import SynthesizeConfig
-from qwen3emb.data.answers import Query, parse_configuration, parse_query
+from qwen3emb.data.answers import parse_configuration, parse_query
+from qwen3emb.data.gates import Gates
 from qwen3emb.data.prompts import (
     Configuration,
     configuration_messages,
@@ -103,6 +104,7 @@ class QueryWriter:
         """Write on `engine`; seeds of the sampling follow from `seed`, the passage's id and the attempt."""
         self.tokens: Counter[str] = Counter()
         self._engine, self._cfg, self._seed = engine, cfg, seed
+        self._gates = Gates(cfg.gates)
         self._languages, self._words = weighted_languages(cfg.languages), weighted_words(cfg.words)
 
     def row(self, passage: dict[str, Any], document: str, candidates: list[str]) -> Row:
@@ -156,10 +158,12 @@ class QueryWriter:
         ]
         for row, answer in zip(rows, self._ask(questions), strict=True):
             parsed = answer.problem or parse_query(answer.text, row.shown, row.character, row.requirement.words)
-            if isinstance(parsed, Query):
-                row.query, row.problem, row.settled = parsed.text, None, True
-            else:
+            if isinstance(parsed, str):
                 row.fail(parsed)
+            elif problem := self._gates.problem(parsed.text, row.shown, row.requirement):
+                row.fail(problem)
+            else:
+                row.query, row.problem, row.settled = parsed.text, None, True
 
     def _ask(self, questions: Sequence[Question]) -> list[Answer]:
         answers = self._engine.ask(questions)

@@ -18,7 +18,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
@@ -29,6 +28,7 @@ from qwen3emb.data.personas import nearest_personas, read_personas
 from qwen3emb.data.requirements import weighted_languages, weighted_words
 from qwen3emb.data.rows import Reject
 from qwen3emb.distributed.query_writer import QueryWriter, Row, tables
+from qwen3emb.distributed.synthesis_end import drop_repeated, result
 from qwen3emb.distributed.tally import counting, figures
 from qwen3emb.distributed.vllm_engine import EngineLost, VllmEngine, engine_resources, located
 from qwen3emb.errors import StageFailure, UserError
@@ -69,7 +69,11 @@ def synthesize(ctx: StageContext, say: _Say) -> StageResult:
     lost = _missing(plan, out)
     if lost:
         raise StageFailure(f"{len(lost)} of {len(plan.blocks)} blocks were not written; run again to go on")
-    return _result(plan, out, written | {"personas": len(personas), "bad_personas": len(bad_personas)})
+    if cfg.gates.near_duplicate_query is not None:
+        repeated = drop_repeated(out, cfg.gates.near_duplicate_query)
+        if repeated:
+            say(f"synthesize: {repeated} queries repeat others and are rejected")
+    return result(plan.rows, out, written | {"personas": len(personas), "bad_personas": len(bad_personas)})
 
 
 def _missing(plan: Plan, out: Storage) -> list[Block]:
@@ -238,23 +242,3 @@ class _Writer:
 def _counted(rows: Sequence[Row], tokens: Counter[str], seconds: float) -> dict[str, float]:
     pairs = sum(row.problem is None for row in rows)
     return {"pairs": pairs, "rejects": len(rows) - pairs, "seconds": seconds, **tokens}
-
-
-def _result(plan: Plan, out: Storage, metrics: dict[str, Any]) -> StageResult:
-    """Count what lies on storage, whatever run wrote it."""
-    kinds: dict[str, Counter[str]] = {
-        "question_type": Counter(),
-        "difficulty": Counter(),
-        "language": Counter(),
-    }
-    pairs, rejected = 0, Counter[str]()
-    for name in out.names("pairs", ".parquet"):
-        table = pq.read_table(out.path(name), filesystem=out.filesystem, columns=list(kinds))
-        pairs += table.num_rows
-        for column, counts in kinds.items():
-            counts.update(table.column(column).to_pylist())
-    for name in out.names("rejects", ".parquet"):
-        table = pq.read_table(out.path(name), filesystem=out.filesystem, columns=["reason"])
-        rejected.update(reason.partition(":")[0] for reason in table.column("reason").to_pylist())
-    shares = {f"pairs_by_{column}": dict(sorted(counts.items())) for column, counts in kinds.items()}
-    return StageResult(plan.rows, pairs, dict(sorted(rejected.items())), metrics | shares)

@@ -98,6 +98,7 @@ def figures(tally: Any, seconds: float) -> dict[str, Any]:
     busy, prompt = counts.get("seconds", 0.0), counts.get("prompt", 0)
     generated, pairs = counts.get("generated", 0), counts.get("pairs", 0)
     return {
+        "pairs_written": int(pairs),
         "prompt_tokens": int(prompt),
         "generated_tokens": int(generated),
         "prefix_cache_hit_rate": round(counts.get("cached", 0) / prompt, 3) if prompt else 0.0,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3emb.data.filtering import draw, histogram, keep
+from qwen3emb.data.filtering import draw, histogram, keep, threshold_for
 
 BEYOND = 1 + 2**-20  # rounding takes cosines a little out of [-1, 1]
 cosines = st.lists(st.floats(-BEYOND, BEYOND, width=32), max_size=60)
@@ -63,3 +63,10 @@ def test_draw_takes_that_many_different_pairs(count: int, sample: int, seed: int
 def test_draw_depends_on_the_seed_and_without_a_sample_takes_all() -> None:
     assert draw(1000, 10, 0).tolist() != draw(1000, 10, 1).tolist()
     assert draw(5, None, 0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_share_to_keep_gives_its_threshold() -> None:
+    scores = np.array([0.1, 0.5, 0.3, 0.9, 0.7], dtype=np.float32)
+    for share, kept in ((0.4, 2), (0.5, 2), (0.2, 1), (0.1, 0), (1.0, 5)):
+        assert int(keep(scores, threshold_for(scores, share)).sum()) == kept, share
+    assert int(keep(np.full(4, 0.5), threshold_for(np.full(4, 0.5), 0.5)).sum()) == 0  # none is better than another

@@ -35,6 +35,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[MinePair], dict[str, list[str]], dict,
         top_k=max(1, negatives + skip + draw(st.integers(0, 2))),
         min_positive=draw(st.sampled_from([-1.0, -0.25, 0.0, 0.5])),
         margin=draw(st.sampled_from([-0.5, 0.0, 0.25, 2.0])),
+        relative_margin=draw(st.sampled_from([None, 0.0, 0.5])),
     )
     return pairs, corpora, space, rules
 
@@ -75,9 +76,11 @@ def reference(pairs, corpora, space, rules):
                 candidates[normal(text)] = float(query @ np.array(space["document", normal(text)]))
         ranked = sorted(candidates.items(), key=lambda c: (-c[1], seen.index(c[0])))
         negatives = []
+        mean = sum(scores) / len(scores)
+        near = np.inf if rules.relative_margin is None else mean - rules.relative_margin * abs(mean)
         for rank, (text, score) in enumerate(ranked):
             inside = rules.skip_top <= rank < rules.top_k
-            if inside and score < sum(scores) / len(scores) + rules.margin and len(negatives) < rules.negatives:
+            if inside and score < min(mean + rules.margin, near) and len(negatives) < rules.negatives:
                 negatives.append((text, score))
         out.append(negatives)
     return out

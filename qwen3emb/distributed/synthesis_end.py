@@ -1,0 +1,99 @@
+"""The end of the stage `synthesize`: queries that repeat others go, rows are counted, the data card is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from qwen3emb.artifact import StageResult
+from qwen3emb.data.gates import duplicate_queries, word_count
+from qwen3emb.data.rows import escaped
+from qwen3emb.records import PAIR, REJECT
+from qwen3emb.storage import Storage
+
+__all__ = ["CARD", "drop_repeated", "result"]
+
+CARD = "card.json"
+_KINDS = ("question_type", "difficulty", "language", "words")
+_LENGTHS = (0, 5, 10, 15, 20, 30, 50, 100)
+_PROJECTED = 1_000_000
+
+
+def drop_repeated(out: Storage, threshold: float) -> int:
+    """Move pairs whose query repeats an earlier one, in the order of the files, to the rejects; how many.
+
+    A run that is killed in between leaves a pair in both; the next call mends that. The driver holds all queries.
+
+    Args:
+        out: folder of the stage.
+        threshold: of `gates.duplicate_queries`.
+    """
+    names = out.names("pairs", ".parquet")
+    tables = {name: out.read_table(name) for name in names}
+    ids = [i for table in tables.values() for i in table["id"].to_pylist()]
+    queries = [q for table in tables.values() for q in table["query"].to_pylist()]
+    repeated = duplicate_queries(ids, queries, threshold)
+    for name, table in tables.items():
+        bad = [row for row in table.to_pylist() if row["id"] in repeated]
+        if not bad:
+            continue
+        place = name.replace("pairs/", "rejects/", 1)
+        before = out.read_table(place, REJECT).to_pylist()
+        there = {row["id"] for row in before}
+        added = [_reject(row, repeated[row["id"]]) for row in bad if row["document_id"] not in there]
+        out.write_table(place, pa.Table.from_pylist([*before, *added], schema=REJECT))
+        kept = pa.array([i not in repeated for i in table["id"].to_pylist()])
+        out.write_table(name, table.filter(kept))
+    return len(repeated)
+
+
+def _reject(pair: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    where = {"id": pair["document_id"], "stage": "synthesize", "source": "", "row": -1}
+    return where | {"reason": f"{reason}: {pair['query']}", "payload": escaped(str(pair["document"]))}
+
+
+def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
+    """Count what lies on storage, whatever run wrote it, and write the card.
+
+    Args:
+        rows: passages that were to be written for.
+        out: folder of the stage.
+        metrics: figures of this run.
+    """
+    kinds: dict[str, Counter[str]] = {kind: Counter() for kind in _KINDS}
+    lengths: list[float] = []
+    pairs, rejected = 0, Counter[str]()
+    for name in out.names("pairs", ".parquet"):
+        table = out.read_table(name, PAIR)
+        pairs += table.num_rows
+        for column, counts in kinds.items():
+            counts.update(table.column(column).to_pylist())
+        lengths += [word_count(query) for query in table.column("query").to_pylist()]
+    for name in out.names("rejects", ".parquet"):
+        reasons = out.read_table(name, REJECT).column("reason").to_pylist()
+        rejected.update(reason.partition(":")[0] for reason in reasons)
+    shares = {f"pairs_by_{column}": dict(sorted(counts.items())) for column, counts in kinds.items()}
+    found = dict(sorted(rejected.items()))
+    out.write_json(CARD, {"passages": rows, "pairs": pairs, "rejected": found, **shares, **_card(lengths, metrics)})
+    return StageResult(rows, pairs, found, metrics | shares)
+
+
+def _card(lengths: list[float], metrics: dict[str, Any]) -> dict[str, Any]:
+    """Histogram of query lengths, and what a thousand pairs cost; costs are those of the run that ended the stage."""
+    counts, _ = np.histogram(lengths, bins=[*_LENGTHS, np.inf])
+    edges = [f"{low}-{high}" for low, high in zip(_LENGTHS, (*_LENGTHS[1:], ""), strict=True)]
+    card: dict[str, Any] = {"query_words": dict(zip(edges, counts.tolist(), strict=True))}
+    rate, made = metrics.get("pairs_per_engine_s"), metrics.get("pairs_written", 0)
+    if rate and made:
+        card["per_1000_pairs"] = {
+            "prompt_tokens": round(1000 * metrics["prompt_tokens"] / made),
+            "generated_tokens": round(1000 * metrics["generated_tokens"] / made),
+            "engine_seconds": round(1000 / rate, 1),
+        }
+        card["prefix_cache_hit_rate"] = metrics["prefix_cache_hit_rate"]
+        card[f"engine_hours_for_{_PROJECTED}_pairs"] = round(_PROJECTED / rate / 3600, 1)
+    return card
