@@ -1,0 +1,76 @@
+"""The end of a synthesis: repeated queries go to the rejects once, whatever was killed, and the card adds up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from qwen3emb.distributed.synthesis_end import CARD, drop_repeated, result
+from qwen3emb.records import PAIR, REJECT
+from qwen3emb.storage import Storage
+
+
+def pair(number: int, query: str) -> dict[str, Any]:
+    texts = {"query": query, "document": f"text {number}", "document_id": f"d{number}", "origin": "synthetic"}
+    kinds = {"language": "en", "character": "a nurse", "question_type": "keywords", "difficulty": "phd"}
+    return {"id": f"d{number}#0", **texts, **kinds, "words": "5-10", "score": None}
+
+
+def stage(folder: Path, *blocks: list[str]) -> Storage:
+    out, number = Storage(str(folder)), 0
+    for block, queries in enumerate(blocks):
+        rows = [pair(number + i, query) for i, query in enumerate(queries)]
+        number += len(rows)
+        out.write_table(f"pairs/{block}.parquet", pa.Table.from_pylist(rows, schema=PAIR))
+        out.write_table(f"rejects/{block}.parquet", pa.Table.from_pylist([], schema=REJECT))
+    return out
+
+
+def names(out: Storage, folder: str, column: str) -> list[str]:
+    return out.read_table(folder).column(column).to_pylist()
+
+
+BLOCKS = (["how to open a file", "list of colours"], ["How to open  a file", "what is a socket"], ["list of colours"])
+
+
+def test_the_first_of_equal_queries_stays_and_a_second_call_changes_nothing(tmp_path: Path) -> None:
+    out = stage(tmp_path, *BLOCKS)
+    assert drop_repeated(out, 1.0) == 2
+    assert names(out, "pairs", "document_id") == ["d0", "d1", "d3"]
+    assert names(out, "rejects", "id") == ["d2", "d4"]
+    assert all(reason.startswith("duplicate_query: of d") for reason in names(out, "rejects", "reason"))
+    before = {name: out.read_bytes(name) for name in out.names()}
+    assert drop_repeated(out, 1.0) == 0
+    assert {name: out.read_bytes(name) for name in out.names()} == before
+
+
+def test_a_kill_between_rejects_and_pairs_leaves_no_row_twice(tmp_path: Path) -> None:
+    out = stage(tmp_path, *BLOCKS)
+    killed = out.read_table("pairs/1.parquet")
+    drop_repeated(out, 1.0)
+    out.write_table("pairs/1.parquet", killed)  # the rejects were written, the pairs not yet
+    assert drop_repeated(out, 1.0) == 1
+    assert sorted([*names(out, "pairs", "document_id"), *names(out, "rejects", "id")]) == [f"d{i}" for i in range(5)]
+
+
+def test_the_card_counts_what_is_there_and_says_what_it_cost(tmp_path: Path) -> None:
+    out = stage(tmp_path, *BLOCKS)
+    drop_repeated(out, 1.0)
+    metrics = {"pairs_written": 5, "pairs_per_engine_s": 0.5, "prompt_tokens": 1000, "generated_tokens": 100}
+    found = result(5, out, metrics | {"prefix_cache_hit_rate": 0.5})
+    assert (found.rows_in, found.rows_out, found.rejected) == (5, 3, {"duplicate_query": 2})
+    card = out.read_json(CARD)
+    assert (card["passages"], card["pairs"], card["rejected"]) == (5, 3, {"duplicate_query": 2})
+    assert sum(card["query_words"].values()) == 3 and card["query_words"]["0-5"] == 2
+    assert card["pairs_by_question_type"] == {"keywords": 3}
+    assert card["per_1000_pairs"] == {"prompt_tokens": 200000, "generated_tokens": 20000, "engine_seconds": 2000.0}
+    assert card["engine_hours_for_1000000_pairs"] == 555.6
+    assert "per_1000_pairs" not in _without_a_run(out)
+
+
+def _without_a_run(out: Storage) -> dict[str, Any]:
+    result(5, out, {})
+    found: dict[str, Any] = out.read_json(CARD)
+    return found
