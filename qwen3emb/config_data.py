@@ -105,7 +105,9 @@ class SynthesizeConfig(Section):
     max_passages: int | None = Field(default=None, ge=1)
     """Use at most this many passages, chosen by a hash of their ids."""
     candidates: int = Field(default=5, ge=1)
-    """Candidate personas per passage, by cosine."""
+    """Candidate personas per query, by cosine with the passage."""
+    queries_per_passage: int = Field(default=1, ge=1)
+    """Queries for each passage, by different characters: each query has `candidates` personas of its own."""
     languages: dict[str, float] = Field(default={"English": 1.0})
     """Query languages and their weights."""
     words: dict[str, float] = Field(default={"5-10": 0.5, "10-20": 0.4, "20-40": 0.1})

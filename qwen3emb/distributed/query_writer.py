@@ -40,19 +40,25 @@ _FINAL = {"prompt_too_long", "engine_died"}  # asking again changes nothing
 class Row:
     """A passage on its way to a query.
 
-    `candidates` are persona texts, best first; `problem` is why there is no query yet, as `<code>: <detail>`,
-    `settled` that this will not change.
+    `candidates` are persona texts, best first; `number` counts the queries of the passage from 0; `problem` is why
+    there is no query yet, as `<code>: <detail>`, `settled` that this will not change.
     """
 
     passage: dict[str, Any]
     document: str
     candidates: list[str]
     requirement: Requirement
+    number: int = 0
     problem: str | None = None
     settled: bool = False
     shown: str = ""
     configuration: Configuration | None = None
     query: str = ""
+
+    @property
+    def key(self) -> str:
+        """What the draws of this row depend on: the passage's id, with the number of a further query."""
+        return f"{self.passage['id']}#{self.number}" if self.number else str(self.passage["id"])
 
     @property
     def character(self) -> str:
@@ -68,7 +74,7 @@ class Row:
         """The row as a synthetic pair."""
         assert self.configuration is not None
         return {
-            "id": f"{self.passage['id']}#0",
+            "id": f"{self.passage['id']}#{self.number}",
             "query": self.query,
             "document": self.document,
             "document_id": self.passage["id"],
@@ -84,7 +90,7 @@ class Row:
     def reject(self) -> dict[str, Any]:
         """The row as a reject."""
         return {
-            "id": self.passage["id"],
+            "id": self.key,
             "stage": "synthesize",
             "reason": escaped(str(self.problem))[:PAYLOAD_CHARACTERS],
             "source": self.passage["source"],
@@ -107,11 +113,16 @@ class QueryWriter:
         self._gates = Gates(cfg.gates)
         self._languages, self._words = weighted_languages(cfg.languages), weighted_words(cfg.words)
 
-    def row(self, passage: dict[str, Any], document: str, candidates: list[str]) -> Row:
-        """A passage (with its `problem`, if it has one) and its candidate personas as a row."""
-        wanted = draw_requirement(self._seed, passage["id"], self._languages, self._words)
-        problem = passage.get("problem")
-        return Row(passage, document, candidates, wanted, problem, settled=problem is not None)
+    def rows(self, passage: dict[str, Any], document: str, candidates: list[str]) -> list[Row]:
+        """A passage (with its `problem`, if it has one) as one row per query, each with personas of its own."""
+        count, problem = self._cfg.queries_per_passage, passage.get("problem")
+        found = []
+        for number in range(count):
+            key = f"{passage['id']}#{number}" if number else passage["id"]
+            wanted = draw_requirement(self._seed, key, self._languages, self._words)
+            own = candidates[number::count] or candidates
+            found.append(Row(passage, document, own, wanted, number, problem, settled=problem is not None))
+        return found
 
     def write(self, rows: Sequence[Row]) -> None:
         """Give every row a query or a problem.
@@ -131,7 +142,7 @@ class QueryWriter:
     def _configure(self, rows: Sequence[Row], attempt: int) -> None:
         questions = [
             Question(
-                configuration_messages(row.shown, row.candidates, self._unit(row, "examples")),
+                configuration_messages(row.shown, row.candidates, unit_draw(self._seed, row.passage["id"], "examples")),
                 configuration_schema(len(row.candidates)),
                 _CONFIGURATION_TOKENS,
                 self._draw(row, "configuration", attempt),
@@ -177,7 +188,7 @@ class QueryWriter:
         return int(self._unit(row, call, attempt) * 2**31)
 
     def _unit(self, row: Row, *what: object) -> float:
-        return unit_draw(self._seed, row.passage["id"], *what)
+        return unit_draw(self._seed, row.key, *what)
 
 
 def tables(rows: Sequence[Row]) -> tuple[pa.Table, pa.Table]:

@@ -73,7 +73,11 @@ def synthesize(ctx: StageContext, say: _Say) -> StageResult:
         repeated = drop_repeated(out, cfg.gates.near_duplicate_query)
         if repeated:
             say(f"synthesize: {repeated} queries repeat others and are rejected")
-    return result(plan.rows, out, written | {"personas": len(personas), "bad_personas": len(bad_personas)})
+    return result(
+        plan.rows * cfg.queries_per_passage,
+        out,
+        written | {"personas": len(personas), "bad_personas": len(bad_personas)},
+    )
 
 
 def _missing(plan: Plan, out: Storage) -> list[Block]:
@@ -102,7 +106,8 @@ def _write_blocks(
     began = time.monotonic()
     done = plan.rows - sum(block.rows for block in missing)
     say(f"synthesize: {done} of {plan.rows} passages done, {len(missing)} blocks to write")
-    with counting(say, done, plan.rows) as tally:
+    each = ctx.cfg.synthesize.queries_per_passage
+    with counting(say, done * each, plan.rows * each) as tally:
         for _ in _dataset(ctx, plan, missing, personas, tally).iter_batches(batch_size=None):
             pass
         return figures(tally, time.monotonic() - began)
@@ -115,12 +120,12 @@ def _dataset(
     resources = engine_resources(cfg, gpus)
     _check_room(ctx.cfg, resources["num_cpus"] + _READER_CPUS)
     DataContext.get_current().enable_progress_bars = False
-    engines = min(cfg.engines, len(missing))
+    engines, wanted = min(cfg.engines, len(missing)), cfg.candidates * cfg.queries_per_passage
     work = [{"name": b.name, "segments": json.dumps([asdict(s) for s in b.segments])} for b in missing]
     corpus, choice = (ctx.input("corpus") / _PASSAGES).uri, replace(plan, blocks=())
     blocks = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _Reader,
-        fn_constructor_args=(corpus, choice, [ray.put(personas)], cfg.candidates, ctx.cfg.models.retrieval),
+        fn_constructor_args=(corpus, choice, [ray.put(personas)], wanted, ctx.cfg.models.retrieval),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=-(-engines // _ENGINES_PER_READER)),
@@ -219,7 +224,7 @@ class _Writer:
         return pa.table({"block": [name]})
 
     def _write(self, writer: QueryWriter, name: str, contents: list[dict[str, Any]]) -> None:
-        rows = [writer.row(c["passage"], c["document"], c["candidates"]) for c in contents]
+        rows = [row for c in contents for row in writer.rows(c["passage"], c["document"], c["candidates"])]
         deaths, guilty = ray.get(self._tally.begin.remote(name))
         for row in rows:
             if row.passage["id"] in guilty and not row.settled:

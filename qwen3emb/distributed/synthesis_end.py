@@ -44,15 +44,20 @@ def drop_repeated(out: Storage, threshold: float) -> int:
         place = name.replace("pairs/", "rejects/", 1)
         before = out.read_table(place, REJECT).to_pylist()
         there = {row["id"] for row in before}
-        added = [_reject(row, repeated[row["id"]]) for row in bad if row["document_id"] not in there]
+        added = [_reject(row, repeated[row["id"]]) for row in bad if _row_id(row) not in there]
         out.write_table(place, pa.Table.from_pylist([*before, *added], schema=REJECT))
         kept = pa.array([i not in repeated for i in table["id"].to_pylist()])
         out.write_table(name, table.filter(kept))
     return len(repeated)
 
 
+def _row_id(pair: Mapping[str, Any]) -> str:
+    """The id that a pair has among the rejects: the passage's, with the number of a further query."""
+    return str(pair["id"]).removesuffix("#0")
+
+
 def _reject(pair: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    where = {"id": pair["document_id"], "stage": "synthesize", "source": "", "row": -1}
+    where = {"id": _row_id(pair), "stage": "synthesize", "source": "", "row": -1}
     return where | {"reason": f"{reason}: {pair['query']}", "payload": escaped(str(pair["document"]))}
 
 
@@ -60,7 +65,7 @@ def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
     """Count what lies on storage, whatever run wrote it, and write the card.
 
     Args:
-        rows: passages that were to be written for.
+        rows: queries that were to be written.
         out: folder of the stage.
         metrics: figures of this run.
     """
@@ -78,7 +83,7 @@ def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
         rejected.update(reason.partition(":")[0] for reason in reasons)
     shares = {f"pairs_by_{column}": dict(sorted(counts.items())) for column, counts in kinds.items()}
     found = dict(sorted(rejected.items()))
-    out.write_json(CARD, {"passages": rows, "pairs": pairs, "rejected": found, **shares, **_card(lengths, metrics)})
+    out.write_json(CARD, {"asked": rows, "pairs": pairs, "rejected": found, **shares, **_card(lengths, metrics)})
     return StageResult(rows, pairs, found, metrics | shares)
 
 

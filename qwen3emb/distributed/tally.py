@@ -60,8 +60,8 @@ def counting(say: Callable[[str], None], done: int, total: int) -> Iterator[Any]
 
     Args:
         say: is told the lines.
-        done: passages that earlier runs have written.
-        total: passages in all.
+        done: queries that earlier runs have written or rejected.
+        total: queries in all.
     """
     actor: Any = ray.remote(Tally)
     tally = actor.options(num_cpus=0).remote()
@@ -82,7 +82,7 @@ def _watch(tally: Any, say: Callable[[str], None], done: int, total: int, finish
     while not finished.wait(_SECONDS_PER_LINE):
         counts = ray.get(tally.total.remote())
         pairs, rejects = int(counts.get("pairs", 0)), int(counts.get("rejects", 0))
-        news = f"{done + pairs + rejects} of {total} passages" if counts.get("engines") else "the generator is loading"
+        news = f"{done + pairs + rejects} of {total} queries" if counts.get("engines") else "the generator is loading"
         began = began or (time.monotonic() if counts.get("engines") else None)
         quiet = quiet + 1 if news == said else 0
         if quiet % _QUIET_LINES:

@@ -62,7 +62,7 @@ def test_the_card_counts_what_is_there_and_says_what_it_cost(tmp_path: Path) -> 
     found = result(5, out, metrics | {"prefix_cache_hit_rate": 0.5})
     assert (found.rows_in, found.rows_out, found.rejected) == (5, 3, {"duplicate_query": 2})
     card = out.read_json(CARD)
-    assert (card["passages"], card["pairs"], card["rejected"]) == (5, 3, {"duplicate_query": 2})
+    assert (card["asked"], card["pairs"], card["rejected"]) == (5, 3, {"duplicate_query": 2})
     assert sum(card["query_words"].values()) == 3 and card["query_words"]["0-5"] == 2
     assert card["pairs_by_question_type"] == {"keywords": 3}
     assert card["per_1000_pairs"] == {"prompt_tokens": 200000, "generated_tokens": 20000, "engine_seconds": 2000.0}
