@@ -53,7 +53,7 @@ def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
         say(f"filter: {line}")
     if not kept.any():
         say(
-            f"filter: no pair scores above {threshold} (filter.threshold), so no synthetic pairs go on; "
+            f"filter: no pair scores above filter.threshold {threshold}, so no synthetic pairs go on; "
             f"quantiles of the cosine to choose one from: {quantiles or 'none, there are no pairs'}"
         )
     rejected = {"below_threshold": int((~kept).sum()), "not_sampled": len(table) - len(pairs)}
