@@ -24,8 +24,6 @@ class ColumnNames(Section):
     """Of a human score of the pair."""
     label: str = ""
     """Of a text's class."""
-    id: str = ""
-    """Of the record's id."""
 
 
 class LabelledSetConfig(Section):

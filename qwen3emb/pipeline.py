@@ -14,8 +14,18 @@ from qwen3emb.errors import UserError
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.storage import Storage, external_fingerprint
 
-__all__ = ["OPERATIONAL", "STAGES", "Stage", "StageContext", "asked_for", "identity", "needs"]
-__all__ += ["plan", "selected", "stage_folder"]
+__all__ = [
+    "OPERATIONAL",
+    "STAGES",
+    "Stage",
+    "StageContext",
+    "asked_for",
+    "identity",
+    "needs",
+    "plan",
+    "selected",
+    "stage_folder",
+]
 
 # Fields that change how fast a stage runs or where, not what it writes.
 OPERATIONAL = {

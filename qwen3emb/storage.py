@@ -144,6 +144,11 @@ class Storage:
         pq.write_table(table, sink, compression="zstd")
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
+    def write_parts(self, name: str, table: pa.Table, rows: int) -> None:
+        """Write a table into files of at most `rows` rows below a folder; at least one, so that the schema is there."""
+        for number, start in enumerate(range(0, max(1, len(table)), rows)):
+            self.write_table(f"{name}/part-{number:05d}.parquet", table.slice(start, rows))
+
     def local(self, name: str = "") -> Path:
         """A local folder with the content of `name`; downloaded once to a temporary cache where storage is remote.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from qwen3emb.config_labelled import LabelledSetConfig
 from qwen3emb.data.files import COMPRESSED, SUFFIXES, file_prefixes, first_line, list_files, resolve
-from qwen3emb.data.labelled_formats import FORMATS, BadRecord, Columns, Record, detect, read_record
+from qwen3emb.data.labelled_formats import FORMATS, BadRecord, Record, detect, read_record
 from qwen3emb.data.raw_rows import TABLE_KINDS, RawRow, guarded, raw_rows
 from qwen3emb.data.requirements import unit_draw
 from qwen3emb.data.rows import PAYLOAD_CHARACTERS, Reject, escaped
@@ -126,9 +126,7 @@ def _rows(
     try:
         if raw.values is None:
             raise BadRecord(raw.problem)
-        names = cfg.columns
-        columns = Columns(names.query, names.positive, tuple(names.negatives), names.grade, names.label, names.id)
-        record = read_record(raw.values, form, columns)
+        record = read_record(raw.values, form, cfg.columns)
         if form != "classification":
             yield from _of_record(record, where, cfg)
             return
@@ -179,8 +177,3 @@ def _beir(name: str, cfg: LabelledSetConfig) -> Iterator[LabelledRow | Reject]:
                 yield Reject(where, STAGE, f"{problem}: {document}", cfg.path, -1, escaped(payload))
                 continue
             yield LabelledRow(where, found.queries[query], texts[document], bad[: cfg.max_negatives])
-
-
-def documents_of(rows: Sequence[LabelledRow]) -> list[str]:
-    """Distinct documents of a set's rows, positives and negatives, in order: what its queries are mined from."""
-    return list(dict.fromkeys(text for row in rows for text in (row.positive, *row.negatives)))

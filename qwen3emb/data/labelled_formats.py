@@ -10,26 +10,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from qwen3emb.config_labelled import ColumnNames
 from qwen3emb.data.rows import clean_newlines, text_problem
 from qwen3emb.evaluate.index import document_text
 
-__all__ = ["FORMATS", "BadRecord", "Columns", "Record", "detect", "read_record"]
+__all__ = ["FORMATS", "BadRecord", "Record", "detect", "read_record"]
 
 
 class BadRecord(ValueError):
     """A record that cannot be used; the message is `<code>: <detail>`."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the fields where a set does not use the usual ones; empty = the usual ones."""
-
-    query: str = ""
-    positive: str = ""
-    negatives: tuple[str, ...] = ()
-    grade: str = ""
-    label: str = ""
-    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,8 +31,6 @@ class Record:
         negatives: documents that do not.
         grade: human score of the pair, where the set has one.
         label: class of the text, where the set has classes.
-        id: of the record, where it has one.
-        instruction: where the record has its own.
     """
 
     query: str
@@ -51,8 +38,6 @@ class Record:
     negatives: tuple[str, ...] = ()
     grade: float | None = None
     label: str = ""
-    id: str = ""
-    instruction: str = ""
 
 
 _QUERY = ("anchor", "query", "question", "sentence1", "text1", "premise", "title1", "sentence_A")
@@ -61,7 +46,6 @@ _POSITIVE = (
     *("sentence2", "text2", "hypothesis", "title2", "sentence_B"),
 )
 _GRADE = ("score", "similarity_score", "relatedness_score", "grade", "label")
-_ID = ("id", "_id", "query_id", "qid")
 _NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?([-_]?\d+)?")
 _LABELS = ("label_text", "label", "class", "intent", "category")
 
@@ -82,7 +66,7 @@ def detect(values: Mapping[str, object]) -> str | None:
     return None
 
 
-def read_record(values: Mapping[str, object], form: str, columns: Columns) -> Record:
+def read_record(values: Mapping[str, object], form: str, columns: ColumnNames) -> Record:
     """The record in `values`.
 
     Args:
@@ -97,7 +81,7 @@ def read_record(values: Mapping[str, object], form: str, columns: Columns) -> Re
     return FORMATS[form](values, columns)
 
 
-def _columns(values: Mapping[str, object], names: Columns) -> Record:
+def _columns(values: Mapping[str, object], names: ColumnNames) -> Record:
     query = names.query or _first(values, _QUERY) or "query"
     positive = names.positive or _first([f for f in values if f != query], _POSITIVE) or "positive"
     taken = {query, positive}
@@ -108,26 +92,22 @@ def _columns(values: Mapping[str, object], names: Columns) -> Record:
         _texts(values.get(positive), positive),
         tuple(text for name in negatives for text in _texts(values.get(name), name, optional=True)),
         _grade(values.get(grade), grade) if grade else None,
-        id=_id(values, names),
     )
 
 
-def _flagembedding(values: Mapping[str, object], names: Columns) -> Record:
+def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
     return Record(
         _text(values.get("query"), "query"),
         _texts(values.get("pos"), "pos"),
         _texts(values.get("neg"), "neg", optional=True),
-        id=_id(values, names),
-        instruction=_text(values["prompt"], "prompt") if values.get("prompt") else "",
     )
 
 
-def _tevatron(values: Mapping[str, object], names: Columns) -> Record:
+def _tevatron(values: Mapping[str, object], names: ColumnNames) -> Record:
     return Record(
         _text(values.get("query"), "query"),
         tuple(_passages(values.get("positive_passages"), "positive_passages")),
         tuple(_passages(values.get("negative_passages") or [], "negative_passages")),
-        id=_id(values, names),
     )
 
 
@@ -139,47 +119,43 @@ def _passages(value: object, name: str) -> Iterable[str]:
         yield document_text(clean_newlines(title), _text(passage.get("text"), f"{name}.text"))
 
 
-def _swift(values: Mapping[str, object], names: Columns) -> Record:
+def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
     if "messages" not in values:
-        label = values.get("label")
         return Record(
             _text(values.get("query"), "query"),
             _texts(values.get("response"), "response"),
             _texts(values.get("rejected_response"), "rejected_response", optional=True),
-            None if label is None else _grade(label, "label"),
-            id=_id(values, names),
+            _grade(values.get("label"), "label"),
         )
-    system, query = _chat(values["messages"], "messages")
-    positives = [_chat(c, "positive_messages")[1] for c in _list(values.get("positive_messages"), "positive_messages")]
-    bad = [_chat(c, "negative_messages")[1] for c in _list(values.get("negative_messages"), "negative_messages")]
-    label = values.get("label")
-    grade = None if label is None else _grade(label, "label")
-    return Record(query, tuple(positives), tuple(bad), grade, id=_id(values, names), instruction=system)
+    query = _chat(values["messages"], "messages")
+    positives = [_chat(c, "positive_messages") for c in _list(values.get("positive_messages"), "positive_messages")]
+    bad = [_chat(c, "negative_messages") for c in _list(values.get("negative_messages"), "negative_messages")]
+    grade = _grade(values.get("label"), "label")
+    return Record(query, tuple(positives), tuple(bad), grade)
 
 
-def _chat(value: object, name: str) -> tuple[str, str]:
-    """(system turn, the other turns as one text) of a list of messages."""
+def _chat(value: object, name: str) -> str:
+    """The turns of a list of messages as one text, without the system's."""
     turns = _list(value, name)
     if not turns or not all(isinstance(t, Mapping) for t in turns):
         raise BadRecord(f"not_a_list: field {name!r} is no list of messages")
     texts = [(t.get("role"), _text(t.get("content"), f"{name}.content")) for t in turns if isinstance(t, Mapping)]
-    system = "\n".join(text for role, text in texts if role == "system")
     said = "\n".join(text for role, text in texts if role != "system")
     if not said:
         raise BadRecord(f"empty_field: {name!r} has only a system turn")
-    return system, said
+    return said
 
 
-def _classification(values: Mapping[str, object], names: Columns) -> Record:
+def _classification(values: Mapping[str, object], names: ColumnNames) -> Record:
     query = names.query or "text"
     label = names.label or _first(values, _LABELS) or "label"
     found = values.get(label)
     if isinstance(found, int) and not isinstance(found, bool):
         found = str(found)
-    return Record(_text(values.get(query), query), label=_text(found, label), id=_id(values, names))
+    return Record(_text(values.get(query), query), label=_text(found, label))
 
 
-FORMATS: dict[str, Callable[[Mapping[str, object], Columns], Record]] = {
+FORMATS: dict[str, Callable[[Mapping[str, object], ColumnNames], Record]] = {
     "columns": _columns,
     "flagembedding": _flagembedding,
     "tevatron": _tevatron,
@@ -192,13 +168,6 @@ FORMATS: dict[str, Callable[[Mapping[str, object], Columns], Record]] = {
 def _first(fields: Iterable[str], names: Iterable[str]) -> str | None:
     there = set(fields)
     return next((name for name in names if name in there), None)
-
-
-def _id(values: Mapping[str, object], names: Columns) -> str:
-    name = names.id or _first(values, _ID)
-    value = values.get(name) if name else None
-    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _list(value: object, name: str) -> list[object]:

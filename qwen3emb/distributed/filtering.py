@@ -45,7 +45,7 @@ def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
     kept = keep(scores, threshold)
     for name, rows in (("pairs", kept), ("dropped", ~kept)):
         ctx.out.delete(name)  # of a run that was killed
-        _write(ctx.out, name, pairs.filter(pa.array(rows)))
+        ctx.out.write_parts(name, pairs.filter(pa.array(rows)), _SHARD)
     found = histogram(scores, cfg.bins)
     _write_histogram(ctx.out, found, threshold, int(kept.sum()))
     quantiles = {f"{q:g}": round(value, 4) for q, value in found.quantiles.items()}
@@ -85,12 +85,6 @@ def _distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
     """The distinct texts, and for each text its place among them."""
     place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     return list(place), np.array([place[t] for t in texts], dtype=np.int64)
-
-
-def _write(out: Storage, name: str, table: pa.Table) -> None:
-    """At least one file, so that readers find the schema."""
-    for number, start in enumerate(range(0, max(1, len(table)), _SHARD)):
-        out.write_table(f"{name}/part-{number:05d}.parquet", table.slice(start, _SHARD))
 
 
 def _write_histogram(out: Storage, found: Histogram, threshold: float, kept: int) -> None:

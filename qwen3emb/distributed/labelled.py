@@ -104,8 +104,9 @@ def _one_set(name: str, cfg: LabelledSetConfig, seed: int, uri: str, evaluation:
     counts = Counter(reject.code for reject in rejects)
     if len(kept) < len(rows):
         counts["over_max_rows"] = len(rows) - len(kept)
-    _write(out, f"rows/{name}", pa.Table.from_pylist([_record(row, name) for row in kept], schema=TRAINING_ROW))
-    _write(out, f"rejects/{name}", pa.Table.from_pylist([asdict(r) for r in rejects], schema=REJECT))
+    records = [_record(row, name) for row in kept]
+    out.write_parts(f"rows/{name}", pa.Table.from_pylist(records, schema=TRAINING_ROW), _SHARD)
+    out.write_parts(f"rejects/{name}", pa.Table.from_pylist([asdict(r) for r in rejects], schema=REJECT), _SHARD)
     about = cfg.model_dump(include={"path", "homepage", "licence", "languages", "task", "instruction"})
     return about | {"rows": len(kept), "rejected": dict(counts), **_lengths(kept)}
 
@@ -165,9 +166,3 @@ def _lengths(rows: Sequence[LabelledRow]) -> dict[str, Any]:
         "positive_words": mean(len(row.positive.split()) for row in rows),
         "negatives": mean(len(row.negatives) for row in rows),
     }
-
-
-def _write(out: Storage, name: str, table: pa.Table) -> None:
-    """At least one file, so that readers find the schema."""
-    for number, start in enumerate(range(0, max(1, len(table)), _SHARD)):
-        out.write_table(f"{name}/part-{number:05d}.parquet", table.slice(start, _SHARD))

@@ -59,7 +59,9 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     """
     corpus, filtered = ctx.input("corpus"), ctx.input("filter")
     sets = _rows_of_sets(ctx)
-    mined_sets = [row for row in sets if _is_mined(row, ctx.cfg)]
+    names = {n for n, one in chosen_sets(ctx.cfg.labelled).items() if one.mine and one.task == "retrieval"}
+    mined_sets = [row for row in sets if row["origin"] in names]
+    passed = [row for row in sets if row["origin"] not in names]
     pairs = _pairs(corpus, _LABELLED) + _pairs(filtered, _SYNTHETIC)
     pairs += [MinePair(row["id"], row["query"], row["positive"], row["origin"]) for row in mined_sets]
     if not pairs and not sets:
@@ -83,9 +85,9 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     rows, rejects = _rows(pairs, work, vectors, found)
     for row in rows:
         row["negatives"], row["negative_scores"] = _after(own.get(row["id"], []), row, ctx.cfg.mine.negatives)
-    passed = [row for row in sets if not _is_mined(row, ctx.cfg)]
-    _write(ctx.out, "rows", pa.Table.from_pylist([*rows, *passed], schema=TRAINING_ROW))
-    _write(ctx.out, "rejects", pa.Table.from_pylist(rejects, schema=REJECT))
+    for name, found_rows, schema in (("rows", [*rows, *passed], TRAINING_ROW), ("rejects", rejects, REJECT)):
+        ctx.out.delete(name)  # of a run that was killed
+        ctx.out.write_parts(name, pa.Table.from_pylist(found_rows, schema=schema), _SHARD)
     metrics = _figures(rows, ctx.cfg.mine.negatives)
     if metrics["short"]:
         say(f"mine: {metrics['short']} of {len(rows)} rows have fewer than {ctx.cfg.mine.negatives} negatives")
@@ -99,11 +101,6 @@ def _rows_of_sets(ctx: StageContext) -> list[dict[str, Any]]:
         return []
     rows: list[dict[str, Any]] = ctx.input("labelled").read_table("rows", TRAINING_ROW).to_pylist()
     return rows
-
-
-def _is_mined(row: dict[str, Any], cfg: RunConfig) -> bool:
-    one = chosen_sets(cfg.labelled)[row["origin"]]
-    return one.mine and one.task == "retrieval"
 
 
 def _after(own: Sequence[str], row: dict[str, Any], wanted: int) -> tuple[list[str], list[float | None]]:
@@ -185,13 +182,6 @@ def _reject(pair: MinePair, score: float) -> dict[str, Any]:
     payload = json.dumps({"query": pair.query, "positive": pair.document, "score": score}, ensure_ascii=False)
     where = {"id": pair.id, "stage": "mine", "source": pair.origin, "row": -1}
     return where | {"reason": "positive_below_min", "payload": payload}
-
-
-def _write(out: Storage, name: str, table: pa.Table) -> None:
-    """At least one file, so that readers find the schema; what a killed run wrote is dropped."""
-    out.delete(name)
-    for number, start in enumerate(range(0, max(1, len(table)), _SHARD)):
-        out.write_table(f"{name}/part-{number:05d}.parquet", table.slice(start, _SHARD))
 
 
 def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:

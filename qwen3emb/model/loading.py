@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from qwen3emb.errors import UserError
+from qwen3emb.model.attention import ATTENTION_NAME, register_attention
 from qwen3emb.model.fetch import has_weights
-from qwen3emb.model.packing import ATTENTION_NAME, register_attention
 from qwen3emb.model.shortcuts import add_shortcuts
 
 __all__ = ["dtype_of", "load_causal", "load_tokenizer", "load_trunk"]

@@ -21,7 +21,6 @@ class _LastTokens:
 
     def __init__(self) -> None:
         self.batch: PackedBatch | None = None
-        self.length = 0
 
     def begin(self, _layer: Any, _inputs: Any, named: dict[str, Any]) -> None:
         """Before the layer: whose last tokens; a forward without a packed batch is left alone."""

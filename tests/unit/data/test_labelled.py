@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         read(written(tmp_path, [{"foo": "q", "bar": "p"}]))
     with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "none.jsonl")
-    with pytest.raises(NotThere, match=r"hf://.* cannot be reached"):
+    with pytest.raises(NotThere, match=r"hf://"):
         read("hf://datasets/no-such-organisation-q3e/none/train.parquet")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="what kind of file"):
         read(tmp_path / "none")

@@ -10,17 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, LlamaConfig, LlamaModel
 
-from qwen3emb.model.loading import load_trunk
-from qwen3emb.model.packing import (
+from qwen3emb.model.attention import (
     ATTENTION_NAME,
-    Tree,
-    allowed,
     may_attend,
-    pack,
     packed_attention,
     register_attention,
     segment_tensors,
 )
+from qwen3emb.model.loading import load_trunk
+from qwen3emb.model.packing import Tree, allowed, pack
 
 TREES: list[Tree] = [
     ([5, 6, 7], [[8], [9, 10, 11, 12], [13, 14]]),

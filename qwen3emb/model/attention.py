@@ -1,0 +1,233 @@
+"""Attention within a packed batch, on CPU and CUDA, as the transformers library takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from qwen3emb.model.packing import PackedBatch, Segment
+
+__all__ = ["ATTENTION_NAME", "may_attend", "packed_attention", "register_attention", "segment_tensors"]
+
+ATTENTION_NAME = "qwen3emb_packed"
+
+_DENSE_LENGTH = 640
+"""Up to so many keys a segment's attention in training is a dense matrix: it takes heads x length numbers per token."""
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Segments of similar length with equally long prefixes, padded to one size.
+
+    Attributes:
+        count, rows, columns: segments, query tokens and key tokens of each.
+        mask: (rows, columns) boolean or None where plain causal attention does.
+    """
+
+    count: int
+    rows: int
+    columns: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All buckets as gather indices, one bucket behind the other.
+
+    Attributes:
+        buckets: their sizes.
+        queries: (sum of count x rows,) packed index of each query token; a segment is padded with its own last token.
+        keys: (sum of count x columns,) packed index of each key token.
+        places: (T,) where each packed token stands in `queries`.
+    """
+
+    buckets: list[_Bucket]
+    queries: Tensor
+    keys: Tensor
+    places: Tensor
+
+
+def _bucket(segments: Sequence[Segment]) -> tuple[_Bucket, Tensor, Tensor, Tensor]:
+    """(sizes, (n, L) query tokens, (n, P + L) key tokens, (n, L) which query tokens are not padding)."""
+    longest, shared = max(s.end - s.start for s in segments), segments[0].prefix_length
+    starts = torch.tensor([s.start for s in segments])[:, None]
+    lengths = torch.tensor([s.end - s.start for s in segments])[:, None]
+    step = torch.arange(longest)[None]
+    rows = starts + torch.minimum(step, lengths - 1)
+    prefixes = torch.tensor([s.prefix_start for s in segments])[:, None] + torch.arange(shared)[None]
+    mask = torch.ones(longest, shared + longest, dtype=torch.bool).tril(shared) if shared else None
+    columns = torch.cat([prefixes, rows], dim=1)
+    return _Bucket(len(segments), longest, shared + longest, mask), rows, columns, step < lengths
+
+
+def _plan(batch: PackedBatch) -> _Plan:
+    """Group segments so that at most a fifth of a bucket's rows is padding; made once per batch."""
+    if "plan" in batch.cache:
+        known: _Plan = batch.cache["plan"]
+        return known
+    ordered = sorted(batch.segments, key=lambda s: (s.prefix_length, s.end - s.start))
+    groups: list[list[Segment]] = []
+    for s in ordered:
+        shortest = groups[-1][0] if groups else None
+        alike = shortest is not None and shortest.prefix_length == s.prefix_length
+        if alike and shortest is not None and (shortest.end - shortest.start) >= 0.8 * (s.end - s.start) - 2:
+            groups[-1].append(s)
+        else:
+            groups.append([s])
+    buckets, rows, columns, useful = zip(*map(_bucket, groups), strict=True)
+    queries, keys = (torch.cat([t.flatten() for t in found]) for found in (rows, columns))
+    kept = torch.cat([t.flatten() for t in useful]).nonzero().squeeze(1)
+    places = torch.empty_like(kept)
+    places[queries[kept]] = kept
+    plan = _Plan(list(buckets), queries, keys, places)
+    batch.cache["plan"] = plan
+    return plan
+
+
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float, training: bool = False
+) -> Tensor:
+    """Attention within a packed batch.
+
+    Args:
+        query: (T, heads, head dim); key, value: (T, kv heads, head dim), where kv heads divides heads.
+        batch: the layout.
+        scale: factor on the scores.
+        training: on CPU, short segments are multiplied out as dense matrices, whose forward + backward takes between a
+            quarter and a half of the time of torch's fused attention there. Scores are then rounded to the dtype of
+            `query`, as in the eager attention of the transformers library.
+
+    Returns:
+        (T, heads, head dim)
+    """
+    if query.is_cuda:
+        return _flex(query, key, value, batch, scale)
+    plan = _plan(batch)
+    # One gather for all buckets: its backward fills and adds up one gradient, not one for each bucket.
+    queries = torch.split(_gather(query, plan.queries), [b.count * b.rows for b in plan.buckets])
+    sizes = [b.count * b.columns for b in plan.buckets]
+    keys, values = (torch.split(_gather(t, plan.keys), sizes) for t in (key, value))
+    pieces = []
+    for b, q, k, v in zip(plan.buckets, queries, keys, values, strict=True):
+        q = q.view(b.count, b.rows, *q.shape[1:])
+        k, v = (t.view(b.count, b.columns, *t.shape[1:]) for t in (k, v))
+        dense = training and b.columns <= _DENSE_LENGTH
+        found = _dense(q, k, v, batch, scale) if dense else _fused(q, k, v, b.mask, scale)
+        pieces.append(found.flatten(0, 1))
+    out: Tensor = _Take.apply(torch.cat(pieces), plan.places)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _gather(states: Tensor, index: Tensor) -> Tensor:
+    """(T, heads, dim) -> (len(index), heads, dim)."""
+    rows: Tensor = torch.nn.functional.embedding(index, states.flatten(1))
+    return rows.view(-1, *states.shape[1:])
+
+
+class _Take(torch.autograd.Function):
+    """Rows of a tensor at distinct places: the backward copies, where plain indexing would have to add up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        """(R, ...) and (T,) -> (T, ...)"""
+        ctx.save_for_backward(places)
+        ctx.count = len(rows)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Zero for rows that were not taken."""
+        [places] = ctx.saved_tensors
+        out = gradient.new_zeros(ctx.count, *gradient.shape[1:])
+        return out.index_copy_(0, places, gradient.contiguous()), None
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """(n, L, heads, dim) from query (n, L, heads, dim) and key, value (n, P + L, kv heads, dim): torch's kernel."""
+    group = query.shape[2] // key.shape[2]
+    k, v = (t.repeat_interleave(group, dim=2) if group > 1 else t for t in (key, value))
+    q, k, v = (t.transpose(1, 2) for t in (query, k, v))
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+    return out.transpose(1, 2)
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
+    """As `_fused`, by matrix products; the query heads of one key head are rows of one product."""
+    count, length, heads, dim = query.shape
+    kv_heads = key.shape[2]
+    group = heads // kv_heads
+    q = query.view(count, length, kv_heads, group, dim).permute(0, 2, 3, 1, 4)
+    q = q.reshape(count * kv_heads, group * length, dim)
+    k, v = (t.transpose(1, 2).reshape(count * kv_heads, -1, dim) for t in (key, value))
+    scores = torch.baddbmm(_bias(batch, length, k.shape[1], group, q), q, k.transpose(1, 2), alpha=scale)
+    out = torch.bmm(scores.softmax(dim=-1), v).view(count, kv_heads, group, length, dim)
+    return out.permute(0, 3, 1, 2, 4).reshape(count, length, heads, dim)
+
+
+def _bias(batch: PackedBatch, rows: int, columns: int, group: int, like: Tensor) -> Tensor:
+    """(group x rows, columns) zero where attention is allowed, else minus infinity; made once, not in every layer."""
+    name = f"bias {rows} {columns} {group} {like.dtype}"
+    if name not in batch.cache:
+        causal = torch.ones(rows, columns, dtype=torch.bool, device=like.device).tril(columns - rows)
+        empty = torch.zeros(rows, columns, dtype=like.dtype, device=like.device)
+        batch.cache[name] = empty.masked_fill(~causal, float("-inf")).repeat(group, 1)
+    bias: Tensor = batch.cache[name]
+    return bias
+
+
+def segment_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """(T,) own segment number and (T,) number of the prefix segment it may attend to (-1 for none)."""
+    own = torch.empty(batch.tokens, dtype=torch.long)
+    prefix = torch.full((batch.tokens,), -1, dtype=torch.long)
+    starts = {s.start: i for i, s in enumerate(batch.segments)}
+    for i, s in enumerate(batch.segments):
+        own[s.start : s.end] = i
+        if s.prefix_length:
+            prefix[s.start : s.end] = starts[s.prefix_start]
+    return own, prefix
+
+
+def may_attend(own: Tensor, prefix: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The rule of `allowed` for index tensors, as flex attention wants it."""
+    itself = (own[row] == own[column]) & (row >= column)
+    return itself | (own[column] == prefix[row])
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
+    """CUDA back end: torch's flex attention with the same rule as the CPU path."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    own, prefix = (t.to(query.device) for t in segment_tensors(batch))
+
+    def rule(_batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return may_attend(own, prefix, row, column)
+
+    if "block" not in batch.cache:
+        size = batch.tokens
+        batch.cache["block"] = create_block_mask(rule, None, None, size, size, device=query.device)
+    q, k, v = (t.transpose(0, 1)[None] for t in (query, key, value))
+    attend: Any = torch.compile(flex_attention, dynamic=True)
+    out: Tensor = attend(q, k, v, block_mask=batch.cache["block"], scale=scale, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+def _interface(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: (1, heads, T, dim) in, ((1, T, heads, dim), None) out."""
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
+    return packed_attention(query, key, value, kwargs["packed"], scale, module.training)[None], None
+
+
+def register_attention() -> None:
+    """Make `attn_implementation="qwen3emb_packed"` known to transformers; safe to call again."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION_NAME, _interface)
+    AttentionMaskInterface.register(ATTENTION_NAME, lambda *args, **kwargs: None)
