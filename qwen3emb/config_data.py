@@ -24,6 +24,8 @@ class SourceConfig(Section):
     """File, folder, glob or URI; for `python` also the words `stdlib` and `site-packages`."""
     language: str = "en"
     """Language of the texts, e.g. `en`, `zh-Hans`; `und` where it is not known."""
+    language_field: str | None = None
+    """Field of a row's own language code; a row without it is in `language`."""
     text_field: str = "text"
     """Field or column of the text (JSONL, Parquet, CSV, TSV)."""
     title_field: str | None = "title"
@@ -107,7 +109,18 @@ class SynthesizeConfig(Section):
     candidates: int = Field(default=5, ge=1)
     """Candidate personas per query, by cosine with the passage."""
     queries_per_passage: int = Field(default=1, ge=1)
-    """Queries for each passage, by different characters: each query has `candidates` personas of its own."""
+    """Rows for each passage, by different characters: each has `candidates` personas of its own, and a drawn task."""
+    tasks: dict[Literal["retrieval", "bitext", "sts", "classification"], float] = Field(default={"retrieval": 1.0})
+    """What is written, and the weights: a query that finds the passage (two calls); a sentence of the passage in
+    another of the `languages`; a sentence with three rewrites, graded 0 to 5; a text with its class."""
+    label_sets: dict[str, list[str]] = Field(default_factory=dict)
+    """For classification: what is classified, and the labels, e.g. `{"tone of the text": [formal, casual]}`."""
+    label_sets_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of classification rows that put a passage into one of `label_sets`; the generator invents task and text
+    of the others, and of all without label sets."""
+    prompt_order: Literal["passage_first", "passage_last"] = "passage_first"
+    """`passage_first`: both calls and all queries of a passage share the prompt up to its end, which the engine reads
+    once. `passage_last`: a prompt of its own per call, which generators below a billion parameters need."""
     languages: dict[str, float] = Field(default={"English": 1.0})
     """Query languages and their weights."""
     words: dict[str, float] = Field(default={"5-10": 0.5, "10-20": 0.4, "20-40": 0.1})
@@ -143,16 +156,31 @@ class SynthesizeConfig(Section):
     rows_per_block: int = Field(default=64, ge=1)
     """Rows per written file: what a killed run may have to do again."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> SynthesizeConfig:
+        if any(w < 0 for w in self.tasks.values()) or not sum(self.tasks.values()) > 0:
+            raise ValueError("tasks needs weights of at least 0, one of them above 0")
+        if self.tasks.get("bitext", 0) > 0 and sum(w > 0 for w in self.languages.values()) < 2:
+            raise ValueError("the task bitext translates into another language; name two or more languages")
+        for name, labels in self.label_sets.items():
+            if len(set(labels)) < max(2, len(labels)):
+                raise ValueError(f"label_sets: {name!r} needs two or more different labels")
+        return self
+
 
 class FilterConfig(Section):
     """`filter`: keep pairs whose query-document cosine is above a threshold (paper section 3)."""
 
     model: str = "weak"
-    """Embedding model that scores: `weak`, or a model name or directory."""
+    """Embedding model that scores: `weak`, the name or directory of a model (of ours, of sentence-transformers), or an
+    OpenAI-compatible server, `http://HOST:PORT/v1?model=NAME`."""
     threshold: float = Field(default=0.7, ge=-1, le=1)
     """Pairs at or below this cosine are dropped."""
     keep_share: float | None = Field(default=None, gt=0, le=1)
     """Instead of the threshold: keep this share of the scored pairs, those with the highest cosines."""
+    round_trip: int | None = Field(default=None, ge=1)
+    """Drop a retrieval or bitext pair too whose query does not find its document among the best so many of all scored
+    documents; null = off."""
     sample: int | None = Field(default=None, ge=1)
     """Score only this many pairs, drawn at random; the rest is left out of stage 2."""
     max_tokens: int = Field(default=512, ge=8)
@@ -167,7 +195,8 @@ class MineConfig(Section):
     """`mine`: hard negatives from the corpus with positive-aware rules (follow-up report)."""
 
     model: str = "weak"
-    """Embedding model that scores: `weak`, or a model name or directory."""
+    """Embedding model that scores: `weak`, the name or directory of a model (of ours, of sentence-transformers), or an
+    OpenAI-compatible server, `http://HOST:PORT/v1?model=NAME`."""
     negatives: int = Field(default=2, ge=0)
     """Hard negatives per query; a query with fewer candidates keeps what there is, and it is counted."""
     top_k: int = Field(default=50, ge=1)

@@ -11,7 +11,7 @@ from qwen3emb.artifact import Identity, State, state_of
 from qwen3emb.config import RunConfig
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.errors import UserError
-from qwen3emb.model.fetch import resolve_model
+from qwen3emb.model.fetch import is_endpoint, resolve_model
 from qwen3emb.storage import Storage, external_fingerprint
 
 __all__ = [
@@ -192,7 +192,7 @@ def _external(cfg: RunConfig, name: str) -> list[str]:
         return [place for place in places if not cfg.labelled.skip_missing or _is_there(place)]
     chosen = {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak")
     if chosen != "weak":
-        return [str(resolve_model(chosen))]
+        return [chosen if is_endpoint(chosen) else str(resolve_model(chosen))]
     dataset = {"evaluate": cfg.evaluate.dataset, "index": cfg.index.source}.get(name, "heldout")
     return [] if dataset in ("heldout", "passages") else [dataset]
 
@@ -209,6 +209,6 @@ def _source_fingerprint(place: str) -> str:
     words = {"stdlib": "stdlib", "site-packages": "purelib"}
     if place in words:
         return external_fingerprint(sysconfig.get_paths()[words[place]], ".py")
-    if any(c in place for c in "*?[") or place.startswith("hf://"):
+    if any(c in place for c in "*?[") or place.startswith("hf://") or is_endpoint(place):
         return place
     return external_fingerprint(place)

@@ -30,10 +30,14 @@ PAIR = pa.schema(
         ("difficulty", pa.string()),
         ("words", pa.string()),
         ("score", pa.float32()),
+        ("negatives", pa.list_(pa.string())),
+        ("grade", pa.float32()),
     ]
 )
-"""A query and a document that answers it. `origin` is `labelled` or `synthetic`; character, question_type,
-difficulty and words describe synthetic pairs (empty otherwise); `score` is the cosine, null before `filter`."""
+"""A query and a document that answers it. `origin` is `labelled`, or `synthetic` with the task behind it where that is
+not retrieval (`data.synthetic`); character, question_type, difficulty and words describe synthetic pairs (empty
+otherwise); `score` is the cosine, null before `filter`; `negatives` are wrong labels of classification rows, `grade` is
+the score of STS rows, from 0 to 5 (null otherwise)."""
 
 TRAINING_ROW = pa.schema(
     [

@@ -17,7 +17,7 @@ from qwen3emb.data.prompts import (
     longest_query,
 )
 
-__all__ = ["Query", "parse_configuration", "parse_query"]
+__all__ = ["Query", "json_object", "parse_configuration", "parse_query", "plain"]
 
 _NAMES_PASSAGE = re.compile(r"\b(this|the|that|above) passage\b")
 _COPIED_RATIO = 0.75  # likeness to the example from which a query is taken for a copy of it
@@ -33,7 +33,7 @@ class Query:
 
 def parse_configuration(answer: str, candidates: int) -> Configuration | str:
     """The configuration in an answer, or `<code>: <detail>`: why there is none."""
-    content = _json_object(answer)
+    content = json_object(answer)
     if isinstance(content, str):
         return content
     character, kind, difficulty = (content.get(k) for k in ("Character", "Question_Type", "Difficulty"))
@@ -59,7 +59,7 @@ def parse_query(answer: str, passage: str, character: str, words: str) -> Query 
         character: the persona that asked.
         words: the length that was asked for, `low-high`.
     """
-    content = _json_object(answer)
+    content = json_object(answer)
     if isinstance(content, str):
         return content
     written = content.get("query")
@@ -68,17 +68,18 @@ def parse_query(answer: str, passage: str, character: str, words: str) -> Query 
     text = " ".join(written.split())
     if len(written) >= longest_query(words):
         return f"too_long: {text}"
-    plain = _plain(text)
-    if _NAMES_PASSAGE.search(plain):
+    said = plain(text)
+    if _NAMES_PASSAGE.search(said):
         return f"names_passage: {text}"
-    if _is_prompt(plain, _plain(character)):
+    if _is_prompt(said, plain(character)):
         return f"copied_prompt: {text}"
-    if _is_passage(plain, _plain(passage)):
+    if _is_passage(said, plain(passage)):
         return f"copied_passage: {text}"
     return Query(text)
 
 
-def _json_object(answer: str) -> dict[str, Any] | str:
+def json_object(answer: str) -> dict[str, Any] | str:
+    """The JSON object that an answer is, or `invalid_json: <detail>`."""
     try:
         content = json.loads(answer)
     except ValueError:
@@ -86,16 +87,16 @@ def _json_object(answer: str) -> dict[str, Any] | str:
     return content if isinstance(content, dict) else f"invalid_json: {answer[:200]!r}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Words only, in lower case, one space apart."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _is_prompt(query: str, character: str) -> bool:
-    example = _plain(EXAMPLE_QUERY)
+    example = plain(EXAMPLE_QUERY)
     if example in query or difflib.SequenceMatcher(None, query, example).ratio() > _COPIED_RATIO:
         return True
-    fixed = (*map(_plain, QUERY_PROMPT_TEXTS), character)
+    fixed = (*map(plain, QUERY_PROMPT_TEXTS), character)
     long_enough = query.count(" ") >= 3  # a word or two of the prompt may be the subject
     return long_enough and any(query in text or (text and text in query) for text in fixed)
 

@@ -10,11 +10,12 @@ import yaml
 from pydantic import ValidationError
 
 from qwen3emb.config_labelled import LabelledConfig, LabelledSetConfig
+from qwen3emb.data.synthetic import SYNTHETIC_SETS
 from qwen3emb.errors import UserError
 
 __all__ = ["chosen_sets", "read_catalogue"]
 
-RESERVED = ("labelled", "synthetic")
+RESERVED = ("labelled", *SYNTHETIC_SETS)
 """Origins of the rows that the stages corpus and synthesize make."""
 
 

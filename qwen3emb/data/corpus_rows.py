@@ -72,6 +72,7 @@ def file_rows(file: CorpusFile, cfg: CorpusConfig, seed: int, chunk: Chunker) ->
         title_field=source.title_field,
         id_field=source.id_field,
         language=source.language,
+        language_field=source.language_field,
         id_prefix=file.prefix,
     )
     return text_rows(items, chunk)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["QUANTILES", "Histogram", "draw", "histogram", "keep", "threshold_for"]
+from qwen3emb.data.nearest import top_k
+
+__all__ = ["QUANTILES", "Histogram", "draw", "histogram", "keep", "round_trip", "threshold_for"]
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _BAR = 40
@@ -54,6 +56,21 @@ def histogram(scores: np.ndarray, bins: int) -> Histogram:
     counts, edges = np.histogram(inside, bins=bins, range=(-1.0, 1.0))
     quantiles = {q: float(np.quantile(inside, q)) for q in QUANTILES} if len(inside) else {}
     return Histogram(tuple(edges.tolist()), tuple(counts.tolist()), quantiles)
+
+
+def round_trip(
+    queries: np.ndarray, of_query: np.ndarray, documents: np.ndarray, of_document: np.ndarray, k: int
+) -> np.ndarray:
+    """(pairs,) booleans: the pair's document is among the k documents nearest to its query.
+
+    Args:
+        queries, documents: (n, D) and (m, D) float32 unit vectors of distinct texts.
+        of_query, of_document: (pairs,) their rows that make up each pair.
+        k: how many documents are looked at.
+    """
+    nearest, _ = top_k(queries, documents, k)
+    found: np.ndarray = (nearest[of_query] == of_document[:, None]).any(axis=1)
+    return found
 
 
 def keep(scores: Sequence[float] | np.ndarray, threshold: float) -> np.ndarray:

@@ -16,9 +16,13 @@ from typing import Any
 from qwen3emb.data.requirements import Requirement
 
 __all__ = [
+    "CONFIGURATION_EXAMPLES",
+    "CONFIGURATION_TASK",
     "DIFFICULTIES",
     "EXAMPLE_QUERY",
+    "QUERY_EXAMPLE",
     "QUERY_PROMPT_TEXTS",
+    "QUERY_TASK",
     "QUESTION_TYPES",
     "Configuration",
     "Message",
@@ -27,6 +31,7 @@ __all__ = [
     "defused",
     "longest_query",
     "query_messages",
+    "query_request",
     "query_schema",
 ]
 
@@ -93,13 +98,14 @@ def _options(choices: Mapping[str, str]) -> str:
     return "; ".join(f"{name} = {meaning}" for name, meaning in choices.items())
 
 
-_CONFIGURATION_TASK = f"""Decide who would search for a passage, and how. Answer in JSON.
+CONFIGURATION_TASK = f"""Decide who would search for a passage, and how. Answer in JSON.
 Character: number of the person most likely to need the passage.
 Question_Type: {_options(QUESTION_TYPES)}.
 Difficulty: {_options(DIFFICULTIES)}.
 Choose what suits the passage."""
+"""Instructions of the configuration call."""
 
-_CONFIGURATION_EXAMPLES = (
+CONFIGURATION_EXAMPLES = (
     (
         "Rye dough tears when it is kneaded like wheat, since its gluten is weak.",
         ("A village postman", "A baker's apprentice"),
@@ -128,11 +134,12 @@ _CONFIGURATION_EXAMPLES = (
 )
 _EXAMPLES_SHOWN = 3  # neighbours of the list above: small models repeat the last one they saw
 
-_QUERY_TASK = """You write search queries that find a given passage.
+QUERY_TASK = """You write search queries that find a given passage.
 Write as the given person would type it, in your own words. Name the subject of the passage; never say \
 "this passage" and never copy sentences. Follow type, length, language and difficulty. Answer in JSON."""
+"""Instructions of the query call."""
 
-_QUERY_EXAMPLE = (
+QUERY_EXAMPLE = (
     "clip(value, low, high)\nLimit a number to a range. A value below low becomes low and one above high "
     "becomes high; every other value is returned as it is.",
     "a beekeeper who logs the temperature of his hives",
@@ -140,10 +147,10 @@ _QUERY_EXAMPLE = (
     Requirement("5-10", "en", "English"),
     "How do I keep a number between a lower and an upper limit?",
 )
-EXAMPLE_QUERY = _QUERY_EXAMPLE[-1]
+EXAMPLE_QUERY = QUERY_EXAMPLE[-1]
 """The answer in the query prompt; a generator that repeats it has not read the passage."""
 
-QUERY_PROMPT_TEXTS = (_QUERY_TASK, _QUERY_EXAMPLE[0], _QUERY_EXAMPLE[1])
+QUERY_PROMPT_TEXTS = (QUERY_TASK, QUERY_EXAMPLE[0], QUERY_EXAMPLE[1])
 """What else a generator may repeat of the query prompt."""
 
 _REQUESTS = {
@@ -163,10 +170,10 @@ def configuration_messages(passage: str, candidates: Sequence[str], draw: float 
         candidates: persona texts, best first; their numbers in the prompt start at 1.
         draw: in [0, 1), chooses which three of the examples are shown.
     """
-    turns = [{"role": "system", "content": _CONFIGURATION_TASK}]
-    first = int(draw * len(_CONFIGURATION_EXAMPLES))
+    turns = [{"role": "system", "content": CONFIGURATION_TASK}]
+    first = int(draw * len(CONFIGURATION_EXAMPLES))
     for place in range(first, first + _EXAMPLES_SHOWN):
-        text, people, chosen = _CONFIGURATION_EXAMPLES[place % len(_CONFIGURATION_EXAMPLES)]
+        text, people, chosen = CONFIGURATION_EXAMPLES[place % len(CONFIGURATION_EXAMPLES)]
         answer = {
             "Character": chosen.character + 1,
             "Question_Type": chosen.question_type,
@@ -190,9 +197,9 @@ def query_messages(
         configuration: type and difficulty.
         requirement: length and language.
     """
-    text, person, chosen, wanted, answer = _QUERY_EXAMPLE
+    text, person, chosen, wanted, answer = QUERY_EXAMPLE
     return [
-        {"role": "system", "content": _QUERY_TASK},
+        {"role": "system", "content": QUERY_TASK},
         {"role": "user", "content": _query_request(text, person, chosen, wanted)},
         {"role": "assistant", "content": json.dumps({"query": answer}, separators=(",", ":"))},
         {"role": "user", "content": _query_request(passage, character, configuration, requirement)},
@@ -205,8 +212,12 @@ def _configuration_request(passage: str, candidates: Sequence[str]) -> str:
 
 
 def _query_request(passage: str, character: str, chosen: Configuration, wanted: Requirement) -> str:
+    return f"A person ({character}) is looking for this passage:\n\n{passage}\n\n{query_request(chosen, wanted)}"
+
+
+def query_request(chosen: Configuration, wanted: Requirement) -> str:
+    """What kind of query is asked for, in words."""
     return (
-        f"A person ({character}) is looking for this passage:\n\n{passage}\n\n"
         f"Write {_REQUESTS[chosen.question_type]} about the subject of the passage above "
         f"({wanted.words} words, {wanted.language_name}, {chosen.difficulty} level: "
         f"{DIFFICULTIES[chosen.difficulty]})."

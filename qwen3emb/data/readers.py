@@ -34,11 +34,18 @@ class _Spec:
     title_field: str | None
     id_field: str | None
     language: str
+    language_field: str | None = None
 
     @property
     def fields(self) -> list[str]:
         """The fields that are read, text first, each once."""
-        return list(dict.fromkeys(f for f in (self.text_field, self.title_field, self.id_field) if f))
+        names = (self.text_field, self.title_field, self.id_field, self.language_field)
+        return list(dict.fromkeys(name for name in names if name))
+
+    @property
+    def optional(self) -> set[str | None]:
+        """The fields that a row may lack."""
+        return {self.title_field, self.language_field} - {self.text_field, self.id_field}
 
 
 def read_file(
@@ -49,27 +56,28 @@ def read_file(
     title_field: str | None,
     id_field: str | None,
     language: str | None,
+    language_field: str | None = None,
     filesystem: pafs.FileSystem | None = None,
     id_prefix: str | None = None,
 ) -> Iterator[Passage | Reject]:
     """The passages and rejects of one file, in its order.
 
-    `kind` is jsonl, parquet, csv, tsv (each but parquet also compressed: .gz, .zst, .bz2), markdown or
-    text; the field names count for the first four. Rows count from 1: lines of JSONL (blank ones are
-    skipped), records of Parquet, CSV and TSV after the header. A markdown or text file is one passage,
-    of one row, or one per megabyte cut at blank lines, whose row is then its first line; a markdown title
-    is the first heading. TSV has no quoting. Without `id_field` the id is "<id_prefix>:<row>", the prefix
-    being the file's stem by default (`file_prefixes` gives distinct ones).
+    `kind` is jsonl, parquet, csv, tsv (each but parquet also compressed: .gz, .zst, .bz2), markdown or text; the
+    field names count for the first four. Rows count from 1: lines of JSONL (blank ones are skipped), records of
+    Parquet, CSV and TSV after the header. A markdown or text file is one passage, of one row, or one per megabyte cut
+    at blank lines, whose row is then its first line; a markdown title is the first heading. A row's own language,
+    where `language_field` has one, replaces `language`. TSV has no quoting. Without `id_field` the id is
+    "<id_prefix>:<row>", the prefix being the file's stem by default (`file_prefixes` gives distinct ones).
 
     Raises UserError for an unreadable file, a missing column, an unknown kind or language. Reject codes:
     invalid_utf8, invalid_json, invalid_csv, missing_field, not_a_string, empty_field, lone_surrogate,
-    control_character.
+    control_character, unknown_language.
     """
     reader = _READERS.get(kind)
     if reader is None:
         raise UserError(f"unknown kind {kind!r} for {path_or_uri}; use one of {', '.join(_READERS)}.")
     prefix = id_prefix if id_prefix is not None else file_prefixes([path_or_uri])[path_or_uri]
-    spec = _Spec(path_or_uri, prefix, text_field, title_field, id_field, check_language(language))
+    spec = _Spec(path_or_uri, prefix, text_field, title_field, id_field, check_language(language), language_field)
     return guarded(reader(*resolve(path_or_uri, filesystem), spec), path_or_uri)
 
 
@@ -123,18 +131,23 @@ def _row(values: Mapping[str, object], row: int, spec: _Spec, raw: bytes | str |
         if problem:
             return _reject(spec, row, problem, repr(values) if raw is None else raw)
         taken[name] = value
+    own = taken[spec.language_field].strip() if spec.language_field else ""
+    try:
+        language = check_language(own) if own else spec.language
+    except UserError:
+        return _reject(spec, row, f"unknown_language: {own[:40]!r}", repr(values) if raw is None else raw)
     return Passage(
         id=taken[spec.id_field] if spec.id_field else f"{spec.prefix}:{row}",
         text=taken[spec.text_field],
         title=taken[spec.title_field] if spec.title_field else "",
-        language=spec.language,
+        language=language,
         source=spec.source,
     )
 
 
 def _field(value: object, name: str, spec: _Spec) -> tuple[str, str]:
     """The field's text and "", or "" and the problem with it."""
-    optional = name == spec.title_field and name not in (spec.text_field, spec.id_field)
+    optional = name in spec.optional
     if value is None:
         return "", "" if optional else f"missing_field: {name!r}"
     if isinstance(value, bytes):

@@ -9,11 +9,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TypeVar
 
 from qwen3emb.data.languages import LANGUAGES, check_language
 from qwen3emb.errors import UserError
 
-__all__ = ["Requirement", "draw_requirement", "unit_draw", "weighted_languages", "weighted_words"]
+__all__ = [
+    "Requirement",
+    "choose",
+    "draw_requirement",
+    "language_name",
+    "unit_draw",
+    "weighted_languages",
+    "weighted_words",
+]
+
+
+_Key = TypeVar("_Key", bound=str)
 
 
 @dataclass(frozen=True)
@@ -34,8 +46,8 @@ def draw_requirement(
         languages: code -> weight, as `weighted_languages` returns them.
         words: `low-high` -> weight, as `weighted_words` returns them.
     """
-    language = _choose(languages, unit_draw(seed, passage_id, "language"))
-    return Requirement(_choose(words, unit_draw(seed, passage_id, "words")), language, _language_name(language))
+    language = choose(languages, unit_draw(seed, passage_id, "language"))
+    return Requirement(choose(words, unit_draw(seed, passage_id, "words")), language, language_name(language))
 
 
 def unit_draw(*what: object) -> float:
@@ -78,14 +90,15 @@ def _check_weights(field: str, weights: Mapping[str, float]) -> None:
         raise UserError(f"synthesize.{field}: {dict(weights)!r} needs weights of at least 0, one of them above 0")
 
 
-def _language_name(code: str) -> str:
+def language_name(code: str) -> str:
+    """The English name of a language code, with its script or region behind it."""
     primary, _, variant = code.partition("-")
     name = LANGUAGES.get(primary, primary)
     return f"{name} ({variant})" if variant else name
 
 
-def _choose(weights: Mapping[str, float], draw: float) -> str:
-    """The key whose share of the unit interval holds `draw`; keys in sorted order."""
+def choose(weights: Mapping[_Key, float], draw: float) -> _Key:
+    """The key of `weights` whose share of the unit interval holds `draw`; keys in sorted order."""
     rest = draw * sum(weights.values())
     for key in sorted(weights):
         rest -= weights[key]

@@ -21,6 +21,7 @@ from qwen3emb.distributed.workers import (
     stop,
     threads_per_worker,
 )
+from qwen3emb.model.fetch import is_endpoint
 from qwen3emb.storage import Storage
 
 __all__ = ["Encoders", "Progress", "Rerankers", "encode_texts"]
@@ -29,6 +30,11 @@ Progress = Callable[[int, int], None]
 """Called with (texts done, texts in all)."""
 
 CHUNK = 64
+
+
+def _place(model: str) -> str:
+    """A model's address as it is, a directory as a URI."""
+    return model if is_endpoint(model) else Storage(model).uri
 
 
 class Encoders:
@@ -46,7 +52,7 @@ class Encoders:
         """Start the actors and load the model in each.
 
         Args:
-            model_dir: directory or URI of the model.
+            model_dir: directory, URI or address of the model (see `model.foreign`).
             end_token: needed for directories that are not ours.
             dtype: of the weights; default as stored.
             workers: actors. On CPU each gets cores / workers threads.
@@ -59,7 +65,7 @@ class Encoders:
         start = ray.remote(EncodeWorker).options(
             **actor_options(threads, gpus_per_worker), max_restarts=-1, max_task_retries=3
         )
-        uri = Storage(model_dir).uri
+        uri = _place(model_dir)
         self._actors: list[Any] = [start.remote(uri, end_token, dtype, threads) for _ in range(workers)]
         self.dimensions = int(first_or_stop(self._actors, "dimensions"))
 
@@ -69,7 +75,7 @@ class Encoders:
         Raises:
             UserError: the model cannot be loaded; the actors are ended.
         """
-        uri = Storage(model_dir).uri
+        uri = _place(model_dir)
         ray.get([actor.use.remote(uri, end_token, dtype) for actor in self._actors])
         self.dimensions = int(first_or_stop(self._actors, "dimensions"))
 

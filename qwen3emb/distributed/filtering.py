@@ -7,10 +7,12 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.config import RunConfig
-from qwen3emb.data.filtering import Histogram, draw, histogram, keep, threshold_for
+from qwen3emb.data.filtering import Histogram, draw, histogram, keep, round_trip, threshold_for
+from qwen3emb.data.synthetic import origin_of
 from qwen3emb.distributed.encoding import Encoders
 from qwen3emb.distributed.progress import paced
 from qwen3emb.errors import StageFailure
@@ -22,6 +24,7 @@ from qwen3emb.storage import Storage
 __all__ = ["filter_pairs"]
 
 _SHARD = 100_000
+_SCORED = {origin_of("retrieval"), origin_of("bitext")}  # a class, or a sentence of low grade, is not meant to be near
 
 
 def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
@@ -38,34 +41,50 @@ def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
     cfg = ctx.cfg.filter
     table = ctx.input("synthesize").read_table("pairs", PAIR).select(PAIR.names).cast(PAIR)
     chosen = draw(len(table), cfg.sample, ctx.cfg.seed)
-    pairs = table.take(pa.array(chosen))
-    scores = _scores(pairs, ctx.cfg, ctx.input("weak"), say)
+    sample = table.take(pa.array(chosen))
+    scored = pa.array([origin in _SCORED for origin in sample["origin"].to_pylist()], pa.bool_())
+    pairs, exempt = sample.filter(scored), sample.filter(pc.invert(scored))
+    scores, returned = _scores(pairs, ctx.cfg, ctx.input("weak"), say)
     pairs = pairs.set_column(PAIR.get_field_index("score"), PAIR.field("score"), pa.array(scores, pa.float32()))
     threshold = cfg.threshold if cfg.keep_share is None else threshold_for(scores, cfg.keep_share)
-    kept = keep(scores, threshold)
-    for name, rows in (("pairs", kept), ("dropped", ~kept)):
+    above = keep(scores, threshold)
+    kept = above & returned
+    parts = {
+        "pairs": pa.concat_tables([pairs.filter(pa.array(kept)), exempt]),
+        "dropped": pairs.filter(pa.array(~kept)),
+    }
+    for name, rows in parts.items():
         ctx.out.delete(name)  # of a run that was killed
-        ctx.out.write_parts(name, pairs.filter(pa.array(rows)), _SHARD)
+        ctx.out.write_parts(name, rows, _SHARD)
     found = histogram(scores, cfg.bins)
     _write_histogram(ctx.out, found, threshold, int(kept.sum()))
     quantiles = {f"{q:g}": round(value, 4) for q, value in found.quantiles.items()}
+    _tell(found, threshold, quantiles, say)
+    rejected = {"below_threshold": int((~above).sum()), "not_sampled": len(table) - len(sample)}
+    if cfg.round_trip is not None:
+        rejected["no_round_trip"] = int((above & ~returned).sum())
+    metrics = {"threshold": round(threshold, 6), "scored": len(pairs), "exempt": len(exempt), "quantiles": quantiles}
+    return StageResult(len(table), int(kept.sum()) + len(exempt), rejected, metrics)
+
+
+def _tell(found: Histogram, threshold: float, quantiles: dict[str, float], say: Callable[[str], None]) -> None:
+    """The histogram, and what to do where nothing is above the threshold."""
     for line in found.lines(threshold):
         say(f"filter: {line}")
-    if not kept.any():
+    if max(found.quantiles.values(), default=-1.0) <= threshold:
         say(
             f"filter: no pair scores above filter.threshold {threshold}, so no synthetic pairs go on; "
             f"quantiles of the cosine to choose one from: {quantiles or 'none, there are no pairs'}"
         )
-    rejected = {"below_threshold": int((~kept).sum()), "not_sampled": len(table) - len(pairs)}
-    metrics = {"threshold": round(threshold, 6), "scored": len(pairs), "quantiles": quantiles}
-    return StageResult(len(table), int(kept.sum()), rejected, metrics)
 
 
-def _scores(pairs: pa.Table, cfg: RunConfig, weak: Storage, say: Callable[[str], None]) -> np.ndarray:
-    """(pairs,) float32 cosines; each distinct text is encoded once."""
+def _scores(
+    pairs: pa.Table, cfg: RunConfig, weak: Storage, say: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs,) float32 cosines, and whether each query finds its document; each distinct text is encoded once."""
     model, end_token = scoring_model(cfg.filter.model, weak, cfg.models.end_token)
     if not len(pairs):
-        return np.empty(0, dtype=np.float32)
+        return np.empty(0, dtype=np.float32), np.empty(0, dtype=bool)
     queries, of_query = _distinct(pairs["query"].to_pylist())
     documents, of_document = _distinct(pairs["document"].to_pylist())
     say(f"filter: scoring {len(pairs)} pairs with {model}")
@@ -78,7 +97,9 @@ def _scores(pairs: pa.Table, cfg: RunConfig, weak: Storage, say: Callable[[str],
     out: np.ndarray = np.einsum("nd,nd->n", query_vectors[of_query], vectors[of_document])
     if not np.isfinite(out).all():
         raise StageFailure(f"{model} gives NaN for {int((~np.isfinite(out)).sum())} pairs; its training diverged")
-    return out
+    if cfg.filter.round_trip is None:
+        return out, np.ones(len(out), dtype=bool)
+    return out, round_trip(query_vectors, of_query, vectors, of_document, cfg.filter.round_trip)
 
 
 def _distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:

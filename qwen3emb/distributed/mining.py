@@ -18,6 +18,7 @@ from qwen3emb.config import RunConfig
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.data.dedup import content_hash
 from qwen3emb.data.mining import MinePair, MinePlan, Negatives, Search, choose, plan
+from qwen3emb.data.synthetic import origin_of
 from qwen3emb.distributed.encoding import Encoders
 from qwen3emb.distributed.progress import paced
 from qwen3emb.errors import UserError
@@ -31,7 +32,7 @@ __all__ = ["mine_negatives"]
 
 _BLOCK = 512
 _SHARD = 50_000
-_LABELLED, _SYNTHETIC = "labelled", "synthetic"
+_LABELLED, _SYNTHETIC = "labelled", origin_of("retrieval")
 _Say = Callable[[str], None]
 
 
@@ -48,7 +49,7 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
 
     Labelled queries are mined from the documents of all labelled pairs, synthetic ones from all passages, those of a
     labelled set from the set's documents, behind the negatives that the set has itself. Classification, STS and bitext
-    sets pass through.
+    rows pass through, labelled and synthetic ones.
 
     Args:
         ctx: the stage.
@@ -58,11 +59,13 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
         UserError: there are no pairs, or the scoring model is missing.
     """
     corpus, filtered = ctx.input("corpus"), ctx.input("filter")
-    sets = _rows_of_sets(ctx)
+    synthetic = filtered.read_table("pairs", PAIR).to_pylist()
+    sets = _rows_of_sets(ctx) + [_passed(pair) for pair in synthetic if pair["origin"] != _SYNTHETIC]
     names = {n for n, one in chosen_sets(ctx.cfg.labelled).items() if one.mine and one.task == "retrieval"}
     mined_sets = [row for row in sets if row["origin"] in names]
     passed = [row for row in sets if row["origin"] not in names]
-    pairs = _pairs(corpus, _LABELLED) + _pairs(filtered, _SYNTHETIC)
+    pairs = _pairs(corpus.read_table("pairs", PAIR).to_pylist(), _LABELLED)
+    pairs += _pairs([pair for pair in synthetic if pair["origin"] == _SYNTHETIC], _SYNTHETIC)
     pairs += [MinePair(row["id"], row["query"], row["positive"], row["origin"]) for row in mined_sets]
     if not pairs and not sets:
         raise UserError(
@@ -114,9 +117,23 @@ def _after(own: Sequence[str], row: dict[str, Any], wanted: int) -> tuple[list[s
     return [*own, *(text for text, _ in mined)], [*[None] * len(own), *(score for _, score in mined)]
 
 
-def _pairs(folder: Storage, origin: str) -> list[MinePair]:
-    columns = folder.read_table("pairs", PAIR).select(["id", "query", "document"]).to_pydict()
-    return [MinePair(i, q, d, origin) for i, q, d in zip(*columns.values(), strict=True)]
+def _pairs(rows: Sequence[dict[str, Any]], origin: str) -> list[MinePair]:
+    return [MinePair(row["id"], row["query"], row["document"], origin) for row in rows]
+
+
+def _passed(pair: dict[str, Any]) -> dict[str, Any]:
+    """A synthetic pair of a task without mining, as a training row."""
+    negatives = pair.get("negatives") or []
+    return {
+        "id": pair["id"],
+        "query": pair["query"],
+        "positive": pair["document"],
+        "negatives": negatives,
+        "origin": pair["origin"],
+        "positive_score": pair["score"],
+        "negative_scores": [None] * len(negatives),
+        "grade": pair.get("grade"),
+    }
 
 
 def _embed(work: MinePlan, cfg: RunConfig, weak: Storage, say: _Say) -> _Vectors:

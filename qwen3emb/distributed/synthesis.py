@@ -27,7 +27,8 @@ from qwen3emb.data.blocks import Block, Plan, Segment, plan_blocks, read_block
 from qwen3emb.data.personas import nearest_personas, read_personas
 from qwen3emb.data.requirements import weighted_languages, weighted_words
 from qwen3emb.data.rows import Reject
-from qwen3emb.distributed.query_writer import QueryWriter, Row, tables
+from qwen3emb.data.task_rows import Row
+from qwen3emb.distributed.query_writer import QueryWriter
 from qwen3emb.distributed.synthesis_end import drop_repeated, result
 from qwen3emb.distributed.tally import counting, figures
 from qwen3emb.distributed.vllm_engine import EngineLost, VllmEngine, engine_resources, located
@@ -49,7 +50,7 @@ _EMBEDDED_CHARACTERS = 4000  # of a passage; the retrieval model reads less than
 
 
 def synthesize(ctx: StageContext, say: _Say) -> StageResult:
-    """Write a query for every chosen passage of the corpus into `ctx.out`; `say` is told the progress.
+    """Write queries or other pairs for every chosen passage of the corpus into `ctx.out`; `say` is told the progress.
 
     Raises:
         UserError: no passages, no usable persona, an unknown language, or a model that cannot be used.
@@ -239,7 +240,7 @@ class _Writer:
             writer.write(rows[start : start + size])
             done = _counted(rows[: start + size], writer.tokens, time.monotonic() - began)
             self._tally.put.remote(name, done)
-        pairs, rejects = tables(rows)
+        pairs, rejects = writer.tables(rows)
         self._out.write_table(_file("rejects", name), rejects)
         self._out.write_table(_file("pairs", name), pairs)  # last: it says that the block is done
 

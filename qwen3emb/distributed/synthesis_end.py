@@ -12,15 +12,18 @@ import pyarrow as pa
 from qwen3emb.artifact import StageResult
 from qwen3emb.data.gates import duplicate_queries, word_count
 from qwen3emb.data.rows import escaped
+from qwen3emb.data.synthetic import origin_of
 from qwen3emb.records import PAIR, REJECT
 from qwen3emb.storage import Storage
 
 __all__ = ["CARD", "drop_repeated", "result"]
 
 CARD = "card.json"
-_KINDS = ("question_type", "difficulty", "language", "words")
+_KINDS = ("origin", "question_type", "difficulty", "language", "words")
 _LENGTHS = (0, 5, 10, 15, 20, 30, 50, 100)
 _PROJECTED = 1_000_000
+_COMPARED = ["id", "query", "origin"]
+_SENTENCES = {origin_of("bitext"), origin_of("sts")}  # their queries are the corpus's sentences, nobody wrote them
 
 
 def drop_repeated(out: Storage, threshold: float) -> int:
@@ -34,9 +37,9 @@ def drop_repeated(out: Storage, threshold: float) -> int:
     """
     names = out.names("pairs", ".parquet")
     tables = {name: out.read_table(name) for name in names}
-    ids = [i for table in tables.values() for i in table["id"].to_pylist()]
-    queries = [q for table in tables.values() for q in table["query"].to_pylist()]
-    repeated = duplicate_queries(ids, queries, threshold)
+    written = [row for table in tables.values() for row in table.select(_COMPARED).to_pylist()]
+    own = [row for row in written if row["origin"] not in _SENTENCES]
+    repeated = duplicate_queries([row["id"] for row in own], [row["query"] for row in own], threshold)
     for name, table in tables.items():
         bad = [row for row in table.to_pylist() if row["id"] in repeated]
         if not bad:
@@ -56,6 +59,12 @@ def _row_id(pair: Mapping[str, Any]) -> str:
     return str(pair["id"]).removesuffix("#0")
 
 
+def _row_of(pair: Mapping[str, Any]) -> str:
+    """What tells the row of a pair from others: STS rows have several pairs."""
+    name = str(pair["id"])
+    return name.rpartition("/")[0] if pair["origin"] == origin_of("sts") else name
+
+
 def _reject(pair: Mapping[str, Any], reason: str) -> dict[str, Any]:
     where = {"id": _row_id(pair), "stage": "synthesize", "source": "", "row": -1}
     return where | {"reason": f"{reason}: {pair['query']}", "payload": escaped(str(pair["document"]))}
@@ -65,16 +74,17 @@ def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
     """Count what lies on storage, whatever run wrote it, and write the card.
 
     Args:
-        rows: queries that were to be written.
+        rows: rows that were to be written.
         out: folder of the stage.
         metrics: figures of this run.
     """
     kinds: dict[str, Counter[str]] = {kind: Counter() for kind in _KINDS}
     lengths: list[float] = []
-    pairs, rejected = 0, Counter[str]()
+    pairs, done, rejected = 0, 0, Counter[str]()
     for name in out.names("pairs", ".parquet"):
         table = out.read_table(name, PAIR)
         pairs += table.num_rows
+        done += len({_row_of(row) for row in table.select(["id", "origin"]).to_pylist()})
         for column, counts in kinds.items():
             counts.update(table.column(column).to_pylist())
         lengths += [word_count(query) for query in table.column("query").to_pylist()]
@@ -84,7 +94,7 @@ def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
     shares = {f"pairs_by_{column}": dict(sorted(counts.items())) for column, counts in kinds.items()}
     found = dict(sorted(rejected.items()))
     out.write_json(CARD, {"asked": rows, "pairs": pairs, "rejected": found, **shares, **_card(lengths, metrics)})
-    return StageResult(rows, pairs, found, metrics | shares)
+    return StageResult(rows, done, found, metrics | shares | {"pairs": pairs})
 
 
 def _card(lengths: list[float], metrics: dict[str, Any]) -> dict[str, Any]:

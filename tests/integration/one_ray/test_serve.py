@@ -26,10 +26,12 @@ import yaml
 
 from qwen3emb.artifact import StageResult, complete, start
 from qwen3emb.config import load_config
+from qwen3emb.errors import UserError
 from qwen3emb.evaluate.index import SearchIndex
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.export import export_embedding, export_reranker
+from qwen3emb.model.foreign import open_encoder
 from qwen3emb.model.loading import load_causal, load_tokenizer
 from qwen3emb.model.reranker import Reranker
 from qwen3emb.pipeline import identity, stage_folder
@@ -238,6 +240,16 @@ def test_embeddings_are_the_encoders(server: Server, encoder: Encoder, instructi
     options = {"input_type": "query"} | ({"instruction": instruction} if instruction else {})
     np.testing.assert_allclose(server.vectors(input=TEXTS[:5], **options), queries, atol=1e-4)
     assert np.abs(queries - documents[:5]).max() > 0.01
+
+
+def test_the_served_model_is_a_model_to_score_with(server: Server, encoder: Encoder) -> None:
+    served = open_encoder(f"{server.url}/v1?model=tiny-embedding")
+    assert served.dimensions == encoder.dimensions
+    for ask in (None, INSTRUCTION):
+        found = served.encode(TEXTS[:7], max_tokens=LIMIT, instruction=ask)
+        np.testing.assert_allclose(found, encoder.encode(TEXTS[:7], max_tokens=LIMIT, instruction=ask), atol=1e-4)
+    with pytest.raises(UserError, match="refuses the request"):
+        open_encoder(f"{server.url}/v1?model=no-such-model")
 
 
 def test_embedding_does_not_depend_on_the_batch_or_the_form_of_the_request(server: Server, encoder: Encoder) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3emb.data.filtering import draw, histogram, keep, threshold_for
+from qwen3emb.data.filtering import draw, histogram, keep, round_trip, threshold_for
 
 BEYOND = 1 + 2**-20  # rounding takes cosines a little out of [-1, 1]
 cosines = st.lists(st.floats(-BEYOND, BEYOND, width=32), max_size=60)
@@ -70,3 +70,12 @@ def test_a_share_to_keep_gives_its_threshold() -> None:
     for share, kept in ((0.4, 2), (0.5, 2), (0.2, 1), (0.1, 0), (1.0, 5)):
         assert int(keep(scores, threshold_for(scores, share)).sum()) == kept, share
     assert int(keep(np.full(4, 0.5), threshold_for(np.full(4, 0.5), 0.5)).sum()) == 0  # none is better than another
+
+
+def test_a_query_has_to_find_its_own_document_among_the_nearest() -> None:
+    documents = np.eye(4, dtype=np.float32)
+    queries = np.array([[1, 0, 0, 0], [0.1, 0.9, 0.8, 0]], dtype=np.float32)
+    of_query, of_document = np.array([0, 1, 1, 1]), np.array([0, 1, 2, 3])
+    assert round_trip(queries, of_query, documents, of_document, 1).tolist() == [True, True, False, False]
+    assert round_trip(queries, of_query, documents, of_document, 2).tolist() == [True, True, True, False]
+    assert round_trip(queries, of_query, documents, of_document, 9).all()

@@ -24,6 +24,7 @@ def read(
     title_field: str | None = None,
     id_field: str | None = None,
     language: str | None = None,
+    language_field: str | None = None,
 ) -> list[Passage | Reject]:
     return list(
         read_file(
@@ -33,6 +34,7 @@ def read(
             title_field=title_field,
             id_field=id_field,
             language=language,
+            language_field=language_field,
         )
     )
 
@@ -53,6 +55,15 @@ def test_beir_corpus_reads_with_its_ids_and_titles(tmp_path: Path) -> None:
         Passage("d1", "One.", "T", "en", str(path)),
         Passage("7", "Two.", "", "en", str(path)),
     ]
+
+
+def test_a_row_may_have_a_language_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    rows = [{"text": "Eins.", "lang": "DE"}, {"text": "One."}, {"text": "?!", "lang": "qq"}, {"text": "x", "lang": 5}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    found = read(path, "jsonl", language="en", language_field="lang")
+    assert [row.language for row in found if isinstance(row, Passage)] == ["de", "en"]
+    assert rejects(found) == [(3, "unknown_language"), (4, "not_a_string")]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2"])

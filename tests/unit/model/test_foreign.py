@@ -1,0 +1,51 @@
+"""Models that are not ours: a sentence-transformers directory gives the vectors that the library gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3emb.errors import UserError
+from qwen3emb.model.contract import CONTRACT_FILE, Contract
+from qwen3emb.model.encoder import Encoder
+from qwen3emb.model.export import export_embedding
+from qwen3emb.model.fetch import is_endpoint
+from qwen3emb.model.foreign import SentenceEncoder, is_foreign, open_encoder
+from qwen3emb.model.loading import load_tokenizer, load_trunk
+
+TEXTS = ["a text", "another, somewhat longer text about ferries", "третий"]
+ASK = "Given a question, retrieve the answer"
+
+
+@pytest.fixture
+def exported(tiny_qwen3: Path, tmp_path: Path) -> Path:
+    model = load_trunk(tiny_qwen3, "float32")
+    contract = Contract("embedding", ASK, "<|endoftext|>", 512, model.config.hidden_size, [16])
+    export_embedding(tmp_path, model.state_dict(), model.config, load_tokenizer(tiny_qwen3), contract)
+    return tmp_path
+
+
+def test_a_directory_with_our_contract_is_ours_and_without_it_sentence_transformers(exported: Path) -> None:
+    ours = open_encoder(exported, dtype="float32")
+    assert isinstance(ours, Encoder) and not is_foreign(exported)
+    (exported / CONTRACT_FILE).unlink()
+    theirs = open_encoder(exported)
+    assert isinstance(theirs, SentenceEncoder) and theirs.dimensions == ours.dimensions
+    for ask in (None, ASK):
+        found = theirs.encode(TEXTS, max_tokens=64, instruction=ask)
+        wanted = ours.encode(TEXTS, max_tokens=64, instruction=ask)
+        np.testing.assert_allclose(found, wanted, atol=2e-4)
+    assert theirs.encode([], max_tokens=64).shape == (0, ours.dimensions)
+
+
+def test_a_directory_that_cannot_be_loaded_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[]")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot load it"):
+        open_encoder(tmp_path)
+
+
+def test_an_address_is_an_endpoint() -> None:
+    assert is_endpoint("http://127.0.0.1:8000/v1?model=x") and not is_endpoint("s3://bucket/model")
