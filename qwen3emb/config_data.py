@@ -191,6 +191,19 @@ class FilterConfig(Section):
     """Bins of the histogram over [-1, 1]."""
 
 
+class VetoConfig(Section):
+    """A reranker that looks at mined negatives: what it takes for an answer is none."""
+
+    model: str
+    """Reranker, a model name or directory."""
+    above: float = Field(default=0.5, ge=0, le=1)
+    """A candidate with a higher probability of "yes" is left out."""
+    candidates: int = Field(default=2, ge=1)
+    """It judges this many times `mine.negatives` candidates of each query."""
+    max_tokens: int = Field(default=512, ge=64)
+    """Longest query and document together, with the template."""
+
+
 class MineConfig(Section):
     """`mine`: hard negatives from the corpus with positive-aware rules (follow-up report)."""
 
@@ -209,6 +222,8 @@ class MineConfig(Section):
     """delta: a candidate is a negative only if its score < mean positive score + delta."""
     relative_margin: float | None = Field(default=None, ge=0, lt=1)
     """And only if its score < (1 - this) x mean positive score; 0.05 is a common choice for well-trained models."""
+    veto: VetoConfig | None = None
+    """A reranker's say on the candidates, e.g. `{model: qwen3-reranker-8b}`; null = none."""
     max_tokens: int = Field(default=512, ge=8)
     """Longest query or document while scoring."""
     workers: int = Field(default=2, ge=1)
@@ -216,6 +231,7 @@ class MineConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> MineConfig:
-        if self.skip_top + self.negatives > self.top_k:
-            raise ValueError("top_k must be at least skip_top + negatives")
+        judged = self.negatives * (self.veto.candidates if self.veto else 1)
+        if self.skip_top + judged > self.top_k:
+            raise ValueError("top_k must be at least skip_top + negatives (x veto.candidates)")
         return self

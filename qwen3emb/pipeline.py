@@ -190,9 +190,10 @@ def _external(cfg: RunConfig, name: str) -> list[str]:
     if name == "labelled":
         places = [one.path for one in chosen_sets(cfg.labelled).values()]
         return [place for place in places if not cfg.labelled.skip_missing or _is_there(place)]
-    chosen = {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak")
-    if chosen != "weak":
-        return [chosen if is_endpoint(chosen) else str(resolve_model(chosen))]
+    if name in ("filter", "mine"):
+        models = [cfg.filter.model] if name == "filter" else [cfg.mine.model]
+        models += [cfg.mine.veto.model] if name == "mine" and cfg.mine.veto else []
+        return [model if is_endpoint(model) else str(resolve_model(model)) for model in models if model != "weak"]
     dataset = {"evaluate": cfg.evaluate.dataset, "index": cfg.index.source}.get(name, "heldout")
     return [] if dataset in ("heldout", "passages") else [dataset]
 

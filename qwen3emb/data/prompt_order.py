@@ -7,7 +7,6 @@ instructions and examples of both, then the passage; an engine with a prefix cac
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 
@@ -54,19 +53,10 @@ def _instructions() -> str:
     """Both tasks with their examples: the same text for every row and call."""
     parts = ["You get a passage, then one of two tasks.", f"Task CHOOSE. {prompts.CONFIGURATION_TASK}"]
     for text, people, chosen in prompts.CONFIGURATION_EXAMPLES[:3]:
-        answer = {
-            "Character": chosen.character + 1,
-            "Question_Type": chosen.question_type,
-            "Difficulty": chosen.difficulty,
-        }
         listed = "; ".join(f"{number}. {who}" for number, who in enumerate(people, 1))
-        parts.append(f"Example. Passage: {text} People: {listed} Answer: {_compact(answer)}")
+        parts.append(f"Example. Passage: {text} People: {listed} Answer: {prompts.configuration_answer(chosen)}")
     text, person, chosen, wanted, query = prompts.QUERY_EXAMPLE
     request = prompts.query_request(chosen, wanted)
     parts.append(f"Task WRITE. {prompts.QUERY_TASK}")
-    parts.append(f"Example. Passage: {text} Person: {person}. {request} Answer: {_compact({'query': query})}")
+    parts.append(f"Example. Passage: {text} Person: {person}. {request} Answer: {prompts.query_answer(query)}")
     return "\n\n".join(parts)
-
-
-def _compact(content: dict[str, object]) -> str:
-    return json.dumps(content, separators=(",", ":"))

@@ -26,10 +26,12 @@ __all__ = [
     "QUESTION_TYPES",
     "Configuration",
     "Message",
+    "configuration_answer",
     "configuration_messages",
     "configuration_schema",
     "defused",
     "longest_query",
+    "query_answer",
     "query_messages",
     "query_request",
     "query_schema",
@@ -162,6 +164,21 @@ _REQUESTS = {
 }
 
 
+def configuration_answer(chosen: Configuration) -> str:
+    """What the configuration call is to answer."""
+    answer = {
+        "Character": chosen.character + 1,
+        "Question_Type": chosen.question_type,
+        "Difficulty": chosen.difficulty,
+    }
+    return json.dumps(answer, separators=(",", ":"))
+
+
+def query_answer(query: str) -> str:
+    """What the query call is to answer."""
+    return json.dumps({"query": query}, separators=(",", ":"))
+
+
 def configuration_messages(passage: str, candidates: Sequence[str], draw: float = 0.0) -> list[Message]:
     """The chat of the configuration call.
 
@@ -174,13 +191,8 @@ def configuration_messages(passage: str, candidates: Sequence[str], draw: float 
     first = int(draw * len(CONFIGURATION_EXAMPLES))
     for place in range(first, first + _EXAMPLES_SHOWN):
         text, people, chosen = CONFIGURATION_EXAMPLES[place % len(CONFIGURATION_EXAMPLES)]
-        answer = {
-            "Character": chosen.character + 1,
-            "Question_Type": chosen.question_type,
-            "Difficulty": chosen.difficulty,
-        }
         turns.append({"role": "user", "content": _configuration_request(text, people)})
-        turns.append({"role": "assistant", "content": json.dumps(answer, separators=(",", ":"))})
+        turns.append({"role": "assistant", "content": configuration_answer(chosen)})
     return [*turns, {"role": "user", "content": _configuration_request(passage, candidates)}]
 
 
@@ -201,7 +213,7 @@ def query_messages(
     return [
         {"role": "system", "content": QUERY_TASK},
         {"role": "user", "content": _query_request(text, person, chosen, wanted)},
-        {"role": "assistant", "content": json.dumps({"query": answer}, separators=(",", ":"))},
+        {"role": "assistant", "content": query_answer(answer)},
         {"role": "user", "content": _query_request(passage, character, configuration, requirement)},
     ]
 

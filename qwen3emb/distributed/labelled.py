@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.config_labelled import LabelledSetConfig
+from qwen3emb.data.card import markdown_card
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.data.corpus_files import chosen_by_hash
 from qwen3emb.data.decontamination import near_matches
@@ -42,7 +43,7 @@ class _Evaluation:
 
 
 def read_sets(ctx: StageContext, say: _Say) -> StageResult:
-    """Read every configured set into `rows/`, `rejects/` and `card.json`.
+    """Read every configured set into `rows/`, `rejects/` and `card.json` (`card.md` to read).
 
     Raises:
         UserError: a set that cannot be reached (unless `labelled.skip_missing`) or read, or none has a row.
@@ -64,6 +65,7 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
         say(f"labelled: {name}: {said}")
         cards[name] = card
     out.write_json("card.json", cards)
+    out.write_bytes("card.md", markdown_card("Labelled data sets", cards).encode())
     rejected = Counter[str]()
     for card in cards.values():
         rejected.update(card.get("rejected", {}))

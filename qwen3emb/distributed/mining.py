@@ -21,6 +21,7 @@ from qwen3emb.data.mining import MinePair, MinePlan, Negatives, Search, choose, 
 from qwen3emb.data.synthetic import origin_of
 from qwen3emb.distributed.encoding import Encoders
 from qwen3emb.distributed.progress import paced
+from qwen3emb.distributed.veto import judged_rules, veto
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.index import document_text
 from qwen3emb.model.stored import scoring_model
@@ -44,6 +45,23 @@ class _Vectors:
     documents: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What there is to mine.
+
+    Attributes:
+        pairs: queries with their positives.
+        corpora: origin -> texts that its queries are mined from.
+        own: id of a labelled set's row -> the negatives that the set has itself.
+        passed: training rows that are not mined.
+    """
+
+    pairs: list[MinePair]
+    corpora: dict[str, list[str]]
+    own: dict[str, list[str]]
+    passed: list[dict[str, Any]]
+
+
 def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     """Mine each query's negatives from the corpus of its origin; write `rows/` and `rejects/`.
 
@@ -58,6 +76,30 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     Raises:
         UserError: there are no pairs, or the scoring model is missing.
     """
+    given = _gathered(ctx)
+    work = plan(given.pairs, given.corpora)
+    vectors = _embed(work, ctx.cfg, ctx.input("weak"), say)
+    found: dict[tuple[str, int], Negatives | None] = {}
+    for origin, search in work.searches.items():
+        mined = _search(search, vectors, ctx.cfg, paced(say, f"mine: {origin} queries searched"))
+        found |= {(origin, query): negatives for query, negatives in zip(search.queries, mined, strict=True)}
+    found, vetoed = veto(found, work, ctx.cfg, say)
+    rows, rejects = _rows(given.pairs, work, vectors, found)
+    for row in rows:
+        row["negatives"], row["negative_scores"] = _after(given.own.get(row["id"], []), row, ctx.cfg.mine.negatives)
+    for name, found_rows, schema in (("rows", [*rows, *given.passed], TRAINING_ROW), ("rejects", rejects, REJECT)):
+        ctx.out.delete(name)  # of a run that was killed
+        ctx.out.write_parts(name, pa.Table.from_pylist(found_rows, schema=schema), _SHARD)
+    metrics = _figures(rows, ctx.cfg.mine.negatives) | ({} if vetoed is None else {"vetoed": vetoed})
+    if metrics["short"]:
+        say(f"mine: {metrics['short']} of {len(rows)} rows have fewer than {ctx.cfg.mine.negatives} negatives")
+    rejected = dict(Counter(r["reason"] for r in rejects))
+    others = len(given.passed)
+    return StageResult(len(given.pairs) + others, len(rows) + others, rejected, metrics)
+
+
+def _gathered(ctx: StageContext) -> _Given:
+    """What the stages before have left."""
     corpus, filtered = ctx.input("corpus"), ctx.input("filter")
     synthetic = filtered.read_table("pairs", PAIR).to_pylist()
     sets = _rows_of_sets(ctx) + [_passed(pair) for pair in synthetic if pair["origin"] != _SYNTHETIC]
@@ -78,24 +120,8 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     corpora = {_LABELLED: labelled, _SYNTHETIC: texts}
     for row in mined_sets:
         corpora.setdefault(row["origin"], []).extend([row["positive"], *row["negatives"]])
-    work = plan(pairs, corpora)
-    vectors = _embed(work, ctx.cfg, ctx.input("weak"), say)
-    found: dict[tuple[str, int], Negatives | None] = {}
-    for origin, search in work.searches.items():
-        mined = _search(search, vectors, ctx.cfg, paced(say, f"mine: {origin} queries searched"))
-        found |= {(origin, query): negatives for query, negatives in zip(search.queries, mined, strict=True)}
     own = {row["id"]: row["negatives"] for row in mined_sets}
-    rows, rejects = _rows(pairs, work, vectors, found)
-    for row in rows:
-        row["negatives"], row["negative_scores"] = _after(own.get(row["id"], []), row, ctx.cfg.mine.negatives)
-    for name, found_rows, schema in (("rows", [*rows, *passed], TRAINING_ROW), ("rejects", rejects, REJECT)):
-        ctx.out.delete(name)  # of a run that was killed
-        ctx.out.write_parts(name, pa.Table.from_pylist(found_rows, schema=schema), _SHARD)
-    metrics = _figures(rows, ctx.cfg.mine.negatives)
-    if metrics["short"]:
-        say(f"mine: {metrics['short']} of {len(rows)} rows have fewer than {ctx.cfg.mine.negatives} negatives")
-    rejected = dict(Counter(r["reason"] for r in rejects))
-    return StageResult(len(pairs) + len(passed), len(rows) + len(passed), rejected, metrics)
+    return _Given(pairs, corpora, own, passed)
 
 
 def _rows_of_sets(ctx: StageContext) -> list[dict[str, Any]]:
@@ -164,7 +190,7 @@ def _search(
         scores = [
             vectors.documents[list(rows)] @ query for query, rows in zip(queries, search.positives[part], strict=True)
         ]
-        pending.append(task.remote(queries, corpus, scores, search.excluded[part], cfg.mine))
+        pending.append(task.remote(queries, corpus, scores, search.excluded[part], judged_rules(cfg.mine)))
     found: list[Negatives | None] = []
     for block in pending:
         mined: list[Negatives | None] = ray.get(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +11,17 @@ import numpy as np
 import pyarrow as pa
 
 from qwen3emb.artifact import StageResult
+from qwen3emb.data.card import markdown_card
 from qwen3emb.data.gates import duplicate_queries, word_count
 from qwen3emb.data.rows import escaped
 from qwen3emb.data.synthetic import origin_of
 from qwen3emb.records import PAIR, REJECT
 from qwen3emb.storage import Storage
 
-__all__ = ["CARD", "drop_repeated", "result"]
+__all__ = ["CARD", "PAGE", "drop_repeated", "result"]
 
-CARD = "card.json"
+CARD, PAGE = "card.json", "card.md"
+_ASKED_FOR = re.compile(r"wrong_language: .*?, asked for ([\w-]+)")
 _KINDS = ("origin", "question_type", "difficulty", "language", "words")
 _LENGTHS = (0, 5, 10, 15, 20, 30, 50, 100)
 _PROJECTED = 1_000_000
@@ -80,7 +83,7 @@ def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
     """
     kinds: dict[str, Counter[str]] = {kind: Counter() for kind in _KINDS}
     lengths: list[float] = []
-    pairs, done, rejected = 0, 0, Counter[str]()
+    pairs, done, rejected, foreign = 0, 0, Counter[str](), Counter[str]()
     for name in out.names("pairs", ".parquet"):
         table = out.read_table(name, PAIR)
         pairs += table.num_rows
@@ -91,9 +94,13 @@ def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
     for name in out.names("rejects", ".parquet"):
         reasons = out.read_table(name, REJECT).column("reason").to_pylist()
         rejected.update(reason.partition(":")[0] for reason in reasons)
+        foreign.update(hit[1] for hit in map(_ASKED_FOR.match, reasons) if hit)
     shares = {f"pairs_by_{column}": dict(sorted(counts.items())) for column, counts in kinds.items()}
     found = dict(sorted(rejected.items()))
-    out.write_json(CARD, {"asked": rows, "pairs": pairs, "rejected": found, **shares, **_card(lengths, metrics)})
+    card = {"asked": rows, "pairs": pairs, "rejected": found, **shares, **_card(lengths, metrics)}
+    card["refused_as_another_language_by_language"] = dict(sorted(foreign.items()))
+    out.write_json(CARD, card)
+    out.write_bytes(PAGE, markdown_card("Synthetic pairs", card).encode())
     return StageResult(rows, done, found, metrics | shares | {"pairs": pairs})
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from qwen3emb.model.attention_cuda import cuda_attention
 from qwen3emb.model.packing import PackedBatch, Segment
 
-__all__ = ["ATTENTION_NAME", "may_attend", "packed_attention", "register_attention", "segment_tensors"]
+__all__ = ["ATTENTION_NAME", "packed_attention", "register_attention"]
 
 ATTENTION_NAME = "qwen3emb_packed"
 
@@ -106,7 +107,7 @@ def packed_attention(
         (T, heads, head dim)
     """
     if query.is_cuda:
-        return _flex(query, key, value, batch, scale)
+        return cuda_attention(query, key, value, batch, scale)
     plan = _plan(batch)
     # One gather for all buckets: its backward fills and adds up one gradient, not one for each bucket.
     queries = torch.split(_gather(query, plan.queries), [b.count * b.rows for b in plan.buckets])
@@ -178,42 +179,6 @@ def _bias(batch: PackedBatch, rows: int, columns: int, group: int, like: Tensor)
         batch.cache[name] = empty.masked_fill(~causal, float("-inf")).repeat(group, 1)
     bias: Tensor = batch.cache[name]
     return bias
-
-
-def segment_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """(T,) own segment number and (T,) number of the prefix segment it may attend to (-1 for none)."""
-    own = torch.empty(batch.tokens, dtype=torch.long)
-    prefix = torch.full((batch.tokens,), -1, dtype=torch.long)
-    starts = {s.start: i for i, s in enumerate(batch.segments)}
-    for i, s in enumerate(batch.segments):
-        own[s.start : s.end] = i
-        if s.prefix_length:
-            prefix[s.start : s.end] = starts[s.prefix_start]
-    return own, prefix
-
-
-def may_attend(own: Tensor, prefix: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The rule of `allowed` for index tensors, as flex attention wants it."""
-    itself = (own[row] == own[column]) & (row >= column)
-    return itself | (own[column] == prefix[row])
-
-
-def _flex(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
-    """CUDA back end: torch's flex attention with the same rule as the CPU path."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    own, prefix = (t.to(query.device) for t in segment_tensors(batch))
-
-    def rule(_batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        return may_attend(own, prefix, row, column)
-
-    if "block" not in batch.cache:
-        size = batch.tokens
-        batch.cache["block"] = create_block_mask(rule, None, None, size, size, device=query.device)
-    q, k, v = (t.transpose(0, 1)[None] for t in (query, key, value))
-    attend: Any = torch.compile(flex_attention, dynamic=True)
-    out: Tensor = attend(q, k, v, block_mask=batch.cache["block"], scale=scale, enable_gqa=True)
-    return out[0].transpose(0, 1)
 
 
 def _interface(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,10 @@ from transformers import AutoModel, LlamaConfig, LlamaModel
 
 from qwen3emb.model.attention import (
     ATTENTION_NAME,
-    may_attend,
     packed_attention,
     register_attention,
-    segment_tensors,
 )
+from qwen3emb.model.attention_cuda import boundaries, may_attend, segment_tensors
 from qwen3emb.model.loading import load_trunk
 from qwen3emb.model.packing import Tree, allowed, pack
 
@@ -99,6 +99,23 @@ def test_the_rule_of_the_cuda_back_end_is_the_obvious_mask(trees: list[Tree]) ->
     index = torch.arange(batch.tokens)
     rule = may_attend(own, prefix, index[:, None], index[None, :])
     assert torch.equal(rule, allowed(batch))
+
+
+def test_the_flash_kernels_boundaries_are_the_sequences_of_the_batch() -> None:
+    """Attention over what the boundaries cut out, one sequence at a time, is the CPU path's."""
+    batch = pack([([], [[20, 21, 22]]), ([], [[9], [10, 11, 12, 13]])])
+    found = boundaries(batch)
+    assert found is not None and (found.starts.tolist(), found.longest) == ([0, 3, 4, 8], 4)
+    assert found.starts.dtype == torch.int32 and boundaries(pack(TREES)) is None
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(8, heads, 16, generator=generator) for heads in (4, 2, 2))
+    pieces = []
+    for first, end in pairwise(found.starts.tolist()):
+        q, k, v = (t[first:end].transpose(0, 1) for t in (query, key, value))
+        k, v = (t.repeat_interleave(2, dim=0) for t in (k, v))
+        alone = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.25)
+        pieces.append(alone.transpose(0, 1))
+    torch.testing.assert_close(packed_attention(query, key, value, batch, 0.25), torch.cat(pieces))
 
 
 def test_a_batch_has_no_padding_and_knows_its_last_tokens() -> None:

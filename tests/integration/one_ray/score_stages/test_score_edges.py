@@ -13,12 +13,16 @@ from safetensors.torch import load_file
 
 from qwen3emb.artifact import read_record
 from qwen3emb.config import load_config
+from qwen3emb.config_data import VetoConfig
+from qwen3emb.data.mining import MinePair, Negatives, plan
 from qwen3emb.distributed.evaluating import evaluate_models
 from qwen3emb.distributed.filtering import filter_pairs
 from qwen3emb.distributed.merging import merge_models
 from qwen3emb.distributed.mining import mine_negatives
+from qwen3emb.distributed.veto import judged_rules, veto
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
+from qwen3emb.model.reranker import Reranker
 from qwen3emb.model.stored import checkpoints, final_model
 from qwen3emb.records import PAIR
 
@@ -73,6 +77,30 @@ def test_one_checkpoint_is_what_there_is_to_merge(elsewhere: Any) -> None:
 def test_no_pairs_to_mine_for_is_the_users_to_mend(elsewhere: Any) -> None:
     with pytest.raises(UserError, match=r"hold no pair to mine for; .* filter\.threshold"):
         mine_negatives(elsewhere.context("mine"), print)
+
+
+def test_a_reranker_vetoes_what_it_takes_for_an_answer(upstream: Any, logs: dict[str, str]) -> None:
+    reranker = upstream.folder("reranker").local("checkpoints/step_000002")
+    work = plan(
+        [MinePair(p["id"], p["query"], p["document"], "labelled") for p in upstream.labelled],
+        {"labelled": [p["document"] for p in upstream.labelled]},
+    )
+    search = work.searches["labelled"]
+    found = {("labelled", q): Negatives(tuple(range(5)), (0.5, 0.4, 0.3, 0.2, 0.1)) for q in search.queries}
+    judge = Reranker(reranker, dtype="float32")
+    texts = [work.documents[search.corpus[row]] for row in range(5)]
+    options = {"max_tokens": 256, "instruction": upstream.instruction}
+    wanted = {q: judge.score(work.queries[q], texts, **options) for q in search.queries}
+    middle = float(np.median(np.concatenate(list(wanted.values()))))
+    rules = {"model": str(reranker), "above": middle, "max_tokens": 256}
+    mine = upstream.cfg.mine.model_copy(update={"veto": VetoConfig.model_validate(rules), "negatives": 2})
+    left, out = veto(found, work, upstream.cfg.model_copy(update={"mine": mine}), print)
+    assert out == sum(int((scores > middle).sum()) for scores in wanted.values()) > 0
+    for (_, query), negatives in left.items():
+        assert negatives is not None
+        assert list(negatives.rows) == np.flatnonzero(wanted[query] <= middle)[:2].tolist()
+    assert judged_rules(mine).negatives == 4 and judged_rules(upstream.cfg.mine) == upstream.cfg.mine
+    assert veto(found, work, upstream.cfg, print) == (found, None)
 
 
 def test_an_empty_held_out_set_is_the_users_to_mend(elsewhere: Any) -> None:
