@@ -17,7 +17,7 @@ TOKENS = 32_768
 def test_a_document_of_32k_tokens_is_trained_on_with_activation_checkpointing(tiny_qwen3: Path, tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tiny_qwen3)
     config.max_position_embeddings = TOKENS
-    config.num_attention_heads, config.num_key_value_heads = 2, 1  # attention is nearly all of the time
+    config.num_attention_heads, config.num_key_value_heads = 1, 1  # attention is nearly all of the time
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     ours = load_trunk(tmp_path, "float32").train()
