@@ -120,7 +120,7 @@ class SynthesizeConfig(Section):
     of the others, and of all without label sets."""
     prompt_order: Literal["passage_first", "passage_last"] = "passage_first"
     """`passage_first`: both calls and all queries of a passage share the prompt up to its end, which the engine reads
-    once. `passage_last`: a prompt of its own per call, which generators below a billion parameters need."""
+    once. `passage_last`: a prompt of its own per call, which the demo's generator of 135M parameters needs."""
     languages: dict[str, float] = Field(default={"English": 1.0})
     """Query languages and their weights."""
     words: dict[str, float] = Field(default={"5-10": 0.5, "10-20": 0.4, "20-40": 0.1})

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ray import serve
 
-from qwen3emb.distributed.workers import stored_dtype
+from qwen3emb.model.loading import stored_dtype
 from qwen3emb.model.packing import pack
 from qwen3emb.model.reranker import Reranker, answer_states
 from qwen3emb.storage import Storage

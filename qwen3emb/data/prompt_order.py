@@ -24,7 +24,7 @@ def configuration_chat(order: str, passage: str, candidates: Sequence[str], draw
     """The chat of the configuration call; arguments as of `prompts.configuration_messages`, `order` as above."""
     if order != _FIRST:
         return prompts.configuration_messages(passage, candidates, draw)
-    people = "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(candidates, 1))
+    people = "\n".join(prompts.numbered(candidates))
     return _chat(passage, f"Task CHOOSE. People:\n{people}")
 
 
@@ -53,7 +53,7 @@ def _instructions() -> str:
     """Both tasks with their examples: the same text for every row and call."""
     parts = ["You get a passage, then one of two tasks.", f"Task CHOOSE. {prompts.CONFIGURATION_TASK}"]
     for text, people, chosen in prompts.CONFIGURATION_EXAMPLES[:3]:
-        listed = "; ".join(f"{number}. {who}" for number, who in enumerate(people, 1))
+        listed = "; ".join(prompts.numbered(people))
         parts.append(f"Example. Passage: {text} People: {listed} Answer: {prompts.configuration_answer(chosen)}")
     text, person, chosen, wanted, query = prompts.QUERY_EXAMPLE
     request = prompts.query_request(chosen, wanted)

@@ -31,6 +31,7 @@ __all__ = [
     "configuration_schema",
     "defused",
     "longest_query",
+    "numbered",
     "query_answer",
     "query_messages",
     "query_request",
@@ -218,8 +219,13 @@ def query_messages(
     ]
 
 
+def numbered(people: Sequence[str]) -> list[str]:
+    """Candidate characters as the prompts list them, from 1, one line each."""
+    return [f"{number}. {' '.join(text.split())}" for number, text in enumerate(people, 1)]
+
+
 def _configuration_request(passage: str, candidates: Sequence[str]) -> str:
-    people = "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(candidates, 1))
+    people = "\n".join(numbered(candidates))
     return f"Passage: {passage}\nPeople:\n{people}"
 
 

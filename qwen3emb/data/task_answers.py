@@ -10,9 +10,25 @@ from typing import Any
 from qwen3emb.data.answers import json_object, plain
 from qwen3emb.data.task_prompts import GRADES
 
-__all__ = ["Choice", "NewTask", "Rewrite", "parse_class", "parse_new_task", "parse_rewrites", "parse_translation"]
+__all__ = [
+    "Choice",
+    "NewTask",
+    "Rewrite",
+    "Translation",
+    "parse_class",
+    "parse_new_task",
+    "parse_rewrites",
+    "parse_translation",
+]
 
 _HIGHEST = 5.0
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A sentence in another language."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -40,15 +56,15 @@ class NewTask:
     labels: tuple[str, ...]
 
 
-def parse_translation(answer: str, sentence: str) -> list[str] | str:
-    """[translation], or the problem: invalid_json, empty_text, copied_source."""
+def parse_translation(answer: str, sentence: str) -> Translation | str:
+    """The translation, or the problem: invalid_json, empty_text, copied_source."""
     content = json_object(answer)
     if isinstance(content, str):
         return content
     text = _words_of(content.get("translation"))
     if not text:
         return f"empty_text: {content.get('translation')!r}"
-    return f"copied_source: {text}" if plain(text) == plain(sentence) else [text]
+    return f"copied_source: {text}" if plain(text) == plain(sentence) else Translation(text)
 
 
 def parse_rewrites(answer: str, sentence: str) -> dict[str, Rewrite] | str:

@@ -13,7 +13,7 @@ from qwen3emb.data.answers import parse_configuration, parse_query
 from qwen3emb.data.gates import Gates, word_count
 from qwen3emb.data.prompt_order import configuration_chat, query_chat
 from qwen3emb.data.prompts import Configuration, configuration_schema, query_schema
-from qwen3emb.data.requirements import Requirement, draw_requirement, language_name, unit_draw, weighted_languages
+from qwen3emb.data.requirements import Requirement, choose, language_name, unit_draw, weighted_languages
 from qwen3emb.data.task_answers import NewTask, parse_class, parse_new_task, parse_rewrites, parse_translation
 from qwen3emb.data.task_prompts import (
     class_schema,
@@ -121,34 +121,36 @@ class _Retrieval(_Task):
 class _Bitext(_Task):
     """One call: a sentence of the passage in another language."""
 
+    def __init__(self, cfg: SynthesizeConfig, seed: int, gates: Gates) -> None:
+        super().__init__(cfg, seed, gates)
+        self._languages = weighted_languages(cfg.languages)
+
     def call(self, row: Row) -> Call | str | None:
         if "translation" in row.answers:
             return None
         language = self._language(row)
-        if language is None:
+        if not language:
             return f"no_other_language: synthesize.languages has none but the passage's, {row.passage['language']}"
         sentence = self._sentence(row)
-        chat = translation_messages(sentence, language.language_name)
+        chat = translation_messages(sentence, language_name(language))
         return Call("translation", chat, translation_schema(sentence), 2 * self._cfg.max_query_tokens)
 
     def read(self, row: Row, name: str, answer: str) -> str | None:
-        sentence, language = self._sentence(row), self._language(row)
+        sentence = self._sentence(row)
         parsed = parse_translation(answer, sentence)
-        if isinstance(parsed, str) or language is None:
-            return str(parsed)
-        return self._gates.problem(parsed[0], sentence, _like(sentence, language.language)) or _kept(row, name, parsed)
+        if not isinstance(parsed, str):
+            parsed = self._gates.problem(parsed.text, sentence, _like(sentence, self._language(row))) or parsed
+        return _kept(row, name, parsed)
 
     def pairs(self, row: Row) -> list[dict[str, Any]]:
-        language = self._language(row)
-        code = language.language if language else ""
-        return [row.pair(self._sentence(row), row.answers["translation"][0], language=code, words="")]
+        translation = row.answers["translation"].text
+        return [row.pair(self._sentence(row), translation, language=self._language(row), words="")]
 
-    def _language(self, row: Row) -> Requirement | None:
-        """Drawn from the languages that are not the passage's."""
+    def _language(self, row: Row) -> str:
+        """Code of a language drawn from those that are not the passage's; empty where there is none."""
         own = str(row.passage["language"]).partition("-")[0]
-        languages = weighted_languages(self._cfg.languages)
-        others = {code: w for code, w in languages.items() if code.partition("-")[0] != own and w > 0}
-        return draw_requirement(self._seed, row.key, others, {"1-1": 1.0}) if others else None
+        others = {code: w for code, w in self._languages.items() if code.partition("-")[0] != own and w > 0}
+        return choose(others, unit_draw(self._seed, row.key, "language")) if others else ""
 
 
 class _Sts(_Task):

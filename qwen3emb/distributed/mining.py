@@ -182,7 +182,7 @@ def _search(
     if not search.queries:
         return []
     corpus = ray.put(vectors.documents[search.corpus])
-    task = ray.remote(choose)
+    task, rules = ray.remote(choose), judged_rules(cfg.mine)
     pending = []
     for low in range(0, len(search.queries), _BLOCK):
         part = slice(low, low + _BLOCK)
@@ -190,7 +190,7 @@ def _search(
         scores = [
             vectors.documents[list(rows)] @ query for query, rows in zip(queries, search.positives[part], strict=True)
         ]
-        pending.append(task.remote(queries, corpus, scores, search.excluded[part], judged_rules(cfg.mine)))
+        pending.append(task.remote(queries, corpus, scores, search.excluded[part], rules))
     found: list[Negatives | None] = []
     for block in pending:
         mined: list[Negatives | None] = ray.get(block)

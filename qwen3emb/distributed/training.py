@@ -32,10 +32,10 @@ def train_weak(ctx: StageContext) -> StageResult:
 def train_supervised(ctx: StageContext) -> StageResult:
     """Stage 2: labelled and filtered synthetic pairs with hard negatives, from the weak model."""
     cfg = ctx.cfg.supervised
-    # A set that wants more negatives than the stage takes them itself (`DataSetConfig.hard_negatives`).
     table = ctx.input("mine").read_table("rows", TRAINING_ROW)
     sets = _labelled_sets(ctx.cfg)
     wanted = _data_sets(sets, set(table["origin"].to_pylist()), cfg)
+    # A set that wants more negatives than the stage takes them itself (`DataSetConfig.hard_negatives`).
     most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in wanted.values())])
     rows = rows_from_training(table, most, cfg.synthetic)
     return _train_embedding(ctx, rows, cfg, sets, str(final_model(ctx.input("weak")).local()))

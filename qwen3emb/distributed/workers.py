@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,8 @@ import ray
 from ray.util import ActorPool
 
 from qwen3emb.model.fetch import is_endpoint
-from qwen3emb.model.foreign import AnyEncoder, is_foreign, open_encoder
+from qwen3emb.model.foreign import AnyEncoder, open_encoder
+from qwen3emb.model.loading import stored_dtype
 from qwen3emb.model.reranker import Reranker
 from qwen3emb.storage import Storage
 
@@ -24,7 +23,6 @@ __all__ = [
     "first_or_stop",
     "spread",
     "stop",
-    "stored_dtype",
     "threads_per_worker",
 ]
 
@@ -44,12 +42,6 @@ def actor_options(threads: int, gpus: float) -> dict[str, Any]:
         "num_gpus": gpus,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     }
-
-
-def stored_dtype(model_dir: Path) -> str:
-    """The dtype a model directory's weights are stored in, `bfloat16` where its config does not say."""
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
 
 
 class EncodeWorker:
@@ -76,8 +68,7 @@ class EncodeWorker:
         if self._encoder is None:
             uri, end_token, dtype, threads = self._arguments
             place = uri if is_endpoint(uri) else Storage(uri).local()
-            kind = dtype or ("" if is_endpoint(uri) or is_foreign(Path(place)) else stored_dtype(Path(place)))
-            self._encoder = open_encoder(place, end_token=end_token, dtype=kind, threads=threads)
+            self._encoder = open_encoder(place, end_token=end_token, dtype=dtype, threads=threads)
         return self._encoder
 
     def dimensions(self) -> int:

@@ -23,6 +23,7 @@ from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.model.contract import CONTRACT_FILE
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.fetch import is_endpoint
+from qwen3emb.model.loading import stored_dtype
 from qwen3emb.templates import query_prompt
 
 __all__ = ["AnyEncoder", "EndpointEncoder", "SentenceEncoder", "is_foreign", "open_encoder"]
@@ -50,9 +51,11 @@ def is_foreign(folder: Path) -> bool:
 
 
 def open_encoder(
-    place: str | Path, *, end_token: str | None = None, dtype: str = "bfloat16", threads: int | None = None
+    place: str | Path, *, end_token: str | None = None, dtype: str | None = None, threads: int | None = None
 ) -> AnyEncoder:
     """The model at an address or in a directory; arguments as of `Encoder`, which alone uses all of them.
+
+    `dtype` None takes the one that the weights are stored in.
 
     Raises:
         UserError: it cannot be loaded or reached.
@@ -62,7 +65,7 @@ def open_encoder(
     folder = Path(place)
     if is_foreign(folder):
         return SentenceEncoder(folder)
-    return Encoder(folder, end_token=end_token, dtype=dtype, threads=threads)
+    return Encoder(folder, end_token=end_token, dtype=dtype or stored_dtype(folder), threads=threads)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ from qwen3emb.model.attention import ATTENTION_NAME, register_attention
 from qwen3emb.model.fetch import has_weights
 from qwen3emb.model.shortcuts import add_shortcuts
 
-__all__ = ["dtype_of", "load_causal", "load_tokenizer", "load_trunk"]
+__all__ = ["dtype_of", "load_causal", "load_tokenizer", "load_trunk", "stored_dtype"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+def stored_dtype(model_dir: Path) -> str:
+    """The dtype a model directory's weights are stored in, `bfloat16` where its config does not say."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -25,7 +25,8 @@ LABELS = ["travel", "sport", "cooking"]
 
 def row(task: str, **config: Any) -> tuple[Row, Any]:
     found = Row(PASSAGE, TEXT, ["a sailor"], Requirement("5-10", "en", "English"), task=task, shown=TEXT)
-    cfg = SynthesizeConfig(personas="-", languages={"English": 1.0, "German": 1.0}, tasks={task: 1.0}, **config)
+    shared = {"personas": "-", "languages": {"English": 1.0, "German": 1.0}, "tasks": {task: 1.0}}
+    cfg = SynthesizeConfig.model_validate(shared | config)
     return found, writers(cfg, seed=1)[task]
 
 
@@ -59,9 +60,7 @@ def test_bitext_refuses_the_sentence_itself_and_other_languages() -> None:
 
 
 def test_bitext_without_another_language_is_a_reject_that_is_not_asked_again() -> None:
-    found, writer = row("bitext")
-    found.passage = PASSAGE | {"language": "en"}
-    writer._cfg = writer._cfg.model_copy(update={"languages": {"English": 1.0}})
+    found, writer = row("bitext", languages={"en-GB": 1.0, "en-US": 1.0})
     problem = writer.call(found)
     found.fail(problem)
     assert problem.startswith("no_other_language") and found.settled
