@@ -5,6 +5,10 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 CONFIG ?= examples/demo.yaml
+# Set in many container images. Without byte code on disk each of the many processes compiles torch, vllm and ray anew.
+unexport PYTHONDONTWRITEBYTECODE
+# Two test processes share two cores; their libraries must not take both for themselves.
+TESTING := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --quiet --numprocesses=2
 
 .PHONY: help install demo test check format serve constraints clean
 
@@ -20,8 +24,8 @@ demo: install ## corpus to served model, end to end (CONFIG=examples/demo.yaml)
 	@$(PY) -m jobs.pipeline --config "$(CONFIG)"
 
 test: install ## unit tests, then integration tests
-	@$(PY) -m pytest tests/unit --quiet --durations=5
-	@$(PY) -m pytest tests/integration --quiet --durations=10
+	@$(TESTING) --dist=worksteal --durations=5 tests/unit
+	@$(TESTING) --dist=loadgroup --no-loadscope-reorder --durations=10 tests/integration
 
 check: install ## ruff, mypy, every example config, generated documentation
 	@$(PY) -m ruff check --quiet .

@@ -15,6 +15,31 @@ from jobs.entry import command_line, run_stage
 
 RunHere = Callable[..., str]
 
+# What takes longest begins first, so that no worker is left alone with it at the end.
+LONGEST = (
+    "test_synthesize",
+    "score_stages",
+    "test_training",
+    "test_jobs",
+    "test_serve",
+    "test_zero",
+    "test_engine_parity",
+)
+
+
+def group_of(path: Path) -> str:
+    """Tests of one group share fixtures, so they run in one process."""
+    return path.parent.name if path.parent.name == "score_stages" else path.stem
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist the groups, the longest first."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(group_of(item.path), len(order)))
+
 
 @pytest.fixture(scope="session")
 def minimal_run() -> Callable[[Path, Path], dict[str, Any]]:

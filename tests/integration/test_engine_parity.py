@@ -75,7 +75,7 @@ def vllm_vectors(folder: Path, texts: list[str]) -> np.ndarray:
         input=json.dumps(texts),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env=os.environ | environment,
         check=False,
     )

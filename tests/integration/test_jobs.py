@@ -58,7 +58,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
 
 
@@ -73,7 +73,7 @@ def client(code: str, *words: str) -> subprocess.CompletedProcess[str]:
         "from qwen3emb.distributed.submission import connect, there\n"
     )
     command = [sys.executable, "-c", imports + textwrap.dedent(code), *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_not_waiting_returns_the_jobs_id_at_once(submissions: dict[str, Submissi
     submitted = submissions["not waiting"]
     assert submitted.done.returncode == 0, submitted.done.stderr
     assert submitted.done.stdout.startswith("raysubmit_")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not submitted.record.is_file():
         assert time.monotonic() < deadline
         time.sleep(1)
@@ -244,7 +244,7 @@ def ended_by(number: signal.Signals, options: list[str], place: Path) -> None:
         pipeline.stderr.read()
         code = pipeline.wait(60)
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
-    deadline = time.monotonic() + 120  # a job's driver takes a while to see that its cluster is gone
+    deadline = time.monotonic() + 240  # a job's driver takes a while to see that its cluster is gone
     while heads(place):
         assert time.monotonic() < deadline, [process.cmdline() for process in heads(place)]
         time.sleep(0.5)

@@ -130,7 +130,7 @@ def stage(config: Path, *options: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """What it said, once it has ended."""
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=600)[1]
     return str(said)
 
 
@@ -141,7 +141,7 @@ def written(out: Path) -> dict[str, tuple[bytes, int]]:
     return {str(p.relative_to(out)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
 
-def wait_for(what, process: subprocess.Popen[str], seconds: float = 200):
+def wait_for(what, process: subprocess.Popen[str], seconds: float = 400):
     """The first true value of `what()` while the process runs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
@@ -295,7 +295,7 @@ def test_a_row_the_engine_refuses_does_not_harm_its_neighbours(models: dict[str,
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers, again, shown, written, cached = json.loads(done.stdout.split("RESULT")[1])

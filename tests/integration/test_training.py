@@ -114,14 +114,14 @@ def job(name: str, config: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output[-3000:]
     return output
 
 
 def killed_at_a_checkpoint(victim: subprocess.Popen[str], out: Path) -> Path:
     """`kill -9` for the job and all its processes once it can be resumed; the folder of its state."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     # The folder of a checkpoint is there before Ray Train has it in its books, from which a new run goes on.
     books = out / "ray_train" / "checkpoint_manager_snapshot.json"
     while not (books.exists() and "step_00000" in books.read_text()):
