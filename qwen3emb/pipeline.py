@@ -30,7 +30,7 @@ __all__ = [
 # Fields that change how fast a stage runs or where, not what it writes.
 OPERATIONAL = {
     *("workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"),
-    *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing"),
+    *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing", "shard_rows"),
 }
 _TRAIN = "jobs.train_embedding"
 _TRAINING = {"weak", "supervised", "reranker"}

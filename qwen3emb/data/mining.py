@@ -1,21 +1,34 @@
-"""Hard negatives by positive-aware rules (RECIPE section 4, follow-up report). Pure numpy.
+"""Hard negatives by positive-aware rules (RECIPE section 4, follow-up report).
 
-`plan` lists what has to be embedded, each text once, and which documents no query may be given; `choose`
-picks the negatives of a block of queries once the vectors are there.
+`plan` lists what has to be embedded, each text once, and which documents no query may be given. `look` searches one
+shard of the documents for a block of queries, `merged` joins what was found in two shards, and `choose` picks the
+negatives once all shards were searched; no step holds the vectors of more than one shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qwen3emb.config_data import MineConfig
 from qwen3emb.data.dedup import content_hash
-from qwen3emb.data.nearest import NONE, top_k
+from qwen3emb.data.nearest import NONE, best_keys, decoded_keys, merged_keys
 
-__all__ = ["MinePair", "MinePlan", "Negatives", "Search", "choose", "plan"]
+__all__ = [
+    "Asked",
+    "Found",
+    "MinePair",
+    "MinePlan",
+    "Negatives",
+    "Search",
+    "blocks",
+    "choose",
+    "look",
+    "merged",
+    "plan",
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class Search:
         queries: (n,) rows of `MinePlan.queries`, ascending.
         corpus: rows of `MinePlan.documents`, distinct, ascending.
         positives: for each query the rows of `MinePlan.documents` that answer it, of all origins.
-        excluded: for each query the places in `corpus` that can be no negative of it: its positives, and a
+        excluded: for each query the rows of `corpus` that can be no negative of it: its positives, and a
             document with the query's own text.
     """
 
@@ -65,10 +78,54 @@ class MinePlan:
 
 @dataclass(frozen=True)
 class Negatives:
-    """Places in the corpus of a query's negatives, hardest first, and their scores."""
+    """Rows of `MinePlan.documents` of a query's negatives, hardest first, and their scores."""
 
     rows: tuple[int, ...]
     scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A block of a search's queries, and what is asked of every shard for them.
+
+    Attributes:
+        rows: rows of `MinePlan.queries`.
+        corpus: (C,) int64, ascending: the rows of `MinePlan.documents` to search.
+        excluded: for each query the rows that do not count.
+        owners: (P,) int64, ascending: places of the block's queries, one for each positive of theirs.
+        positives: (P,) int64 rows of `MinePlan.documents` of those positives.
+    """
+
+    rows: list[int]
+    corpus: np.ndarray
+    excluded: list[tuple[int, ...]]
+    owners: np.ndarray
+    positives: np.ndarray
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for a block of queries.
+
+    Attributes:
+        keys: (Q, k) of the best documents, see `data.nearest`.
+        positive_scores: (P,) float32 cosines of `Asked.positives` to their queries; NaN where they are in a shard
+            that was not searched yet.
+    """
+
+    keys: np.ndarray
+    positive_scores: np.ndarray
+
+
+def blocks(search: Search, size: int) -> Iterator[Asked]:
+    """The queries of a search in blocks of at most `size`."""
+    corpus = np.asarray(search.corpus, dtype=np.int64)
+    for low in range(0, len(search.queries), size):
+        part = slice(low, low + size)
+        answers = search.positives[part]
+        owners = np.repeat(np.arange(len(answers), dtype=np.int64), [len(rows) for rows in answers])
+        flat = np.array([row for rows in answers for row in rows], dtype=np.int64)
+        yield Asked(search.queries[part], corpus, search.excluded[part], owners, flat)
 
 
 def plan(pairs: Sequence[MinePair], corpora: Mapping[str, Sequence[str]]) -> MinePlan:
@@ -99,21 +156,41 @@ def plan(pairs: Sequence[MinePair], corpora: Mapping[str, Sequence[str]]) -> Min
     searches = {}
     for origin, corpus in corpus_rows.items():
         queries = sorted({q for p, (q, _) in zip(pairs, numbers, strict=True) if p.origin == origin})
-        place = {row: i for i, row in enumerate(corpus)}
+        inside = set(corpus)
         own = [document_rows.get(hashes[q], NONE) for q in queries]
         positives = [tuple(sorted(answers[hashes[q]])) for q in queries]
-        barred = [sorted({*found, text} & place.keys()) for found, text in zip(positives, own, strict=True)]
-        searches[origin] = Search(queries, corpus, positives, [tuple(place[r] for r in b) for b in barred])
+        barred = [tuple(sorted({*found, text} & inside)) for found, text in zip(positives, own, strict=True)]
+        searches[origin] = Search(queries, corpus, positives, barred)
     return MinePlan(list(query_rows), documents, numbers, searches)
 
 
-def choose(
-    queries: np.ndarray,
-    corpus: np.ndarray,
-    positive_scores: Sequence[np.ndarray],
-    excluded: Sequence[Sequence[int]],
-    rules: MineConfig,
-) -> list[Negatives | None]:
+def look(queries: np.ndarray, first: int, vectors: np.ndarray, asked: Asked, k: int) -> Found:
+    """What one shard of the documents has for a block of queries.
+
+    Args:
+        queries: (Q, D) float32 unit vectors.
+        first: row of `MinePlan.documents` that the shard begins with.
+        vectors: (S, D) float32 unit vectors of the shard.
+        asked: what is asked of all shards.
+        k: candidates per query.
+    """
+    rows = asked.corpus[slice(*np.searchsorted(asked.corpus, (first, first + len(vectors))))]
+    block = vectors if len(rows) == len(vectors) else vectors[rows - first]
+    keys = best_keys(queries, block, rows, k, asked.excluded)
+    scores = np.full(len(asked.positives), np.nan, dtype=np.float32)
+    here = (asked.positives >= first) & (asked.positives < first + len(vectors))
+    answers = vectors[asked.positives[here] - first]
+    scores[here] = np.einsum("nd,nd->n", queries[asked.owners[here]], answers)
+    return Found(keys, scores)
+
+
+def merged(one: Found, other: Found) -> Found:
+    """What two shards have together."""
+    scores = np.where(np.isnan(one.positive_scores), other.positive_scores, one.positive_scores)
+    return Found(merged_keys(one.keys, other.keys), scores)
+
+
+def choose(asked: Asked, found: Found, rules: MineConfig) -> list[Negatives | None]:
     """The negatives of each query; None where no positive of it scores above `rules.min_positive`.
 
     The candidates of a query are its `top_k` best documents that are not excluded. After the first `skip_top`
@@ -121,21 +198,23 @@ def choose(
     shortened by `relative_margin`, are negatives, best first, at most `negatives`.
 
     Args:
-        queries: (Q, D) float32 unit vectors.
-        corpus: (C, D) float32 unit vectors of distinct documents.
-        positive_scores: for each query the cosines of its positives, at least one.
-        excluded: for each query places in the corpus that do not count.
+        asked: what was asked.
+        found: what all shards together have.
         rules: the rules.
     """
-    kept = [i for i, scores in enumerate(positive_scores) if float(scores.max()) > rules.min_positive]
-    found: list[Negatives | None] = [None] * len(queries)
-    rows, scores = top_k(queries[kept], corpus, rules.top_k, [excluded[i] for i in kept])
-    for i, candidates, values in zip(kept, rows, scores.astype(np.float64), strict=True):
-        mean = float(positive_scores[i].astype(np.float64).mean())
+    rows, scores = decoded_keys(found.keys)
+    values = scores.astype(np.float64)
+    window = np.arange(rows.shape[1]) >= rules.skip_top
+    positives = np.split(found.positive_scores.astype(np.float64), np.flatnonzero(np.diff(asked.owners)) + 1)
+    chosen: list[Negatives | None] = []
+    for candidates, theirs, own in zip(rows, values, positives, strict=True):
+        if not own.max() > rules.min_positive:
+            chosen.append(None)
+            continue
+        mean = float(own.mean())
         limit = mean + rules.margin
         if rules.relative_margin is not None:
             limit = min(limit, mean - rules.relative_margin * abs(mean))
-        window = np.arange(len(candidates)) >= rules.skip_top
-        usable = np.flatnonzero(window & (candidates != NONE) & (values < limit))[: rules.negatives]
-        found[i] = Negatives(tuple(candidates[usable].tolist()), tuple(values[usable].tolist()))
-    return found
+        usable = np.flatnonzero(window & (candidates != NONE) & (theirs < limit))[: rules.negatives]
+        chosen.append(Negatives(tuple(candidates[usable].tolist()), tuple(theirs[usable].tolist())))
+    return chosen

@@ -1,12 +1,17 @@
-"""Exact nearest neighbours by inner product, in blocks: memory is one block of scores, not all of them."""
+"""Exact nearest neighbours by inner product, in blocks: memory is one block of vectors, not the corpus.
+
+A neighbour is one int64 key that sorts by score, then by descending row number. So the best of two parts of a corpus
+are the largest keys of both, and equal scores have one answer, however the corpus is cut.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import faiss
 import numpy as np
 
-__all__ = ["NONE", "top_k"]
+__all__ = ["NONE", "best_keys", "decoded_keys", "merged_keys", "top_k"]
 
 NONE = -1
 """Row number where there are fewer than k neighbours."""
@@ -21,8 +26,7 @@ def top_k(
     k: int,
     excluded: Sequence[Sequence[int]] | None = None,
     *,
-    query_block: int = 256,
-    corpus_block: int = 8192,
+    corpus_block: int = 65_536,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k corpus rows with the largest inner product with each query, best first, equal ones by row number.
 
@@ -31,54 +35,95 @@ def top_k(
         corpus: (C, D) float32, finite, fewer than 2**32 rows.
         k: neighbours per query, at least 1.
         excluded: for each query the corpus rows that do not count.
-        query_block: queries at a time.
         corpus_block: corpus rows at a time.
 
     Returns:
         Row numbers (Q, k) int64, and their scores (Q, k) float32; `NONE` and -inf where there are fewer.
     """
-    assert k >= 1 and len(corpus) <= _LOW, (k, len(corpus))
-    assert excluded is None or len(excluded) == len(queries), (len(excluded or ()), len(queries))
     keys = np.full((len(queries), k), _EMPTY, dtype=np.int64)
-    for low in range(0, len(queries), query_block):
-        rows = slice(low, low + query_block)
-        out = None if excluded is None else excluded[rows]
-        keys[rows] = _best_keys(queries[rows], corpus, k, out, corpus_block)
-    return _decode(keys)
-
-
-def _best_keys(
-    queries: np.ndarray,
-    corpus: np.ndarray,
-    k: int,
-    excluded: Sequence[Sequence[int]] | None,
-    corpus_block: int,
-) -> np.ndarray:
-    """(Q, k) keys of the best rows of the whole corpus for one block of queries, descending."""
-    best = np.full((len(queries), k), _EMPTY, dtype=np.int64)
     for first in range(0, len(corpus), corpus_block):
         block = corpus[first : first + corpus_block]
-        keys = _encode(queries @ block.T, first)  # (Q, block)
-        for i, rows in enumerate(excluded or ()):
-            keys[i, [r - first for r in rows if first <= r < first + len(block)]] = _EMPTY
-        best = np.concatenate([best, keys], axis=1)
-        best = np.partition(best, best.shape[1] - k, axis=1)[:, -k:]
-    return np.sort(best, axis=1)[:, ::-1]
+        rows = np.arange(first, first + len(block), dtype=np.int64)
+        keys = merged_keys(keys, best_keys(queries, block, rows, k, excluded))
+    return decoded_keys(keys)
 
 
-def _encode(scores: np.ndarray, first: int) -> np.ndarray:
-    """One int64 per score that sorts by score, then by descending row number, so that ties have one answer.
+def best_keys(
+    queries: np.ndarray,
+    block: np.ndarray,
+    rows: np.ndarray,
+    k: int,
+    excluded: Sequence[Sequence[int]] | None = None,
+) -> np.ndarray:
+    """(Q, k) int64 keys of the best rows of one block of the corpus, descending.
 
-    The bits of a float32 sort like the number where it is positive, and backwards where it is negative.
+    Args:
+        queries: (Q, D) float32, finite.
+        block: (B, D) float32, finite.
+        rows: (B,) int64, ascending: the numbers of the block's rows in the corpus, below 2**32.
+        k: neighbours per query, at least 1.
+        excluded: for each query the numbers of rows that do not count; they need not be in this block.
     """
-    assert np.isfinite(scores).all(), "vectors hold NaN or infinity"
-    bits = (scores.astype(np.float32, copy=False) + np.float32(0)).view(np.int32).astype(np.int64)  # -0 is 0
-    rows = np.arange(first, first + scores.shape[1], dtype=np.int64)
-    return (np.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32) | (_LOW - rows)
+    assert k >= 1 and len(block) == len(rows), (k, len(block), len(rows))
+    assert len(rows) == 0 or rows[-1] <= _LOW, rows[-1]
+    assert excluded is None or len(excluded) == len(queries), (len(excluded or ()), len(queries))
+    assert np.isfinite(queries).all() and np.isfinite(block).all(), "vectors hold NaN or infinity"
+    if not len(queries) or not len(block):
+        return np.full((len(queries), k), _EMPTY, dtype=np.int64)
+    barred = [_places(rows, out) for out in excluded or [()] * len(queries)]
+    depth = min(len(block), k + max(map(len, barred)) + 1)  # one more, to see whether the last place is shared
+    scores, places = faiss.knn(
+        np.ascontiguousarray(queries), np.ascontiguousarray(block), depth, metric=faiss.METRIC_INNER_PRODUCT
+    )
+    keys = _encode(scores, rows[places])
+    for i, out in enumerate(barred):
+        if len(out):
+            keys[i, np.isin(places[i], out)] = _EMPTY
+    keys = np.sort(keys, axis=1)[:, : -k - 1 : -1]
+    if keys.shape[1] < k:
+        keys = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=_EMPTY)
+    if depth < len(block):
+        for i in np.flatnonzero(keys[:, -1] >> 32 == _ordered(scores[:, -1])):
+            keys[i] = _sorted_keys(queries[i], block, rows, k, barred[i])  # faiss takes any of those that are equal
+    return keys
 
 
-def _decode(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def merged_keys(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(Q, k) the best k keys of two parts of a corpus, descending; both (Q, k)."""
+    both = np.concatenate([one, other], axis=1)
+    return np.sort(both, axis=1)[:, : -one.shape[1] - 1 : -1]
+
+
+def decoded_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers int64 and scores float32 of keys, in their shape; `NONE` and -inf for places that are empty."""
     ordered = keys >> 32
     bits = np.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).astype(np.int32)
     empty = keys == _EMPTY
     return np.where(empty, NONE, _LOW - (keys & _LOW)), np.where(empty, -np.inf, bits.view(np.float32))
+
+
+def _places(rows: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Where in the ascending `rows` the wanted ones are, of those that are there."""
+    if not len(wanted):
+        return np.empty(0, dtype=np.int64)
+    places = np.minimum(np.searchsorted(rows, np.asarray(wanted, dtype=np.int64)), len(rows) - 1)
+    return np.unique(places[rows[places] == np.asarray(wanted)])
+
+
+def _sorted_keys(query: np.ndarray, block: np.ndarray, rows: np.ndarray, k: int, barred: np.ndarray) -> np.ndarray:
+    """(k,) of one query, by sorting all."""
+    keys = _encode(block @ query, rows)
+    keys[barred] = _EMPTY
+    return np.sort(keys)[: -k - 1 : -1]
+
+
+def _ordered(scores: np.ndarray) -> np.ndarray:
+    """The bits of float32 scores as int64 that sort like them: as they are if positive, else backwards."""
+    bits = (scores.astype(np.float32, copy=False) + np.float32(0)).view(np.int32).astype(np.int64)  # -0 is 0
+    return np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _encode(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The keys of float32 scores and row numbers of one shape."""
+    keys: np.ndarray = (_ordered(scores) << 32) | (_LOW - rows)
+    return keys

@@ -6,7 +6,7 @@ and a lost actor is replaced and its piece computed again, so results are comple
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -103,6 +103,14 @@ class Encoders:
             if progress:
                 progress(done, len(texts))
         return out
+
+    def write(self, pieces: Sequence[tuple[str, str, Sequence[str], str | None, int]]) -> Iterator[int]:
+        """Have each piece (folder URI, file name, texts, instruction, `max_tokens`) embedded and written as `.npy`.
+
+        Returns:
+            The number of texts of each piece, as they are done, in any order.
+        """
+        yield from spread(self._actors, "write_piece", pieces)
 
     def close(self) -> None:
         """End the actors."""

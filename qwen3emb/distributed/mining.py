@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,38 +10,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from qwen3emb.artifact import StageResult
-from qwen3emb.config import RunConfig
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.data.dedup import content_hash
-from qwen3emb.data.mining import MinePair, MinePlan, Negatives, Search, choose, plan
+from qwen3emb.data.mine_rows import training_rows
+from qwen3emb.data.mining import MinePair, MinePlan, Negatives, plan
 from qwen3emb.data.synthetic import origin_of
 from qwen3emb.distributed.encoding import Encoders
+from qwen3emb.distributed.mine_search import mined_blocks
 from qwen3emb.distributed.progress import paced
+from qwen3emb.distributed.vectors import Vectors, write_vectors
 from qwen3emb.distributed.veto import judged_rules, veto
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.index import document_text
 from qwen3emb.model.stored import scoring_model
 from qwen3emb.pipeline import StageContext, asked_for
 from qwen3emb.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
-from qwen3emb.storage import Storage
 
 __all__ = ["mine_negatives"]
 
-_BLOCK = 512
+_VECTORS = "vectors"
 _SHARD = 50_000
 _LABELLED, _SYNTHETIC = "labelled", origin_of("retrieval")
 _Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    """(queries, D) and (documents, D) float32 unit vectors of a plan's texts."""
-
-    queries: np.ndarray
-    documents: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -78,13 +69,17 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     """
     given = _gathered(ctx)
     work = plan(given.pairs, given.corpora)
-    vectors = _embed(work, ctx.cfg, ctx.input("weak"), say)
+    queries, documents = _embed(work, ctx, say)
     found: dict[tuple[str, int], Negatives | None] = {}
+    cosines: dict[tuple[int, int], float] = {}
     for origin, search in work.searches.items():
-        mined = _search(search, vectors, ctx.cfg, paced(say, f"mine: {origin} queries searched"))
-        found |= {(origin, query): negatives for query, negatives in zip(search.queries, mined, strict=True)}
+        progress = paced(say, f"mine: {origin} queries searched")
+        for asked, scores, mined in mined_blocks(search, queries, documents, judged_rules(ctx.cfg.mine), progress):
+            found |= {(origin, query): negatives for query, negatives in zip(asked.rows, mined, strict=True)}
+            pairs = zip((asked.rows[i] for i in asked.owners), asked.positives.tolist(), strict=True)
+            cosines |= dict(zip(pairs, scores.positive_scores.tolist(), strict=True))
     found, vetoed = veto(found, work, ctx.cfg, say)
-    rows, rejects = _rows(given.pairs, work, vectors, found)
+    rows, rejects = training_rows(given.pairs, work, cosines, found)
     for row in rows:
         row["negatives"], row["negative_scores"] = _after(given.own.get(row["id"], []), row, ctx.cfg.mine.negatives)
     for name, found_rows, schema in (("rows", [*rows, *given.passed], TRAINING_ROW), ("rejects", rejects, REJECT)):
@@ -94,6 +89,7 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     if metrics["short"]:
         say(f"mine: {metrics['short']} of {len(rows)} rows have fewer than {ctx.cfg.mine.negatives} negatives")
     rejected = dict(Counter(r["reason"] for r in rejects))
+    ctx.out.delete(_VECTORS)
     others = len(given.passed)
     return StageResult(len(given.pairs) + others, len(rows) + others, rejected, metrics)
 
@@ -162,69 +158,19 @@ def _passed(pair: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _embed(work: MinePlan, cfg: RunConfig, weak: Storage, say: _Say) -> _Vectors:
-    """Each distinct text once."""
-    model, end_token = scoring_model(cfg.mine.model, weak, cfg.models.end_token)
+def _embed(work: MinePlan, ctx: StageContext, say: _Say) -> tuple[Vectors, Vectors]:
+    """Each distinct text once: (queries, documents), on storage until the stage is done."""
+    cfg = ctx.cfg
+    model, end_token = scoring_model(cfg.mine.model, ctx.input("weak"), cfg.models.end_token)
     say(f"mine: embedding {len(work.queries)} queries and {len(work.documents)} documents with {model}")
     gpus = cfg.cluster.gpus_per_worker
     with Encoders(model, end_token=end_token, workers=cfg.mine.workers, gpus_per_worker=gpus) as pool:
-        encode = partial(pool.encode, max_tokens=cfg.mine.max_tokens)
-        ask = cfg.models.instruction
-        queries = encode(work.queries, instruction=ask, progress=paced(say, "mine: queries embedded"))
-        documents = encode(work.documents, progress=paced(say, "mine: documents embedded"))
-    return _Vectors(queries, documents)
-
-
-def _search(
-    search: Search, vectors: _Vectors, cfg: RunConfig, progress: Callable[[int, int], None]
-) -> list[Negatives | None]:
-    """The search in blocks of queries, as Ray tasks that share the corpus; in the order of the queries."""
-    if not search.queries:
-        return []
-    corpus = ray.put(vectors.documents[search.corpus])
-    task, rules = ray.remote(choose), judged_rules(cfg.mine)
-    pending = []
-    for low in range(0, len(search.queries), _BLOCK):
-        part = slice(low, low + _BLOCK)
-        queries = vectors.queries[search.queries[part]]
-        scores = [
-            vectors.documents[list(rows)] @ query for query, rows in zip(queries, search.positives[part], strict=True)
-        ]
-        pending.append(task.remote(queries, corpus, scores, search.excluded[part], rules))
-    found: list[Negatives | None] = []
-    for block in pending:
-        mined: list[Negatives | None] = ray.get(block)
-        found.extend(mined)
-        progress(len(found), len(search.queries))
-    return found
-
-
-def _rows(
-    pairs: Sequence[MinePair],
-    work: MinePlan,
-    vectors: _Vectors,
-    found: dict[tuple[str, int], Negatives | None],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training rows, rejects), one of them for each pair, in the order of the pairs."""
-    rows, rejects = [], []
-    for pair, (query, document) in zip(pairs, work.pairs, strict=True):
-        score = float(vectors.queries[query] @ vectors.documents[document])
-        negatives = found[pair.origin, query]
-        if negatives is None:
-            rejects.append(_reject(pair, score))
-            continue
-        corpus = work.searches[pair.origin].corpus
-        row = {"id": pair.id, "query": pair.query, "positive": pair.document, "origin": pair.origin}
-        texts = [work.documents[corpus[n]] for n in negatives.rows]
-        scores = {"positive_score": score, "negative_scores": list(negatives.scores), "grade": None}
-        rows.append({**row, "negatives": texts, **scores})
-    return rows, rejects
-
-
-def _reject(pair: MinePair, score: float) -> dict[str, Any]:
-    payload = json.dumps({"query": pair.query, "positive": pair.document, "score": score}, ensure_ascii=False)
-    where = {"id": pair.id, "stage": "mine", "source": pair.origin, "row": -1}
-    return where | {"reason": "positive_below_min", "payload": payload}
+        write = partial(write_vectors, pool, max_tokens=cfg.mine.max_tokens)
+        ask, folder = cfg.models.instruction, ctx.out / _VECTORS
+        told = paced(say, "mine: queries embedded")
+        queries = write(folder / "queries", work.queries, instruction=ask, progress=told)
+        documents = write(folder / "documents", work.documents, progress=paced(say, "mine: documents embedded"))
+    return queries, documents
 
 
 def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:

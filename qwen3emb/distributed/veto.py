@@ -45,10 +45,7 @@ def veto(
         return dict(found), None
     judged = {key: negatives for key, negatives in found.items() if negatives is not None and negatives.rows}
     queries = [work.queries[query] for _, query in judged]
-    documents = [
-        [work.documents[work.searches[origin].corpus[row]] for row in negatives.rows]
-        for (origin, _), negatives in judged.items()
-    ]
+    documents = [[work.documents[row] for row in negatives.rows] for negatives in judged.values()]
     model = str(resolve_model(rules.model))
     say(f"mine: {sum(map(len, documents))} candidates to be judged by {model}")
     with Rerankers(model, workers=cfg.mine.workers, gpus_per_worker=cfg.cluster.gpus_per_worker) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -88,6 +89,13 @@ class EncodeWorker:
     ) -> tuple[list[int], np.ndarray]:
         """The vectors together with the rows they belong to."""
         return rows, self.encode(texts, instruction, max_tokens)
+
+    def write_piece(self, uri: str, name: str, texts: list[str], instruction: str | None, max_tokens: int) -> int:
+        """Write the vectors into a folder, whole or not at all; how many there are."""
+        buffer = io.BytesIO()
+        np.save(buffer, self.encode(texts, instruction, max_tokens))
+        Storage(uri).write_bytes(name, buffer.getvalue())
+        return len(texts)
 
 
 class RerankWorker:

@@ -12,10 +12,12 @@ import pytest
 import ray
 
 from qwen3emb.distributed.encoding import Encoders, Rerankers, encode_texts
+from qwen3emb.distributed.vectors import write_vectors
 from qwen3emb.errors import UserError
 from qwen3emb.exits import guarded
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.reranker import Reranker
+from qwen3emb.storage import Storage
 
 pytestmark = pytest.mark.integration
 
@@ -42,6 +44,25 @@ def test_encoders_give_the_encoders_vectors_in_order(tiny_qwen3: Path, pool: Enc
     np.testing.assert_allclose(queries, expected, atol=1e-4)
     assert [total for _, total in seen] == [150] * 3
     assert seen[-1][0] == 150
+
+
+def test_written_vectors_stay_and_missing_ones_are_added(pool: Encoders, tmp_path: Path) -> None:
+    folder = Storage(str(tmp_path / "vectors"))
+    written = write_vectors(pool, folder, TEXTS, max_tokens=64)
+    pieces = sorted((tmp_path / "vectors").glob("*.npy"))
+    assert [int(p.stem) for p in pieces] == [0, 64, 128]
+    rows = np.array([3, 63, 64, 140, 149])
+    expected = pool.encode(TEXTS, max_tokens=64)
+    np.testing.assert_allclose(written.read(rows), expected[rows], atol=1e-4)
+    pieces[1].unlink()
+    times = {p: p.stat().st_mtime_ns for p in (pieces[0], pieces[2])}
+    seen: list[tuple[int, int]] = []
+    again = write_vectors(pool, folder, TEXTS, max_tokens=64, progress=lambda *counts: seen.append(counts))
+    assert again == written and seen == [(150, 150)]
+    assert times == {p: p.stat().st_mtime_ns for p in times}, "a piece that was there was written again"
+    np.testing.assert_allclose(again.read(np.arange(150)), expected, atol=1e-4)
+    other = write_vectors(pool, folder, TEXTS, max_tokens=64, instruction="Find it")
+    assert not np.allclose(other.read(rows), expected[rows], atol=1e-2), "vectors of another instruction were kept"
 
 
 def test_encode_texts_is_one_pool_for_one_call(tiny_qwen3: Path) -> None:

@@ -124,7 +124,7 @@ def configured(folder: Path, content: dict[str, Any], changes: dict[str, Any]) -
         "merge": {"last": 2},
         "evaluate": {"rerank_top": 5, "rerank_max_tokens": 256, "recall_at": [1, 10], "workers": 1},
         "filter": {"max_tokens": 64, "sample": 20, "workers": 1},
-        "mine": {"max_tokens": 64, "negatives": 3, "top_k": 6, "skip_top": 1, "workers": 1},
+        "mine": {"max_tokens": 64, "negatives": 3, "top_k": 6, "skip_top": 1, "workers": 1, "shard_rows": 7},
     }
     content["models"]["end_token"] = "<|im_end|>"
     content["models"]["instruction"] = INSTRUCTION

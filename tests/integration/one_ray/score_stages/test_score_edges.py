@@ -86,9 +86,9 @@ def test_a_reranker_vetoes_what_it_takes_for_an_answer(upstream: Any, logs: dict
         {"labelled": [p["document"] for p in upstream.labelled]},
     )
     search = work.searches["labelled"]
-    found = {("labelled", q): Negatives(tuple(range(5)), (0.5, 0.4, 0.3, 0.2, 0.1)) for q in search.queries}
+    found = {("labelled", q): Negatives(tuple(search.corpus[:5]), (0.5, 0.4, 0.3, 0.2, 0.1)) for q in search.queries}
     judge = Reranker(reranker, dtype="float32")
-    texts = [work.documents[search.corpus[row]] for row in range(5)]
+    texts = [work.documents[row] for row in search.corpus[:5]]
     options = {"max_tokens": 256, "instruction": upstream.instruction}
     wanted = {q: judge.score(work.queries[q], texts, **options) for q in search.queries}
     middle = float(np.median(np.concatenate(list(wanted.values()))))
@@ -98,7 +98,8 @@ def test_a_reranker_vetoes_what_it_takes_for_an_answer(upstream: Any, logs: dict
     assert out == sum(int((scores > middle).sum()) for scores in wanted.values()) > 0
     for (_, query), negatives in left.items():
         assert negatives is not None
-        assert list(negatives.rows) == np.flatnonzero(wanted[query] <= middle)[:2].tolist()
+        places = np.flatnonzero(wanted[query] <= middle)[:2]
+        assert list(negatives.rows) == [search.corpus[place] for place in places]
     assert judged_rules(mine).negatives == 4 and judged_rules(upstream.cfg.mine) == upstream.cfg.mine
     assert veto(found, work, upstream.cfg, print) == (found, None)
 

@@ -71,6 +71,7 @@ def test_mined_negatives_are_the_best_allowed_documents_of_their_corpus(upstream
         assert row["negatives"] == [t for _, t in want]
         assert row["negative_scores"] == pytest.approx([s for s, _ in want], abs=1e-5)
         assert row["positive_score"] == pytest.approx(score[p["document"]], abs=1e-5)
+    assert not out.exists("vectors"), "vectors are kept only while they are needed"
     record = read_record(out)
     assert record["rows_in"] == len(pairs) == len(rows) + len(rejects)
     assert record["rejected"] == {"positive_below_min": len(rejects)} and rejects
