@@ -97,13 +97,16 @@ class GatesConfig(Section):
     near_duplicate_query: float | None = Field(default=0.9, gt=0, le=1)
     """MinHash similarity from which the later of two queries is refused, over the whole stage; 1 = equal texts only;
     null = off."""
+    heldout_share: float | None = Field(default=0.5, gt=0, le=1)
+    """Refuse a pair with a text that holds this share of the runs of eight words of a query or document of the dev or
+    held-out set; null = off."""
 
 
 class SynthesizeConfig(Section):
     """`synthesize`: an LLM reads a passage as one of five personas and writes a query for it (paper section 3)."""
 
     personas: str
-    """JSONL file with a `persona` field (Persona Hub's format)."""
+    """JSONL (also .gz, .zst) or Parquet file with a `persona` field (Persona Hub's format)."""
     max_passages: int | None = Field(default=None, ge=1)
     """Use at most this many passages, chosen by a hash of their ids."""
     candidates: int = Field(default=5, ge=1)
@@ -228,6 +231,8 @@ class MineConfig(Section):
     """Longest query or document while scoring."""
     workers: int = Field(default=2, ge=1)
     """Encoding workers."""
+    shard_rows: int = Field(default=50_000, ge=1)
+    """Documents that one search task holds: about this x dimensions x 4 bytes. The others lie on storage."""
 
     @model_validator(mode="after")
     def _consistent(self) -> MineConfig:

@@ -82,3 +82,5 @@ class LabelledConfig(Section):
     """Go on without a set that cannot be reached."""
     decontaminate: float = Field(default=0.8, gt=0, le=1)
     """Rows with a text this similar (MinHash Jaccard) to a query or document of the held-out set are left out."""
+    decontaminate_ngrams: float = Field(default=0.5, gt=0, le=1)
+    """And rows with a text that holds this share of such a query's or document's runs of eight words."""

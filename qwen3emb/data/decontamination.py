@@ -1,13 +1,18 @@
-"""Training texts that are near duplicates of evaluation texts, by MinHash signatures."""
+"""Training texts that are like evaluation texts: near duplicates by MinHash signatures, and parts by runs of words."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["near_matches"]
+from qwen3emb.data.dedup import shingles
+from qwen3emb.evaluate.retrieval import read_retrieval_set
+from qwen3emb.storage import Storage
+
+__all__ = ["EvaluationNgrams", "evaluation_texts", "near_matches"]
 
 
 def near_matches(signatures: NDArray[np.uint64], against: NDArray[np.uint64], threshold: float) -> NDArray[np.int64]:
@@ -51,3 +56,53 @@ def _by_band(band: NDArray[np.uint64]) -> dict[bytes, list[int]]:
 
 def _band_keys(band: NDArray[np.uint64]) -> list[bytes]:
     return [row.tobytes() for row in np.ascontiguousarray(band)]
+
+
+class EvaluationNgrams:
+    """The runs of words of evaluation texts, to find training texts that hold one of them, whole or in part."""
+
+    def __init__(self, names: Sequence[str], texts: Sequence[str], share: float, size: int = 8) -> None:
+        """Index the texts.
+
+        Args:
+            names: what to call each text.
+            texts: queries and documents that are evaluated on.
+            share: in (0, 1]; from this share of an evaluation text's runs on a training text holds it.
+            size: words of a run; characters in scripts without spaces and in texts with fewer words, so that a short
+                query is found in a training text that is as short.
+        """
+        runs = [shingles(text, size) for text in texts]
+        self._names, self._share, self._size = list(names), share, size
+        self._counts = np.array([len(found) for found in runs], dtype=np.int64)
+        owners = np.repeat(np.arange(len(runs)), self._counts)
+        everything = np.concatenate([np.empty(0, dtype=np.uint64), *runs])
+        order = np.argsort(everything, kind="stable")
+        self._runs, self._owners = everything[order], owners[order]
+
+    def held(self, text: str) -> str | None:
+        """The evaluation text that a training text holds the largest share of, in words; None where it holds none."""
+        found = shingles(text, self._size)
+        low, high = (np.searchsorted(self._runs, found, side=side) for side in ("left", "right"))
+        hits = np.concatenate([np.empty(0, dtype=np.int64), *map(np.arange, low[high > low], high[high > low])])
+        if not len(hits):
+            return None
+        shares = np.bincount(self._owners[hits], minlength=len(self._counts)) / np.maximum(self._counts, 1)
+        best = int(shares.argmax())
+        if shares[best] < self._share:
+            return None
+        return f"{self._names[best]}, {shares[best]:.0%} of its runs of {self._size}"
+
+
+def evaluation_texts(corpus: Storage) -> dict[str, str]:
+    """Name -> text of everything a run is evaluated on: queries and documents of its held-out and dev sets.
+
+    Args:
+        corpus: folder of the stage `corpus`; a set that is not there counts as empty.
+    """
+    texts: dict[str, str] = {}
+    for split in ("heldout", "dev"):
+        if (corpus / split).exists():
+            found = read_retrieval_set(corpus / split)
+            texts |= {f"{split} query {i}": text for i, text in found.queries.items()}
+            texts |= {f"{split} document {i}": text for i, text in zip(found.corpus, found.texts(), strict=True)}
+    return texts

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qwen3emb.errors import UserError
 
-__all__ = ["content_hash", "is_unspaced", "minhash", "near_duplicates"]
+__all__ = ["content_hash", "is_unspaced", "minhash", "near_duplicates", "shingles"]
 
 _SEED = 1  # of the permutations: signatures compare only with signatures of the same seed
 _SCHEME = "affine64"
@@ -41,7 +41,7 @@ def minhash(text: str, num_perm: int = 64, shingle: int = 5) -> NDArray[np.uint6
     The share of equal places of two signatures estimates the Jaccard similarity of the sets.
     """
     sketch = MinHash(num_perm, _SEED, hashfunc=int, permutations=_permutations(num_perm), scheme=_SCHEME)
-    sketch.update_batch(_shingles(text, shingle).tolist())
+    sketch.update_batch(shingles(text, shingle).tolist())
     return np.asarray(sketch.hashvalues, dtype=np.uint64)
 
 
@@ -51,8 +51,8 @@ def _permutations(num_perm: int) -> NDArray[np.uint64]:
     return permutations
 
 
-def _shingles(text: str, size: int) -> NDArray[np.uint64]:
-    """The distinct 64-bit hashes of the text's shingles."""
+def shingles(text: str, size: int) -> NDArray[np.uint64]:
+    """The distinct 64-bit hashes of the text's runs of `size` words, or characters, see `minhash`; (n,) ascending."""
     normal = unicodedata.normalize("NFC", text).lower()
     words = [] if is_unspaced(normal) else _WORD_OR_MARK.findall(normal)
     if len(words) >= size:

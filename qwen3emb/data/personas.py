@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from qwen3emb.data.nearest import top_k
 from qwen3emb.data.rows import Reject, escaped, text_problem
 from qwen3emb.errors import UserError
 from qwen3emb.storage import Storage, absolute_uri
 
-__all__ = ["nearest_personas", "parse_personas", "read_personas"]
+__all__ = ["index_name", "nearest_personas", "parse_personas", "persona_vectors", "read_personas"]
 
 _FIELD = "persona"
 
 
 def read_personas(uri: str) -> tuple[list[str], list[Reject]]:
-    """The personas of a JSONL file (a local path or a URI) in the file's order, and its bad rows.
+    """The personas of a JSONL or Parquet file (a local path or a URI) in the file's order, and its bad rows.
+
+    Persona Hub's files are of this kind: one field `persona`, others ignored; JSONL may be compressed (.gz, .zst).
 
     Raises:
         UserError: the file cannot be read, or has no usable persona.
@@ -25,7 +33,7 @@ def read_personas(uri: str) -> tuple[list[str], list[Reject]]:
     place = absolute_uri(uri)
     folder, _, name = place.rpartition("/")
     try:
-        content = Storage(folder or "/").read_bytes(name)
+        content = _content(Storage(folder or "/"), name)
     except FileNotFoundError as error:
         raise UserError(f"synthesize.personas {uri}: no such file") from error
     except OSError as error:
@@ -38,6 +46,21 @@ def read_personas(uri: str) -> tuple[list[str], list[Reject]]:
             f'write one object per line, e.g. {{"persona": "a ferry captain in Norway"}}'
         )
     return personas, rejects
+
+
+def _content(folder: Storage, name: str) -> bytes:
+    """The file as JSONL; of a Parquet file the column of personas.
+
+    Raises:
+        OSError: it cannot be read, or is no Parquet file with that column.
+    """
+    if not name.endswith(".parquet"):
+        return folder.read_bytes(name)
+    try:
+        rows = pq.read_table(folder.path(name), filesystem=folder.filesystem, columns=[_FIELD]).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise OSError(str(error)) from error
+    return "\n".join(json.dumps(row) for row in rows).encode()
 
 
 def parse_personas(content: bytes, source: str) -> tuple[list[str], list[Reject]]:
@@ -89,12 +112,27 @@ def nearest_personas(passages: NDArray[np.float32], personas: NDArray[np.float32
     Returns:
         (N, min(count, P)) indices into `personas`.
     """
-    cosine_NP = _normalised(passages) @ _normalised(personas).T
-    order_NP = np.argsort(-cosine_NP, axis=1, kind="stable")
-    return order_NP[:, :count].astype(np.int64)
+    rows, _ = top_k(_normalised(passages), _normalised(personas), min(count, len(personas)))
+    return rows
+
+
+def index_name(personas: Sequence[str], model: str) -> str:
+    """Name of the file that holds the vectors of these personas by this model."""
+    digest = hashlib.sha256(json.dumps([model, *personas]).encode())
+    return f"persona_index/{digest.hexdigest()[:16]}.npy"
+
+
+def persona_vectors(folder: Storage, name: str, encode: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The vectors in `folder`/`name`; encoded and written where they are not there, for every later reader and run."""
+    if not folder.exists(name):
+        buffer = io.BytesIO()
+        np.save(buffer, encode())
+        folder.write_bytes(name, buffer.getvalue())
+    vectors: NDArray[np.float32] = np.load(io.BytesIO(folder.read_bytes(name)))
+    return vectors
 
 
 def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    normalised: NDArray[np.float32] = vectors / np.where(norms > 0, norms, 1)
+    normalised: NDArray[np.float32] = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
     return normalised

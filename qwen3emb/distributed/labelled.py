@@ -13,16 +13,15 @@ import ray
 from numpy.typing import NDArray
 
 from qwen3emb.artifact import StageResult
-from qwen3emb.config_labelled import LabelledSetConfig
+from qwen3emb.config_labelled import LabelledConfig, LabelledSetConfig
 from qwen3emb.data.card import markdown_card
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.data.corpus_files import chosen_by_hash
-from qwen3emb.data.decontamination import near_matches
+from qwen3emb.data.decontamination import EvaluationNgrams, evaluation_texts, near_matches
 from qwen3emb.data.dedup import content_hash, minhash
 from qwen3emb.data.labelled import STAGE, LabelledRow, read_labelled
 from qwen3emb.data.rows import Reject, escaped
 from qwen3emb.errors import NotThere, UserError
-from qwen3emb.evaluate.retrieval import read_retrieval_set
 from qwen3emb.pipeline import StageContext
 from qwen3emb.records import REJECT, TRAINING_ROW
 from qwen3emb.storage import Storage
@@ -35,11 +34,12 @@ _Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """MinHash signatures of the held-out queries and documents, and where each came from."""
+    """MinHash signatures of the held-out queries and documents, where each came from, and their runs of words."""
 
     signatures: NDArray[np.uint64]
     names: list[str]
     threshold: float
+    ngrams: EvaluationNgrams
 
 
 def read_sets(ctx: StageContext, say: _Say) -> StageResult:
@@ -50,7 +50,7 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
     """
     cfg, out = ctx.cfg.labelled, ctx.out
     sets = chosen_sets(cfg)
-    evaluation = _evaluation(ctx.input("corpus"), cfg.decontaminate)
+    evaluation = _evaluation(ctx.input("corpus"), cfg)
     for folder in ("rows", "rejects"):
         out.delete(folder)  # of a run that was killed
     task = ray.remote(_one_set)
@@ -77,15 +77,12 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
     return StageResult(rows + sum(rejected.values()), rows, dict(sorted(rejected.items())), metrics)
 
 
-def _evaluation(corpus: Storage, threshold: float) -> _Evaluation:
+def _evaluation(corpus: Storage, cfg: LabelledConfig) -> _Evaluation:
     """What no training row may resemble: queries and documents of the held-out and dev sets."""
-    texts: dict[str, str] = {}
-    for split in ("heldout", "dev"):
-        found = read_retrieval_set(corpus / split)
-        texts |= {f"{split} query {i}": text for i, text in found.queries.items()}
-        texts |= {f"{split} document {i}": text for i, text in zip(found.corpus, found.texts(), strict=True)}
+    texts = evaluation_texts(corpus)
     signatures = np.array([minhash(text) for text in texts.values()], dtype=np.uint64)
-    return _Evaluation(signatures.reshape(len(texts), -1), list(texts), threshold)
+    ngrams = EvaluationNgrams(list(texts), list(texts.values()), cfg.decontaminate_ngrams)
+    return _Evaluation(signatures.reshape(len(texts), -1), list(texts), cfg.decontaminate, ngrams)
 
 
 def _one_set(name: str, cfg: LabelledSetConfig, seed: int, uri: str, evaluation: _Evaluation) -> dict[str, Any]:
@@ -127,16 +124,21 @@ def _without_duplicates(rows: Sequence[LabelledRow], rejects: list[Reject]) -> l
 
 
 def _decontaminated(rows: Sequence[LabelledRow], evaluation: _Evaluation, rejects: list[Reject]) -> list[LabelledRow]:
-    """Rows whose query and positive are like nothing that is evaluated on."""
+    """Rows whose query and positive are like nothing that is evaluated on, and hold nothing of it."""
     hits = np.full(len(rows), -1)
     for texts in ([row.query for row in rows], [row.positive for row in rows]):
         signatures = np.array([minhash(text) for text in texts], dtype=np.uint64).reshape(len(texts), -1)
         found = near_matches(signatures, evaluation.signatures, evaluation.threshold)
         hits = np.where(hits < 0, found, hits)
+    clean = []
     for row, hit in zip(rows, hits.tolist(), strict=True):
-        if hit >= 0:
-            rejects.append(_reject(row, f"heldout_overlap: {evaluation.names[hit]}"))
-    return [row for row, hit in zip(rows, hits.tolist(), strict=True) if hit < 0]
+        name = evaluation.names[hit] if hit >= 0 else None
+        name = name or evaluation.ngrams.held(row.query) or evaluation.ngrams.held(row.positive)
+        if name:
+            rejects.append(_reject(row, f"heldout_overlap: {name}"))
+        else:
+            clean.append(row)
+    return clean
 
 
 def _sample(rows: Sequence[LabelledRow], limit: int, seed: int) -> list[LabelledRow]:

@@ -24,12 +24,13 @@ from ray.data import ActorPoolStrategy, DataContext
 from qwen3emb.artifact import StageResult
 from qwen3emb.config import RunConfig
 from qwen3emb.data.blocks import Block, Plan, Segment, plan_blocks, read_block
-from qwen3emb.data.personas import nearest_personas, read_personas
+from qwen3emb.data.decontamination import EvaluationNgrams, evaluation_texts
+from qwen3emb.data.personas import index_name, nearest_personas, persona_vectors, read_personas
 from qwen3emb.data.requirements import weighted_languages, weighted_words
 from qwen3emb.data.rows import Reject
 from qwen3emb.data.task_rows import Row
 from qwen3emb.distributed.query_writer import QueryWriter
-from qwen3emb.distributed.synthesis_end import drop_repeated, result
+from qwen3emb.distributed.synthesis_end import drop_overlapping, drop_repeated, result
 from qwen3emb.distributed.tally import counting, figures
 from qwen3emb.distributed.vllm_engine import EngineLost, VllmEngine, engine_resources, located
 from qwen3emb.errors import StageFailure, UserError
@@ -70,15 +71,26 @@ def synthesize(ctx: StageContext, say: _Say) -> StageResult:
     lost = _missing(plan, out)
     if lost:
         raise StageFailure(f"{len(lost)} of {len(plan.blocks)} blocks were not written; run again to go on")
-    if cfg.gates.near_duplicate_query is not None:
-        repeated = drop_repeated(out, cfg.gates.near_duplicate_query)
-        if repeated:
-            say(f"synthesize: {repeated} queries repeat others and are rejected")
+    _drop(ctx, say)
     return result(
         plan.rows * cfg.queries_per_passage,
         out,
         written | {"personas": len(personas), "bad_personas": len(bad_personas)},
     )
+
+
+def _drop(ctx: StageContext, say: _Say) -> None:
+    """Reject what can only be seen over the whole stage."""
+    gates, out = ctx.cfg.synthesize.gates, ctx.out
+    if gates.heldout_share is not None:
+        texts = evaluation_texts(ctx.input("corpus"))
+        held = drop_overlapping(out, EvaluationNgrams(list(texts), list(texts.values()), gates.heldout_share))
+        if held:
+            say(f"synthesize: {held} rows hold parts of what is evaluated on and are rejected")
+    if gates.near_duplicate_query is not None:
+        repeated = drop_repeated(out, gates.near_duplicate_query)
+        if repeated:
+            say(f"synthesize: {repeated} queries repeat others and are rejected")
 
 
 def _missing(plan: Plan, out: Storage) -> list[Block]:
@@ -126,7 +138,7 @@ def _dataset(
     corpus, choice = (ctx.input("corpus") / _PASSAGES).uri, replace(plan, blocks=())
     blocks = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _Reader,
-        fn_constructor_args=(corpus, choice, [ray.put(personas)], wanted, ctx.cfg.models.retrieval),
+        fn_constructor_args=(corpus, choice, ctx.cfg.storage, [ray.put(personas)], wanted, ctx.cfg.models.retrieval),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=-(-engines // _ENGINES_PER_READER)),
@@ -156,10 +168,13 @@ def _check_room(cfg: RunConfig, cpus: float) -> None:
 
 
 class _Reader:
-    """Actor: a block's passages with their candidate personas, found with the retrieval model."""
+    """Actor: a block's passages with their candidate personas, found with the retrieval model.
 
-    def __init__(self, corpus: str, plan: Plan, personas: list[Any], count: int, model: str) -> None:
-        self._corpus, self._plan = Storage(corpus), plan
+    The vectors of the personas lie in the run's storage: made once, used by every reader and by later runs.
+    """
+
+    def __init__(self, corpus: str, plan: Plan, run: str, personas: list[Any], count: int, model: str) -> None:
+        self._corpus, self._plan, self._run = Storage(corpus), plan, Storage(run)
         self._personas: list[str] = ray.get(personas[0])
         self._count, self._model_name = count, model
         self._model: Any = None
@@ -172,7 +187,8 @@ class _Reader:
         passages = read_block(self._corpus, self._plan, block)
         if self._model is None:
             self._model = _retrieval_model(self._model_name)
-            self._vectors = self._encode(self._personas)
+            name = index_name(self._personas, self._model_name)
+            self._vectors = persona_vectors(self._run, name, lambda: self._encode(self._personas))
         documents = [document_text(p["title"] or "", p["text"] or "") for p in passages]
         vectors = self._encode([d[:_EMBEDDED_CHARACTERS] for d in documents])
         found = nearest_personas(vectors, self._vectors, self._count)

@@ -1,4 +1,4 @@
-"""The end of the stage `synthesize`: queries that repeat others go, rows are counted, the data card is written."""
+"""The end of the stage `synthesize`: repeated and contaminated rows go, rows are counted, the data card is written."""
 
 from __future__ import annotations
 
@@ -12,54 +12,83 @@ import pyarrow as pa
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.data.card import markdown_card
+from qwen3emb.data.decontamination import EvaluationNgrams
 from qwen3emb.data.gates import duplicate_queries, word_count
 from qwen3emb.data.rows import escaped
 from qwen3emb.data.synthetic import origin_of
 from qwen3emb.records import PAIR, REJECT
 from qwen3emb.storage import Storage
 
-__all__ = ["CARD", "PAGE", "drop_repeated", "result"]
+__all__ = ["CARD", "PAGE", "drop_overlapping", "drop_repeated", "result"]
 
 CARD, PAGE = "card.json", "card.md"
 _ASKED_FOR = re.compile(r"wrong_language: .*?, asked for ([\w-]+)")
 _KINDS = ("origin", "question_type", "difficulty", "language", "words")
 _LENGTHS = (0, 5, 10, 15, 20, 30, 50, 100)
 _PROJECTED = 1_000_000
-_COMPARED = ["id", "query", "origin"]
 _SENTENCES = {origin_of("bitext"), origin_of("sts")}  # their queries are the corpus's sentences, nobody wrote them
 
 
 def drop_repeated(out: Storage, threshold: float) -> int:
     """Move pairs whose query repeats an earlier one, in the order of the files, to the rejects; how many.
 
-    A run that is killed in between leaves a pair in both; the next call mends that. The driver holds all queries.
+    The driver holds all queries.
 
     Args:
         out: folder of the stage.
         threshold: of `gates.duplicate_queries`.
     """
-    names = out.names("pairs", ".parquet")
-    tables = {name: out.read_table(name) for name in names}
-    written = [row for table in tables.values() for row in table.select(_COMPARED).to_pylist()]
+    written = [row for name in out.names("pairs", ".parquet") for row in _pairs(out, name, ["id", "query", "origin"])]
     own = [row for row in written if row["origin"] not in _SENTENCES]
     repeated = duplicate_queries([row["id"] for row in own], [row["query"] for row in own], threshold)
-    for name, table in tables.items():
-        bad = [row for row in table.to_pylist() if row["id"] in repeated]
+    _reject_rows(out, repeated)
+    return len(repeated)
+
+
+def drop_overlapping(out: Storage, evaluation: EvaluationNgrams) -> int:
+    """Move rows with a text that holds a query or document of the evaluation sets to the rejects; how many.
+
+    Args:
+        out: folder of the stage.
+        evaluation: what no training text may hold.
+    """
+    held: dict[str, str] = {}
+    for name in out.names("pairs", ".parquet"):
+        for row in _pairs(out, name, ["id", "query", "document", "origin"]):
+            found = evaluation.held(row["query"]) or evaluation.held(row["document"])
+            if found:
+                held[_row_of(row)] = f"heldout_overlap: {found}"
+    _reject_rows(out, held)
+    return len(held)
+
+
+def _pairs(out: Storage, name: str, columns: list[str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = out.read_table(name, PAIR).select(columns).to_pylist()
+    return found
+
+
+def _reject_rows(out: Storage, reasons: Mapping[str, str]) -> None:
+    """Move rows, by `_row_of` of their pairs, to the rejects, each once.
+
+    A run that is killed in between leaves a pair in both; the next call mends that.
+    """
+    for name in out.names("pairs", ".parquet") if reasons else []:
+        table = out.read_table(name)
+        rows = [_row_of(row) for row in table.select(["id", "origin"]).to_pylist()]
+        bad = {row: pair for row, pair in zip(rows, table.to_pylist(), strict=True) if row in reasons}
         if not bad:
             continue
         place = name.replace("pairs/", "rejects/", 1)
         before = out.read_table(place, REJECT).to_pylist()
         there = {row["id"] for row in before}
-        added = [_reject(row, repeated[row["id"]]) for row in bad if _row_id(row) not in there]
+        added = [_reject(row, pair, reasons[row]) for row, pair in bad.items() if _row_id(row) not in there]
         out.write_table(place, pa.Table.from_pylist([*before, *added], schema=REJECT))
-        kept = pa.array([i not in repeated for i in table["id"].to_pylist()])
-        out.write_table(name, table.filter(kept))
-    return len(repeated)
+        out.write_table(name, table.filter(pa.array([row not in bad for row in rows])))
 
 
-def _row_id(pair: Mapping[str, Any]) -> str:
-    """The id that a pair has among the rejects: the passage's, with the number of a further query."""
-    return str(pair["id"]).removesuffix("#0")
+def _row_id(row: str) -> str:
+    """The id that a row has among the rejects: the passage's, with the number of a further query."""
+    return row.removesuffix("#0")
 
 
 def _row_of(pair: Mapping[str, Any]) -> str:
@@ -68,8 +97,8 @@ def _row_of(pair: Mapping[str, Any]) -> str:
     return name.rpartition("/")[0] if pair["origin"] == origin_of("sts") else name
 
 
-def _reject(pair: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    where = {"id": _row_id(pair), "stage": "synthesize", "source": "", "row": -1}
+def _reject(row: str, pair: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    where = {"id": _row_id(row), "stage": "synthesize", "source": "", "row": -1}
     return where | {"reason": f"{reason}: {pair['query']}", "payload": escaped(str(pair["document"]))}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from qwen3emb.distributed.synthesis_end import CARD, drop_repeated, result
+from qwen3emb.data.decontamination import EvaluationNgrams
+from qwen3emb.distributed.synthesis_end import CARD, drop_overlapping, drop_repeated, result
 from qwen3emb.records import PAIR, REJECT
 from qwen3emb.storage import Storage
 
@@ -53,6 +54,23 @@ def test_a_kill_between_rejects_and_pairs_leaves_no_row_twice(tmp_path: Path) ->
     out.write_table("pairs/1.parquet", killed)  # the rejects were written, the pairs not yet
     assert drop_repeated(out, 1.0) == 1
     assert sorted([*names(out, "pairs", "document_id"), *names(out, "rejects", "id")]) == [f"d{i}" for i in range(5)]
+
+
+def test_rows_that_hold_evaluation_texts_go_whole(tmp_path: Path) -> None:
+    asked = "which function of this module reads the whole file into one string of text"
+    out = stage(tmp_path, ["how to open a file", f"Well, {asked}?"], ["a third", "a fourth"])
+    rows = [pair(9, "x") | {"id": f"d9#1{kind}", "origin": "synthetic_sts"} for kind in ("", "/partial", "/distant")]
+    rows = [{**row, "id": row["id"] if "/" in row["id"] else f"{row['id']}/same"} for row in rows]
+    rows[1]["document"] = f"It is asked {asked} again and again."
+    out.write_table("pairs/2.parquet", pa.Table.from_pylist(rows, schema=PAIR))
+    out.write_table("rejects/2.parquet", pa.Table.from_pylist([], schema=REJECT))
+    evaluation = EvaluationNgrams(["heldout query 7", "dev document 1"], [asked, "something else " * 9], 0.5)
+    assert drop_overlapping(out, evaluation) == 2
+    assert names(out, "pairs", "id") == ["d0#0", "d2#0", "d3#0"]
+    rejects = out.read_table("rejects").to_pylist()
+    assert [row["id"] for row in rejects] == ["d1", "d9#1"]
+    assert all(row["reason"].startswith("heldout_overlap: heldout query 7, 100% of its runs of 8") for row in rejects)
+    assert drop_overlapping(out, evaluation) == 0
 
 
 def test_the_card_counts_what_is_there_and_says_what_it_cost(tmp_path: Path) -> None:

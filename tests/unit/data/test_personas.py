@@ -1,10 +1,14 @@
+import gzip
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from qwen3emb.data.personas import nearest_personas, parse_personas, read_personas
+from qwen3emb.data.personas import index_name, nearest_personas, parse_personas, persona_vectors, read_personas
 from qwen3emb.errors import UserError
+from qwen3emb.storage import Storage
 
 
 def lines(*rows: object) -> bytes:
@@ -50,6 +54,35 @@ def test_a_file_without_a_persona_is_the_users_mistake(tmp_path, content) -> Non
 def test_a_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
         read_personas(str(tmp_path / "nowhere.jsonl"))
+
+
+def test_parquet_and_compressed_files_are_read_too(tmp_path) -> None:
+    people = ["a nurse", " ", None, "a ferry captain"]
+    pq.write_table(pa.table({"persona": people, "more": [1, 2, 3, 4]}), tmp_path / "p.parquet")
+    personas, rejects = read_personas(str(tmp_path / "p.parquet"))
+    assert personas == ["a nurse", "a ferry captain"]
+    assert {r.row: r.code for r in rejects} == {2: "empty_persona", 3: "missing_persona"}
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(lines({"persona": "a nurse"})))
+    assert read_personas(str(tmp_path / "p.jsonl.gz")) == (["a nurse"], [])
+    pq.write_table(pa.table({"text": people}), tmp_path / "other.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    for name in ("other", "broken"):
+        with pytest.raises(UserError, match=rf"{name}\.parquet: cannot be read"):
+            read_personas(str(tmp_path / f"{name}.parquet"))
+
+
+def test_vectors_of_personas_are_made_once(tmp_path) -> None:
+    calls = []
+
+    def encode() -> np.ndarray:
+        calls.append(1)
+        return np.eye(2, dtype=np.float32)
+
+    name = index_name(["a nurse", "a poet"], "model")
+    for _ in range(2):
+        assert np.array_equal(persona_vectors(Storage(str(tmp_path)), name, encode), np.eye(2))
+    assert len(calls) == 1
+    assert len({name, index_name(["a nurse a poet"], "model"), index_name(["a nurse", "a poet"], "other")}) == 3
 
 
 def test_a_relative_path_is_found_from_the_working_directory(tmp_path, monkeypatch) -> None:
