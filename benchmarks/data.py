@@ -1,20 +1,26 @@
-"""Synthesis against the engine alone, and prompts that share the passage against prompts that do not.
+"""Synthesis, mining and corpus preparation against what users have: `python -m benchmarks.data [--parts ...]`.
 
-One engine in this process, SmolLM2-135M in bf16, docstrings of the standard library. Before each measurement the prefix
-cache is emptied. `data.generated_tokens_per_s`: both calls of our synthesis, with its prompts, parsing and gates, and
-`vllm.LLM.chat` on the very same requests. `data.rows_per_s_by_order`: four queries for each passage with
+Synthesis: one engine in this process, SmolLM2-135M in bf16, docstrings of the standard library, and an empty prefix
+cache before each measurement. `data.generated_tokens_per_s`: both calls of our synthesis, with its prompts, parsing and
+gates, and `vllm.LLM.chat` on the very same requests. `data.rows_per_s_by_order`: four queries for each passage with
 `synthesize.prompt_order` passage_first, and passage_last.
+
+`data.mining_seconds`, `data.mining_memory`: the negatives of 5,000 queries from 100,000 documents of 384 dimensions,
+vectors given, by our sharded search and by sentence-transformers' `mine_hard_negatives` with faiss, each in a process
+of its own. `data.corpus_seconds`: the stage `corpus` on a running Ray of two cores, and the same calls in a loop.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import sys
 from typing import Any
 
+from benchmarks.comparing import Comparison, Outcome, compare, report, seconds
+from benchmarks.data_sides import corpus_preparation, mining
 from benchmarks.encode import docstrings
-from benchmarks.harness import Comparison, compare, report, seconds
 from qwen3emb.config_data import SynthesizeConfig
 from qwen3emb.data.task_rows import Row
 from qwen3emb.distributed.query_writer import QueryWriter
@@ -22,6 +28,7 @@ from qwen3emb.distributed.vllm_engine import Answer, Question, VllmEngine
 from qwen3emb.model.fetch import fetch_model
 
 MODEL = "smollm2-135m-instruct"
+PARTS = ("mining", "corpus", "synthesis")
 ROUNDS = 3
 THREADS = 2
 PEOPLE = [f"a {who}" for who in ("nurse", "sailor", "clerk", "teacher", "smith", "pilot", "cook", "judge")]
@@ -115,13 +122,28 @@ def order(engine: VllmEngine) -> Any:
     return compare(speed, lambda: side("passage_first"), lambda: side("passage_last"), ROUNDS)
 
 
-def main() -> int:
-    """Measure both and report."""
+def engine_comparisons() -> list[Outcome]:
+    """Both that need the engine, which keeps its memory until this process ends."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(THREADS), "DO_NOT_TRACK": "1"}
     cfg = config()
     engine = VllmEngine(str(fetch_model(MODEL)), cfg, gpus=False)
-    return report([synthesis(engine, cfg), order(engine)])
+    return [synthesis(engine, cfg), order(engine)]
+
+
+def main() -> int:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all where nothing is given")
+    parts = parser.parse_args().parts
+    outcomes: list[Outcome] = []
+    if "mining" in parts:
+        outcomes += mining(THREADS)
+    if "corpus" in parts:
+        outcomes.append(corpus_preparation(THREADS))
+    if "synthesis" in parts:
+        outcomes += engine_comparisons()
+    return report(outcomes)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-from benchmarks.harness import Comparison, compare, report, seconds
+from benchmarks.comparing import Comparison, compare, report, seconds
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.fetch import fetch_model
 

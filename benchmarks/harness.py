@@ -1,119 +1,59 @@
-"""Run our side and a peer's alternately, compare medians, say what held.
+"""all-MiniLM-L6-v2 through our `evaluate` on data of mteb's tasks, against its published scores.
 
-A figure of one side alone means little on a shared machine, so both sides take turns within one run, and only
-the ratio counts. A benchmark is a script `benchmarks/NAME.py`:
-
-    report([compare(Comparison("encode.tokens_per_s", must=1.0, aim=1.3), ours, theirs)])
+No race: a published score that comes out again says that data, prompts, pooling and metrics are right. The tasks are
+those of `../shared/data` that equal mteb's; without them there is nothing to do. One JSON line per task and split, in
+points.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Comparison", "Outcome", "compare", "report", "seconds"]
+from cluster.session import connected
+from qwen3emb.config import ClusterConfig
+from qwen3emb.distributed.harness import HarnessSettings, evaluate_tasks
+from qwen3emb.evaluate.harness_tasks import open_tasks
+from qwen3emb.model.fetch import fetch_model
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared and how much better ours has to be.
-
-    Attributes:
-        id: name of the comparison, `bench.figure`.
-        must: smallest ratio that passes; below it the benchmark fails.
-        aim: ratio we work towards; printed, never fails.
-        higher_is_better: true for throughput and quality, false for seconds and bytes.
-    """
-
-    id: str
-    must: float
-    aim: float
-    higher_is_better: bool = True
-
-    def __post_init__(self) -> None:
-        if self.must <= 0 or self.aim < self.must:
-            raise ValueError(f"{self.id}: expected 0 < must <= aim, found must {self.must}, aim {self.aim}")
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+PUBLISHED = DATA / "mteb_results" / "sentence-transformers__all-MiniLM-L6-v2"
+TASKS = {
+    "SciFact": ("scifact", ["test"]),
+    "MLQuestions": ("mlquestions", ["dev", "test"]),
+    "MBPPRetrieval": ("mbpp", ["test"]),
+    "Banking77Classification": ("banking77/en", ["test"]),
+    "STSBenchmark": ("stsb_multi_mt/en", ["test"]),
+}
+TOLERANCE = 0.1  # points
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Medians of both sides for one comparison."""
-
-    comparison: Comparison
-    ours: float
-    theirs: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times better ours is; above 1 is better whichever way the figure points.
-
-        Two zeros are equal; one zero is infinitely better or worse.
-        """
-        better, worse = (self.ours, self.theirs) if self.comparison.higher_is_better else (self.theirs, self.ours)
-        if worse == 0:
-            return 1.0 if better == 0 else float("inf")
-        return better / worse
-
-    @property
-    def held(self) -> bool:
-        """True where the ratio reaches `must`; a figure that is not a number never does."""
-        return self.ratio >= self.comparison.must
-
-    def line(self) -> str:
-        """The outcome as one line of JSON, figures to four digits."""
-        figures = {"ours": self.ours, "theirs": self.theirs, "ratio": self.ratio}
-        record = {key: float(f"{value:.4g}") for key, value in figures.items()}
-        return json.dumps(
-            {"id": self.comparison.id, **record, "must": self.comparison.must, "aim": self.comparison.aim}
-        )
+def main() -> int:
+    """Evaluate, compare, and say what held."""
+    if not PUBLISHED.is_dir():
+        print(f"error: {PUBLISHED} is not there; this benchmark needs the project's shared data", file=sys.stderr)
+        return 2
+    model, held, lines = str(fetch_model("all-minilm-l6-v2")), 0, 0
+    with connected(ClusterConfig(num_cpus=4)), tempfile.TemporaryDirectory() as out:
+        for name, (folder, splits) in TASKS.items():
+            began = time.monotonic()
+            settings = HarnessSettings(model, Path(out), "sentence-transformers/all-MiniLM-L6-v2", workers=2)
+            tasks = open_tasks([name], {name: DATA / folder}, splits)
+            evaluate_tasks(tasks, settings, lambda line: print(line, file=sys.stderr, flush=True))
+            found = json.loads(next(Path(out).glob(f"results/*/*/{name}.json")).read_text())["scores"]
+            theirs = json.loads((PUBLISHED / f"{name}.json").read_text())["scores"]
+            for split in splits:
+                ours, published = (100 * scores[split][0]["main_score"] for scores in (found, theirs))
+                lines, held = lines + 1, held + (abs(ours - published) <= TOLERANCE)
+                figures = {"ours": round(ours, 3), "published": round(published, 3), "tolerance": TOLERANCE}
+                seconds = round(time.monotonic() - began)
+                print(json.dumps({"id": f"harness.{name}.{split}", **figures, "seconds": seconds}), flush=True)
+    print(f"held {held}/{lines}", flush=True)
+    return 0 if held == lines else 1
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
-def compare(
-    comparison: Comparison,
-    ours: Callable[[], float],
-    theirs: Callable[[], float],
-    rounds: int = 5,
-    warm_up: int = 1,
-) -> Outcome:
-    """Call both sides alternately and take the median of what each returns.
-
-    The side that goes first changes every round, so that a machine that slows down favours neither.
-
-    Args:
-        comparison: what the returned figures mean.
-        ours: one measurement of our side.
-        theirs: one measurement of the peer.
-        rounds: measurements per side.
-        warm_up: calls per side before, whose figures are dropped.
-    """
-    if rounds < 1:
-        raise ValueError(f"{comparison.id}: rounds must be at least 1, found {rounds}")
-    kept: dict[str, list[float]] = {"ours": [], "theirs": []}
-    sides = [("ours", ours), ("theirs", theirs)]
-    for turn in range(-warm_up, rounds):
-        for name, side in sides if turn % 2 == 0 else reversed(sides):
-            figure = side()
-            if turn >= 0:
-                kept[name].append(figure)
-        print(f"{comparison.id}: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
-    return Outcome(comparison, statistics.median(kept["ours"]), statistics.median(kept["theirs"]))
-
-
-def report(outcomes: Sequence[Outcome]) -> int:
-    """Print one JSON line per outcome and a last line `held n/m`; the exit code, 1 where a must fails."""
-    for outcome in outcomes:
-        print(outcome.line(), flush=True)
-    held = sum(outcome.held for outcome in outcomes)
-    print(f"held {held}/{len(outcomes)}", flush=True)
-    return 0 if held == len(outcomes) else 1
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.apart import Apart
-from benchmarks.harness import Comparison, Outcome, compare, report, seconds
+from benchmarks.comparing import Comparison, Outcome, compare, report, seconds
 from benchmarks.train_reranker_sides import NEGATIVES, OurReranker, TheirReranker
 from benchmarks.train_scale_sides import Workers, peak_memory
 from benchmarks.train_sides import FlagEmbedding, Ours, Theirs, alone, peer_columns, read_rows, shortened

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from benchmarks.harness import Comparison, Outcome, compare, report
+from benchmarks.comparing import Comparison, Outcome, compare, report
 
 
 def test_ratio_is_how_much_better_ours_is_whichever_way_the_figure_points() -> None:

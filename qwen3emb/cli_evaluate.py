@@ -1,0 +1,140 @@
+"""`qwen3emb evaluate`: any model on tasks of mteb."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qwen3emb.cli_options import Debug, Json, finish, print_json
+from qwen3emb.errors import UserError
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Model directory (ours or of sentence-transformers), the name of a model of ours, or an "
+            "OpenAI-compatible server, http://HOST:PORT/v1?model=NAME.",
+            show_default=False,
+        ),
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option(help='Task or benchmark of mteb, e.g. SciFact or "MTEB(eng, v2)"; may be repeated.'),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of results, in mteb's layout, and of cached vectors.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=DIR",
+            help="Data of a task from a folder: BEIR (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), STS "
+            "([LANG/]SPLIT.tsv: sentence1, sentence2, score), classification ([LANG/]SPLIT.jsonl: text, label) or "
+            "bitext (one .tsv: lang, sentence1, sentence2). A name that mteb does not know becomes a task.",
+        ),
+    ] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Evaluate on this split; may be repeated.")] = None,
+    instructions: Annotated[
+        Path | None, typer.Option(help="YAML or JSON: task -> instruction, where it is not mteb's.")
+    ] = None,
+    reranker: Annotated[str | None, typer.Option(help="Reranker for the best documents of retrieval tasks.")] = None,
+    rerank_top: Annotated[int, typer.Option(min=1, help="Documents that it reads of each query.")] = 100,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Results (--out) of another model, compared query by query.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="ORGANISATION/MODEL in the results.", show_default=False)] = None,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Longer texts lose their end.")] = 512,
+    end_token: Annotated[str | None, typer.Option(help="For decoders that are not ours.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Ray workers that embed.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Scores of a model on tasks of mteb, with mteb's own metrics; results are ready for its leaderboard.
+
+    Example: qwen3emb evaluate all-minilm-l6-v2 --task SciFact --data SciFact=../data/scifact --out runs/minilm
+    """
+
+    def body() -> int:
+        from cluster.session import connected
+        from qwen3emb.config import ClusterConfig
+        from qwen3emb.distributed.harness import HarnessSettings, evaluate_tasks
+        from qwen3emb.evaluate.harness_tasks import open_tasks
+        from qwen3emb.model.fetch import is_endpoint, resolve_model
+
+        def place(given: str) -> str:
+            return given if is_endpoint(given) else str(resolve_model(given))
+
+        settings = HarnessSettings(
+            place(model),
+            out,
+            name or f"local/{Path(model.rpartition('=')[2].rstrip('/')).name}",
+            end_token,
+            max_tokens,
+            workers,
+            gpus_per_worker,
+            place(reranker) if reranker else None,
+            rerank_top,
+            _instructions(instructions),
+            baseline,
+        )
+        tasks = open_tasks(task, _folders(data or []), split or [])
+        with connected(ClusterConfig()):
+            summary = evaluate_tasks(tasks, settings, lambda line: print(line, file=sys.stderr, flush=True))
+        if as_json:
+            print_json(summary)
+        else:
+            _show(summary)
+        return 1 if not any(summary["scores"].values()) else 0
+
+    finish(body, debug)
+
+
+def _folders(given: list[str]) -> dict[str, Path]:
+    folders = {}
+    for pair in given:
+        task, equals, folder = pair.partition("=")
+        if not equals or not folder:
+            raise UserError(f"--data {pair}: expected TASK=DIR")
+        folders[task] = Path(folder)
+    return folders
+
+
+def _instructions(file: Path | None) -> Mapping[str, Any]:
+    if file is None:
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--instructions {file}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--instructions {file}: expected a mapping of tasks to instructions")
+    return content
+
+
+def _show(summary: Mapping[str, Any]) -> None:
+    """The scores as a table, tasks that were skipped below."""
+    table = Table("task", *summary["scores"])
+    tasks = list(dict.fromkeys(task for scores in summary["scores"].values() for task in scores))
+    for task in tasks:
+        cells = []
+        for name, scores in summary["scores"].items():
+            score = f"{scores[task]:.2f}" if task in scores else "-"
+            gain = summary["differences"].get(name, {}).get(task)
+            cells.append(score + (f" ({gain['mean']:+.2f}, {gain['low']:+.2f} to {gain['high']:+.2f})" if gain else ""))
+        table.add_row(task, *cells)
+    console = Console()
+    console.print(table)
+    for task, reason in summary["skipped"].items():
+        console.print(f"{task}: skipped, {reason}", markup=False, highlight=False)
+    if any(summary["differences"].values()):
+        console.print("In brackets: points of nDCG@10 over what it is compared with, and the 95 % confidence interval.")

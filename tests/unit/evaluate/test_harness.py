@@ -1,0 +1,157 @@
+"""mteb's harness with our models: its scores on local folders, the cache, the two stages, the bootstrap."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwen3emb.errors import UserError
+from qwen3emb.evaluate.bootstrap import paired_bootstrap
+from qwen3emb.evaluate.harness_model import HarnessEncoder, Instructions, TwoStageSearch, model_meta
+from qwen3emb.evaluate.harness_tasks import open_tasks
+from qwen3emb.evaluate.metrics import retrieval_metrics
+from qwen3emb.evaluate.retrieval import read_beir
+from qwen3emb.evaluate.vector_cache import VectorCache
+from qwen3emb.storage import Storage
+
+CORPUS = {"a": "cats sleep", "b": "dogs bark", "c": "cats and dogs", "d": "stones", "e": "a cat barks"}
+QUERIES = {"q1": "what do cats do", "q2": "barking dogs", "q3": "silent stones"}
+QRELS = {"q1": {"a": 2, "c": 1}, "q2": {"b": 1}, "q3": {"d": 1}}
+
+
+def letters(texts: list[str], instruction: str | None) -> np.ndarray:
+    """Unit vectors of how often each letter is in a text; an instruction counts as text."""
+    counts = [Counter((instruction or "") + text) for text in texts]
+    vectors = np.array([[count[chr(97 + i)] for i in range(26)] for count in counts], dtype=np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def beir(folder: Path) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    rows = [json.dumps({"_id": i, "title": "", "text": text}) for i, text in CORPUS.items()]
+    (folder / "corpus.jsonl").write_text("\n".join(rows))
+    (folder / "queries.jsonl").write_text("\n".join(json.dumps({"_id": i, "text": t}) for i, t in QUERIES.items()))
+    judged = [f"{q}\t{d}\t{grade}" for q, found in QRELS.items() for d, grade in found.items()]
+    (folder / "qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]))
+    return folder
+
+
+def encoder(cache: VectorCache | None = None, given: dict[str, Any] | None = None) -> HarnessEncoder:
+    return HarnessEncoder(letters, cache, Instructions(given or {}, {}), model_meta("test/letters", "1", 26))
+
+
+def score(model: Any, task: Any) -> float:
+    import mteb
+
+    return float(mteb.evaluate(model, task, cache=None, show_progress_bar=False).task_results[0].get_score())
+
+
+def test_a_folder_scores_as_our_own_metrics_say(tmp_path: Path) -> None:
+    [task] = open_tasks(["pets"], {"pets": beir(tmp_path / "pets")})
+    data = read_beir(Storage(str(tmp_path / "pets")), "test")
+    scores = letters(list(data.queries.values()), None) @ letters(data.texts(), None).T
+    assert score(encoder(), task) == pytest.approx(retrieval_metrics(data, scores, [1])["ndcg@10"], abs=1e-4)
+    asked = letters(list(data.queries.values()), "zzz") @ letters(data.texts(), None).T
+    instructed = score(encoder(given={"pets": "zzz"}), task)
+    assert instructed == pytest.approx(retrieval_metrics(data, asked, [1])["ndcg@10"], abs=1e-4)
+
+
+def test_the_reranker_orders_the_first_documents_only(tmp_path: Path) -> None:
+    [task] = open_tasks(["pets"], {"pets": beir(tmp_path / "pets")})
+    seen: list[list[str]] = []
+
+    def judge(queries: list[str], documents: list[list[str]], instruction: str | None) -> list[np.ndarray]:
+        seen.extend(documents)
+        ids = {text: name for name, text in QUERIES.items()}
+        names = {text: name for name, text in CORPUS.items()}
+        grades = [
+            [QRELS[ids[q]].get(names[d], 0) / 2 for d in found] for q, found in zip(queries, documents, strict=True)
+        ]
+        return [np.array(row) for row in grades]
+
+    def two_stages(top: int) -> float:
+        meta = model_meta("test/two", "1", 26)
+        return score(TwoStageSearch(encoder(), judge, Instructions({}, {}), top, meta), task)
+
+    assert two_stages(5) == pytest.approx(1.0)
+    assert {len(found) for found in seen} == {5}
+    assert two_stages(1) == pytest.approx(score(encoder(), task)), "one document cannot change its place"
+
+
+def test_sts_classification_and_bitext_folders_are_told_apart(tmp_path: Path) -> None:
+    sts, labels, pairs = (tmp_path / name for name in ("sts", "labels", "pairs"))
+    for folder in (sts / "en", sts / "de", labels, pairs):
+        folder.mkdir(parents=True)
+    rows = [("cats sleep", "a cat sleeps", "5"), ("cats sleep", "stones", "0"), ("dogs", "barking dogs", "3")]
+    for language in ("en", "de"):
+        lines = ["\t".join(row) for row in (("sentence1", "sentence2", "score"), *rows)]
+        (sts / language / "test.tsv").write_text("\n".join(lines))
+    for split in ("train", "test"):
+        texts = [{"text": f"{word} {i}", "label": word} for i in range(20) for word in ("cats", "dogs")]
+        (labels / f"{split}.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    (pairs / "pairs.tsv").write_text("lang\tsentence1\tsentence2\nfra\tchats\tcats\nfra\tpierres\tstones\n")
+    folders = {"likeness": sts, "pets or not": labels, "translated": pairs}
+    found = {task.metadata.name: task for task in open_tasks(list(folders), folders)}
+    kinds = {name: (task.metadata.type, sorted(task.hf_subsets)) for name, task in found.items()}
+    assert kinds["likeness"] == ("STS", ["de", "en"])
+    assert kinds["pets or not"][0] == "Classification"
+    assert kinds["translated"] == ("BitextMining", ["fra-eng"])
+    assert score(encoder(), found["likeness"]) == pytest.approx(1.0)
+    assert score(encoder(), found["pets or not"]) == pytest.approx(1.0)
+    assert 0 <= score(encoder(), found["translated"]) <= 1
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task SciFaxt: mteb knows none of that name.*did you mean SciFact"):
+        open_tasks(["SciFaxt"], {})
+    with pytest.raises(UserError, match="no such folder"):
+        open_tasks(["SciFact"], {"SciFact": tmp_path / "nowhere"})
+    with pytest.raises(UserError, match="none of the layouts"):
+        open_tasks(["mine"], {"mine": tmp_path})
+    with pytest.raises(UserError, match=r"corpus\.jsonl|qrels"):
+        open_tasks(["SciFact"], {"SciFact": tmp_path})
+
+
+def test_known_vectors_are_not_made_again(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def embed(texts: list[str]) -> np.ndarray:
+        asked.extend(texts)
+        return letters(texts, None)
+
+    first = VectorCache(Storage(str(tmp_path))).encode(["b", "a", "b"], "prompt", embed)
+    again = VectorCache(Storage(str(tmp_path)))
+    assert np.array_equal(again.encode(["a", "c", "b"], "prompt", embed), letters(["a", "c", "b"], None))
+    assert np.array_equal(first, letters(["b", "a", "b"], None))
+    assert asked == ["b", "a", "c"]
+    again.encode(["a"], "another prompt", embed)
+    assert asked == ["b", "a", "c", "a"]
+
+
+def test_instructions_come_from_the_file_then_the_task_then_its_type() -> None:
+    [scifact, sts] = open_tasks(["SciFact", "STSBenchmark"], {})
+    own = Instructions({}, {"STSBenchmark": "of the type"})
+    assert own.of(scifact.metadata, "query") == scifact.metadata.prompt["query"]
+    assert own.of(scifact.metadata, "document") is None
+    assert own.of(sts.metadata, None) == "of the type"
+    given = Instructions({"SciFact": {"query": "q", "document": "d"}, "STSBenchmark": "both"}, {})
+    assert [given.of(scifact.metadata, side) for side in ("query", "document")] == ["q", "d"]
+    assert given.of(sts.metadata, None) == "both"
+
+
+def test_the_bootstrap_is_sure_of_what_is_always_so_and_of_nothing_else() -> None:
+    rng = np.random.default_rng(1)
+    base = {str(i): float(x) for i, x in enumerate(rng.random(200))}
+    better = {query: value + 0.1 for query, value in base.items()}
+    gain = paired_bootstrap(better, base)
+    assert (round(gain.mean, 6), round(gain.low, 6), round(gain.high, 6)) == (0.1, 0.1, 0.1) and gain.sure
+    noise = {query: value + float(rng.normal(0, 0.2)) for query, value in base.items()}
+    other = paired_bootstrap(noise, base | {"only here": 1.0})
+    error = np.std([noise[q] - base[q] for q in base]) / len(base) ** 0.5
+    assert other.queries == 200
+    assert (other.high - other.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
