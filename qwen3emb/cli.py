@@ -8,7 +8,7 @@ import typer
 
 from qwen3emb.cli_check import check_config
 from qwen3emb.cli_data import data_app
-from qwen3emb.cli_evaluate import evaluate
+from qwen3emb.cli_evaluate import evaluate, promote
 from qwen3emb.cli_models import embed, fetch_model, search
 from qwen3emb.cli_run import report, run, status, submit
 
@@ -29,6 +29,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "search": search,
     "evaluate": evaluate,
+    "promote": promote,
     "fetch-model": fetch_model,
     "check-config": check_config,
 }

@@ -1,9 +1,10 @@
-"""`qwen3emb evaluate`: any model on tasks of mteb."""
+"""`qwen3emb evaluate` and `promote`: any model on tasks of mteb, and the gate before a model is used."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from qwen3emb.cli_options import Debug, Json, finish, print_json
 from qwen3emb.errors import UserError
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "promote"]
 
 
 def evaluate(
@@ -93,6 +94,46 @@ def evaluate(
         else:
             _show(summary)
         return 1 if not any(summary["scores"].values()) else 0
+
+    finish(body, debug)
+
+
+def promote(
+    registry: Annotated[Path, typer.Argument(help="Folder of promoted models; `current` in it is the current one.")],
+    model: Annotated[Path | None, typer.Option(help="Directory of the model to promote.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="What `qwen3emb evaluate --out` wrote of it.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Task of the gate; default all there are.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Points that may be lost in a task.")] = 0.0,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Make the model before the current one.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a model the current one if it is not worse than the present one on the tasks of the gate.
+
+    Retrieval tasks are compared query by query: worse is a model whose whole 95 % interval (paired bootstrap) lies
+    below zero. Others are compared by their scores. Exit code 1 where the model is not promoted.
+
+    Example: qwen3emb promote runs/models --model runs/demo/merge/embedding --scores runs/scores
+    """
+
+    def body() -> int:
+        from qwen3emb.evaluate import promotion
+
+        if rollback:
+            print(f"current is {promotion.roll_back(registry)} again")
+            return 0
+        if model is None or scores is None:
+            raise UserError("give --model and --scores of the model to promote, or --rollback")
+        verdicts = promotion.promote(model, scores, registry, task or [], tolerance)
+        good = all(verdict.passed for verdict in verdicts)
+        if as_json:
+            print_json({"promoted": good, "gate": [asdict(verdict) for verdict in verdicts]})
+            return 0 if good else 1
+        for verdict in verdicts:
+            interval = "" if verdict.low is None else f" ({verdict.low:+.2f} to {verdict.high:+.2f})"
+            print(f"{'passed' if verdict.passed else 'WORSE'}  {verdict.task}: {verdict.gain:+.2f} points{interval}")
+        print(f"{registry}/current is {model} now" if good else f"not promoted; {registry}/current is as it was")
+        return 0 if good else 1
 
     finish(body, debug)
 

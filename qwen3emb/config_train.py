@@ -73,6 +73,15 @@ class OptimizerConfig(Section):
     """Keep the optimizer's state in CPU memory (ZeRO 1 to 3), and with ZeRO 3 the weights as well."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Weights in the forward pass; the optimizer keeps fp32 masters."""
+    gradient_dtype: Literal["weights", "float32"] = "weights"
+    """Gradients of a step's micro-batches are added up in the dtype of the weights, or in float32, which is exact for
+    however many and takes 4 bytes more for each parameter of a worker's share (ZeRO 2 and 3)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimizerConfig:
+        if self.gradient_dtype == "float32" and self.dtype != "float32" and self.zero_stage not in (2, 3):
+            raise ValueError("gradient_dtype float32 needs zero_stage 2 or 3")
+        return self
 
 
 class LoraConfig(Section):

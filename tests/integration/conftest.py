@@ -32,11 +32,13 @@ def group_of(path: Path) -> str:
     return path.parent.name if path.parent.name == "score_stages" else path.stem
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tell pytest-xdist the group; it reads the marks before `pytest_collection_modifyitems` of a conftest."""
+    item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist the groups, the longest first."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+    """The longest groups first."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(group_of(item.path), len(order)))
 

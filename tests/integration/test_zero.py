@@ -131,6 +131,45 @@ def test_every_zero_stage_has_the_gradient_of_one_process_and_skips_bad_steps(ti
             assert {n.split(".")[-2] for n in different} == {"q_proj", "down_proj"}, case
 
 
+def many(rank: int, world: int, rendezvous: str, result: str) -> None:
+    """300 micro-batches whose gradient is one each; bf16 cannot count them."""
+    from deepspeed.utils import safe_get_full_grad
+
+    from qwen3emb.distributed.engine import ZeroEngine, build_engine
+
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    found = {}
+    for stage in (2, 3):
+        for dtype in ("weights", "float32"):
+            cfg = OptimizerConfig(zero_stage=stage, gradient_dtype=dtype)
+            model = torch.nn.Linear(4, 1, bias=False, dtype=torch.bfloat16)
+            wrapped = ZeroEngine(build_engine(model, cfg))
+            for batch in range(300):
+                output = wrapped.engine(torch.ones(1, 4, dtype=torch.bfloat16))
+                wrapped.backward(output.float().sum(), last=batch == 299)
+            [weight] = wrapped.engine.module.parameters()
+            found[stage, dtype] = safe_get_full_grad(weight).float().mean().item()
+            taken = wrapped.step()
+            wrapped.backward(wrapped.engine(torch.full((1, 4), float("nan"), dtype=torch.bfloat16)).float().sum(), True)
+            found[stage, dtype, "steps"] = (taken, wrapped.step())
+    if rank == 0:
+        torch.save(found, result)
+    leave()
+
+
+def test_gradients_of_many_micro_batches_are_added_up_in_float32(tmp_path: Path) -> None:
+    result = str(tmp_path / "found.pt")
+    mp.spawn(many, args=(2, str(tmp_path / "rendezvous"), result), nprocs=2)
+    found = torch.load(result, weights_only=False)
+    for stage in (2, 3):
+        assert found[stage, "float32"] == 600, "the sum over both ranks"
+        assert found[stage, "weights"] < 600, "if bf16 counts them, this test proves nothing"
+        for dtype in ("weights", "float32"):
+            assert found[stage, dtype, "steps"] == (True, False), "a step with NaN is skipped"
+
+
 def stretch(rank: int, world: int, folder: str, to: str, source: str, marks: tuple[int, int, int]) -> None:
     """Go on from the state in `source` at step marks[0], leave one in `to` at marks[1], and weights at marks[2]."""
     from qwen3emb.distributed.engine import ZeroEngine, build_engine, full_weights, restore, save, set_learning_rate
