@@ -45,8 +45,8 @@ serve: install ## serve the models and the index of CONFIG
 constraints: ## resolve pyproject.toml again into constraints/
 	@scripts/constraints.sh
 
-bench-%: install ## side by side with a peer: make bench-encode
-	@benchmarks/run.sh "$*"
+bench-%: install ## side by side with a peer: make bench-data ARGS="--parts mining"
+	@benchmarks/run.sh "$*" $(ARGS)
 
 clean: ## remove .venv, .venv-bench and caches; runs/ stays
 	@rm -rf .venv .venv-bench .setup.lock .pytest_cache .mypy_cache .ruff_cache build *.egg-info

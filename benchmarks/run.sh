@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run one benchmark: benchmarks/run.sh NAME (or `make bench-NAME`).
+# Run one benchmark: benchmarks/run.sh NAME [ARGUMENT...] (or `make bench-NAME ARGS="..."`).
 # Peers that cannot live in .venv are listed in benchmarks/NAME/requirements.txt; they go to .venv-bench/NAME, beside
 # the same torch as ours, and the benchmark starts them with $PEER_PYTHON.
 set -euo pipefail
@@ -26,4 +26,4 @@ if [[ -f "$peers" ]]; then
     fi
     export PEER_PYTHON="$venv/bin/python"
 fi
-exec .venv/bin/python -m "benchmarks.$name"
+exec .venv/bin/python -m "benchmarks.$name" "${@:2}"

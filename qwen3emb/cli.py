@@ -9,6 +9,7 @@ import typer
 from qwen3emb.cli_check import check_config
 from qwen3emb.cli_data import data_app
 from qwen3emb.cli_evaluate import evaluate, promote
+from qwen3emb.cli_export import export
 from qwen3emb.cli_models import embed, fetch_model, search
 from qwen3emb.cli_run import report, run, status, submit
 
@@ -30,6 +31,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "evaluate": evaluate,
     "promote": promote,
+    "export": export,
     "fetch-model": fetch_model,
     "check-config": check_config,
 }

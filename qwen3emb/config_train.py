@@ -197,9 +197,13 @@ class MergeConfig(Section):
     """Merge this many checkpoints, the latest ones."""
     weights: list[float] | None = None
     """One weight per checkpoint, oldest first; default equal."""
+    search: bool = False
+    """Score each of these checkpoints and every run of the latest on the dev set, merge the best (embedding model)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> MergeConfig:
+        if self.search and self.weights is not None:
+            raise ValueError("search chooses among equal weights; leave weights out")
         if self.weights is not None and len(self.weights) != self.last:
             raise ValueError(f"weights has {len(self.weights)} entries, last is {self.last}")
         return self

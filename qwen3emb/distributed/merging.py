@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import ray
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.config_train import MergeConfig
+from qwen3emb.distributed.merge_search import best_checkpoints
 from qwen3emb.merge.checkpoint import merge_checkpoints
 from qwen3emb.model.export import SEQUENCE_CLASSIFIER, export_sequence_classifier
 from qwen3emb.model.fetch import resolve_model
@@ -54,12 +55,19 @@ def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
         EMBEDDING: _work(ctx, "supervised", models.base, EMBEDDING, say),
         RERANKER: _work(ctx, "reranker", models.reranker_base or models.base, RERANKER, say),
     }
+    searched: dict[str, float] = {}
+    if cfg.search:
+        base = Path(work[EMBEDDING].base) if cfg.on == "task_vectors" else None
+        chosen, searched = best_checkpoints(ctx, work[EMBEDDING].checkpoints, base, say)
+        work[EMBEDDING] = replace(work[EMBEDDING], checkpoints=chosen)
     task = ray.remote(_merge)
     reports = dict(zip(work, ray.get([task.remote(w) for w in work.values()]), strict=True))
     ctx.out.write_json("report.json", reports)
     for name, report in reports.items():
         say(f"merge: {name}: {_sentence(report, cfg)}")
     metrics = {name: _figures(report) for name, report in reports.items()}
+    if searched:
+        metrics["dev_ndcg@10"] = searched
     tensors = sum(report["summary"]["tensors"] for report in reports.values())
     return StageResult(tensors, tensors, {}, metrics)
 
