@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Comparison", "Outcome", "compare", "report", "seconds"]
+__all__ = ["Comparison", "Difference", "Outcome", "compare", "report", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,35 @@ class Outcome:
         )
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How much better ours is where a ratio says little: scores, in points.
+
+    Attributes:
+        id: name of the comparison, `bench.figure`.
+        must: smallest difference that passes.
+        aim: difference we work towards.
+        ours, theirs: the scores, higher is better.
+    """
+
+    id: str
+    must: float
+    aim: float
+    ours: float
+    theirs: float
+
+    @property
+    def held(self) -> bool:
+        """True where the difference reaches `must`; a figure that is not a number never does."""
+        return self.ours - self.theirs >= self.must
+
+    def line(self) -> str:
+        """The difference as one line of JSON, figures to three decimals."""
+        figures = {"ours": self.ours, "theirs": self.theirs, "difference": self.ours - self.theirs}
+        record = {key: round(value, 3) for key, value in figures.items()}
+        return json.dumps({"id": self.id, **record, "must": self.must, "aim": self.aim})
+
+
 def seconds(action: Callable[[], object]) -> float:
     """Wall-clock seconds of one call."""
     began = time.perf_counter()
@@ -110,7 +139,7 @@ def compare(
     return Outcome(comparison, statistics.median(kept["ours"]), statistics.median(kept["theirs"]))
 
 
-def report(outcomes: Sequence[Outcome]) -> int:
+def report(outcomes: Sequence[Outcome | Difference]) -> int:
     """Print one JSON line per outcome and a last line `held n/m`; the exit code, 1 where a must fails."""
     for outcome in outcomes:
         print(outcome.line(), flush=True)

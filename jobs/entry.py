@@ -13,7 +13,7 @@ from qwen3emb.artifact import Identity, StageResult, complete, start, state_of
 from qwen3emb.config import RunConfig, load_config
 from qwen3emb.errors import UserError
 from qwen3emb.exits import guarded
-from qwen3emb.pipeline import STAGES, StageContext, identity, needs, stage_folder
+from qwen3emb.pipeline import STAGES, StageContext, asked_for, identity, needs, own_folder, stage_folder
 
 __all__ = ["command_line", "guarded", "run_stage", "say"]
 
@@ -44,8 +44,10 @@ def run_stage(name: str, run: Callable[[StageContext], StageResult], arguments: 
 
 def _run(name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, arguments: argparse.Namespace) -> None:
     began = time.monotonic()
+    if not asked_for(cfg, name):
+        raise UserError(f"this run has no stage {name}: its section is not in {arguments.config}")
     known: dict[str, Identity] = {}
-    what, out = identity(cfg, name, known), stage_folder(cfg, name)
+    what, out = identity(cfg, name, known), own_folder(cfg, name)
     for need in needs(cfg, name):
         # "different" counts as missing: what this stage wrote would be recorded as made from other inputs.
         if state_of(stage_folder(cfg, need), known[need]) != "done":

@@ -19,7 +19,7 @@ from qwen3emb.config import RunConfig, load_config
 from qwen3emb.distributed.submission import Target, connect, here, there
 from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.evaluate.report import print_report, write_summary
-from qwen3emb.pipeline import STAGES, Stage, identity, plan, selected, stage_folder
+from qwen3emb.pipeline import STAGES, Stage, identity, own_folder, plan, selected, stage_folder
 
 __all__ = ["main", "parse", "run_pipeline"]
 
@@ -29,6 +29,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = command_line(__doc__ or "")
     parser.epilog = "example: python -m jobs.pipeline --config examples/demo.yaml --from mine"
     parser.add_argument("--from", dest="first", choices=STAGES, metavar="STAGE", help="leave out the stages before")
+    parser.add_argument("--until", dest="last", choices=STAGES, metavar="STAGE", help="leave out the stages after")
     parser.add_argument("--only", choices=STAGES, metavar="STAGE", help=f"one of: {', '.join(STAGES)}")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, start and write nothing")
     return parser.parse_args(words)
@@ -44,7 +45,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     """
     cfg = load_config(arguments.config, arguments.set)
     steps = plan(cfg)
-    chosen = selected(steps, arguments.first, arguments.only)
+    chosen = selected(steps, arguments.first, arguments.only, arguments.last)
     for stage, state in chosen:
         folder = stage_folder(cfg, stage.name)
         command = " ".join(["python -m", stage.module, *stage.arguments])
@@ -53,7 +54,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         elif arguments.dry_run:
             say(f"{stage.name}: {state}, would run {command}")
         elif state == "different" and not arguments.replace:
-            start(folder, identity(cfg, stage.name))  # refuses, and says what differs
+            start(own_folder(cfg, stage.name), identity(cfg, stage.name))  # refuses, and says what differs
     if arguments.dry_run:
         return
     ran = _run(cfg, [stage for stage, state in chosen if state != "done"], arguments)

@@ -1,4 +1,4 @@
-"""Train the yes / no reranker on the mined rows (paper section 2)."""
+"""Train the yes / no reranker on the mined rows (paper section 2); `--stage weak` on the synthetic ones alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ def main() -> int:
     """Run the stage; the exit code."""
     parser = command_line(__doc__ or "")
     parser.epilog = "example: python -m jobs.train_reranker --config examples/demo.yaml --set reranker.steps=20"
-    return run_stage("reranker", train_reranker, parser.parse_args())
+    parser.add_argument("--stage", choices=["weak", "supervised"], default="supervised", help="default: supervised")
+    arguments = parser.parse_args()
+    stage = "reranker_weak" if arguments.stage == "weak" else "reranker"
+    return run_stage(stage, train_reranker, arguments)
 
 
 if __name__ == "__main__":

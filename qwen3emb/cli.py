@@ -11,7 +11,7 @@ from qwen3emb.cli_data import data_app
 from qwen3emb.cli_evaluate import evaluate, promote
 from qwen3emb.cli_export import export
 from qwen3emb.cli_models import embed, fetch_model, search
-from qwen3emb.cli_run import report, run, status, submit
+from qwen3emb.cli_run import ablate, report, run, status, submit
 
 __all__ = ["app"]
 
@@ -27,6 +27,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "submit": submit,
     "status": status,
     "report": report,
+    "ablate": ablate,
     "embed": embed,
     "search": search,
     "evaluate": evaluate,

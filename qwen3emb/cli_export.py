@@ -33,9 +33,10 @@ def export(
     def body() -> None:
         from qwen3emb.model.contract import read_contract
         from qwen3emb.model.model_card import model_card
+        from qwen3emb.pipeline import asked_for
 
         cfg = load_config(config, overrides)
-        for kind in ("embedding", "reranker"):
+        for kind in ("embedding", "reranker") if asked_for(cfg, "reranker") else ("embedding",):
             target, source = out / kind, _merged(cfg, kind)
             if target.exists():
                 raise UserError(f"{target}: exists already; remove it or choose another --out")
@@ -83,7 +84,7 @@ def _facts(cfg: RunConfig, kind: str, config: str, scores: Path | None) -> Any:
     return CardFacts(
         name=f"{cfg.name}-{kind}",
         base=Path(base).name,
-        generator=Path(cfg.models.generator).name,
+        generator=Path(cfg.models.generator or "").name,
         origins=origins,
         licences=licences,
         merged=read_record(stage_folder(cfg, "merge"))["metrics"][kind]["checkpoints"],

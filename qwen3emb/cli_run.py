@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,7 @@ from qwen3emb.errors import UserError
 if TYPE_CHECKING:
     from qwen3emb.pipeline import Stage
 
-__all__ = ["report", "run", "status", "submit"]
+__all__ = ["ablate", "report", "run", "status", "submit"]
 
 _StageName = Annotated[str | None, typer.Option("--stage", help="One stage alone; default the whole pipeline.")]
 _Replace = Annotated[bool, typer.Option("--replace", help="Throw away output of another configuration.")]
@@ -38,11 +39,31 @@ def run(
     def body() -> None:
         load_config(config, overrides)
         module, arguments = _module(stage)
-        flags = ["--replace"] * replace + ["--debug"] * debug
-        sets = [word for override in overrides or [] for word in ("--set", override)]
-        command = [sys.executable, "-m", module, "--config", str(config), *sets, *arguments, *flags]
-        # In the place of this process, so that signals and the exit code are the run's own.
-        os.execv(sys.executable, command)
+        _become(module, config, overrides, [*arguments, *["--replace"] * replace, *["--debug"] * debug])
+
+    finish(body, debug)
+
+
+def _become(module: str, config: Path, overrides: list[str] | None, words: list[str]) -> None:
+    """Run a job's module in the place of this process, so that signals and the exit code are the job's own."""
+    sets = [word for override in overrides or [] for word in ("--set", override)]
+    os.execv(sys.executable, [sys.executable, "-m", module, "--config", str(config), *sets, *words])
+
+
+def ablate(
+    config: Config, overrides: Overrides = None, replace: _Replace = False, as_json: Json = False, debug: Debug = False
+) -> None:
+    """What each part of the recipe is worth on your data: the rows of the paper's Table 5, and a weak reranker stage.
+
+    The run itself is finished first; variants reuse its stages and lie below its storage in `ablation/`.
+
+    Example: qwen3emb ablate examples/demo.yaml
+    """
+
+    def body() -> None:
+        load_config(config, overrides)
+        words = ["--replace"] * replace + ["--json"] * as_json + ["--debug"] * debug
+        _become("jobs.ablate", config, overrides, words)
 
     finish(body, debug)
 

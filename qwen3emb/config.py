@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -20,7 +21,7 @@ from qwen3emb.config_serve import EvaluateConfig, IndexConfig, ServeConfig
 from qwen3emb.config_train import MergeConfig, TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.errors import UserError
 
-__all__ = ["ClusterConfig", "ModelsConfig", "RunConfig", "json_schema", "load_config"]
+__all__ = ["ClusterConfig", "ModelsConfig", "RunConfig", "given", "json_schema", "load_config"]
 
 
 class ClusterConfig(Section):
@@ -37,14 +38,14 @@ class ClusterConfig(Section):
 class ModelsConfig(Section):
     """Models the run starts from: a name of `qwen3emb fetch-model`, a directory, or a hub id."""
 
-    generator: str
-    """LLM that writes the queries."""
+    generator: str | None = None
+    """LLM that writes the queries; only a run with `synthesize` needs it."""
     base: str
     """Decoder that the embedding model is trained from."""
     reranker_base: str | None = None
     """Decoder that the reranker is trained from; default `base`."""
-    retrieval: str
-    """Embedding model that finds candidate personas (a sentence-transformers directory)."""
+    retrieval: str | None = None
+    """Embedding model that finds candidate personas (a sentence-transformers directory); needed with `synthesize`."""
     end_token: str = "<|endoftext|>"
     """Token the embedding is read at: `<|endoftext|>` for Qwen3, `<|im_end|>` for SmolLM2."""
     instruction: str = "Given a web search query, retrieve relevant passages that answer the query"
@@ -52,7 +53,7 @@ class ModelsConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run."""
+    """A whole run. Stages whose section may be left out are left out with it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run."""
@@ -66,20 +67,22 @@ class RunConfig(Section):
     """Starting models."""
     corpus: CorpusConfig
     """Stage `corpus`."""
-    synthesize: SynthesizeConfig
-    """Stage `synthesize`."""
-    weak: TrainEmbeddingConfig
-    """Stage `train_embedding`, weakly supervised."""
+    synthesize: SynthesizeConfig | None = None
+    """Stage `synthesize`; a run on labelled data alone has none, and neither `weak` nor `filter`."""
+    weak: TrainEmbeddingConfig | None = None
+    """Stage `train_embedding`, weakly supervised; without it the supervised stage starts from `models.base`."""
     filter: FilterConfig = FilterConfig()
-    """Stage `filter`."""
+    """Stage `filter`; left out without `synthesize`."""
     labelled: LabelledConfig = LabelledConfig()
     """Stage `labelled`; without sets the stage is left out."""
     mine: MineConfig = MineConfig()
     """Stage `mine`."""
     supervised: TrainEmbeddingConfig
     """Stage `train_embedding`, supervised."""
-    reranker: TrainRerankerConfig
-    """Stage `train_reranker`."""
+    reranker_weak: TrainRerankerConfig | None = None
+    """Stage `train_reranker` on the synthetic rows alone, from which `reranker` then starts; the paper has none."""
+    reranker: TrainRerankerConfig | None = None
+    """Stage `train_reranker`; without it the run makes an embedding model only."""
     merge: MergeConfig = MergeConfig()
     """Stage `merge`."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -90,14 +93,45 @@ class RunConfig(Section):
     """Stage `serve`."""
 
     @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        problem = next(self._missing(), None)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _missing(self) -> Iterator[str]:
+        """What a section needs and the run does not have."""
+        for name in ("weak", "reranker_weak"):
+            if getattr(self, name) and not self.synthesize:
+                yield f"{name} trains on what synthesize writes, but there is no section synthesize"
+        if self.reranker_weak and not self.reranker:
+            yield "reranker_weak prepares the reranker, but there is no section reranker"
+        if self.synthesize and not (self.models.generator and self.models.retrieval):
+            yield "synthesize needs models.generator and models.retrieval"
+        scoring = {"filter": self.filter.model if self.synthesize else "", "mine": self.mine.model}
+        for name, model in scoring.items():
+            if model == "weak" and not self.weak:
+                yield f"{name}.model is weak, but there is no section weak; name another model"
+
+    @model_validator(mode="after")
     def _negatives(self) -> RunConfig:
-        wanted = max(self.supervised.hard_negatives, self.reranker.negatives)
+        rerankers = [section.negatives for section in (self.reranker, self.reranker_weak) if section]
+        wanted = max([self.supervised.hard_negatives, *rerankers])
         if self.mine.negatives < wanted:
             raise ValueError(
                 f"mine.negatives is {self.mine.negatives}, but training wants {wanted} "
                 "(supervised.hard_negatives, reranker.negatives)"
             )
         return self
+
+
+_Given = TypeVar("_Given", bound=Section)
+
+
+def given(section: _Given | None) -> _Given:
+    """The section of a stage that runs, which therefore is there."""
+    assert section is not None
+    return section
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from qwen3emb.config_data import Section
@@ -16,6 +18,8 @@ class EvaluateConfig(Section):
     """`heldout` (the corpus stage's held-out modules) or a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)."""
     split: str = "test"
     """Qrels split of a BEIR folder."""
+    compare: list[Literal["base", "weak", "supervised"]] = Field(default=["base", "weak", "supervised"])
+    """Models that are evaluated beside the merged one, where the run has them."""
     max_query_tokens: int = Field(default=64, ge=4)
     """Query length with instruction and end token."""
     max_document_tokens: int = Field(default=256, ge=4)
@@ -32,6 +36,9 @@ class EvaluateConfig(Section):
     """Documents per dev query that are reranked to find that share."""
     recall_at: list[int] = Field(default=[1, 10, 100], min_length=1)
     """k of recall@k."""
+    few_rows: int = Field(default=1000, ge=0)
+    """Languages of queries with fewer training rows are named in the report by language: their figures are the least
+    to be trusted."""
     workers: int = Field(default=2, ge=1)
     """Encoding and reranking workers."""
 

@@ -20,8 +20,10 @@ __all__ = [
     "Stage",
     "StageContext",
     "asked_for",
+    "borrow",
     "identity",
     "needs",
+    "own_folder",
     "plan",
     "selected",
     "stage_folder",
@@ -32,8 +34,11 @@ OPERATIONAL = {
     *("workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"),
     *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing", "shard_rows"),
 }
-_TRAIN = "jobs.train_embedding"
-_TRAINING = {"weak", "supervised", "reranker"}
+_TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
+_RERANKER_WEAK = "reranker_weak"
+_TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK}
+_OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK}
+_ELSEWHERE = "elsewhere.json"
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ STAGES = {
         Stage("labelled", "jobs.labelled", "labelled", ("corpus",)),
         Stage("mine", "jobs.mine", "mine", ("corpus", "filter", "weak", "labelled")),
         Stage("supervised", _TRAIN, "supervised", ("corpus", "weak", "mine"), (), ("--stage", "supervised")),
-        Stage("reranker", "jobs.train_reranker", "reranker", ("corpus", "mine"), ("reranker_base",)),
+        Stage(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine"), ("reranker_base",), ("--stage", "weak")),
+        Stage("reranker", _RERANKER, "reranker", ("corpus", "mine", _RERANKER_WEAK), ("reranker_base",)),
         Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), ("base", "reranker_base")),
         Stage("evaluate", "jobs.evaluate", "evaluate", ("corpus", "weak", "supervised", "merge"), ("base",)),
         Stage("index", "jobs.index", "index", ("corpus", "merge")),
@@ -91,8 +97,11 @@ class StageContext:
 
 
 def asked_for(cfg: RunConfig, name: str) -> bool:
-    """False for a stage that the run has nothing for: `labelled` without sets."""
-    return name != "labelled" or bool(cfg.labelled.sets or cfg.labelled.use)
+    """False for a stage that the run has nothing for: without its section, `filter` without `synthesize`, `labelled`
+    without sets."""
+    if name == "labelled":
+        return bool(cfg.labelled.sets or cfg.labelled.use)
+    return name not in _OPTIONAL | {"filter"} or getattr(cfg, {"filter": "synthesize"}.get(name, name)) is not None
 
 
 def needs(cfg: RunConfig, name: str) -> list[str]:
@@ -101,8 +110,42 @@ def needs(cfg: RunConfig, name: str) -> list[str]:
 
 
 def stage_folder(cfg: RunConfig, name: str) -> Storage:
-    """Where a stage of this run lies on storage."""
-    return Storage(cfg.storage) / name
+    """Where a stage of this run lies on storage: in the run's own, or where `borrow` found it."""
+    own = Storage(cfg.storage) / name
+    return Storage(own.read_json(_ELSEWHERE)["uri"]) if own.exists(_ELSEWHERE) else own
+
+
+def borrow(cfg: RunConfig, lender: RunConfig) -> list[str]:
+    """Let the finished stages of another run serve in this one where their identity is the same.
+
+    A note in the stage's folder of `cfg` says where it lies. Notes that are no longer true are removed; a stage that
+    this run has begun or done itself stays its own.
+
+    Returns:
+        The stages that are borrowed now.
+    """
+    known: dict[str, Identity] = {}
+    found = []
+    for name in (name for name in STAGES if asked_for(cfg, name)):
+        own, theirs = Storage(cfg.storage) / name, stage_folder(lender, name)
+        own.delete(_ELSEWHERE)
+        what = identity(cfg, name, known)
+        if state_of(own, what) == "new" and state_of(theirs, what) == "done":
+            own.write_json(_ELSEWHERE, {"uri": theirs.uri, "fingerprint": what.fingerprint})
+            found.append(name)
+    return found
+
+
+def own_folder(cfg: RunConfig, name: str) -> Storage:
+    """Where this run may write a stage.
+
+    Raises:
+        UserError: the stage is another run's, which has changed since.
+    """
+    own, folder = Storage(cfg.storage) / name, stage_folder(cfg, name)
+    if folder.uri != own.uri and state_of(folder, identity(cfg, name)) != "done":
+        raise UserError(f"{own.uri} stands for {folder.uri}, which is of another configuration now; remove {own.uri}")
+    return folder
 
 
 def identity(cfg: RunConfig, name: str, known: dict[str, Identity] | None = None) -> Identity:
@@ -124,18 +167,19 @@ def identity(cfg: RunConfig, name: str, known: dict[str, Identity] | None = None
 
 
 def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity:
-    stage = STAGES[name]
-    section = getattr(cfg, stage.section).model_dump(mode="json")
+    stage, given = STAGES[name], getattr(cfg, STAGES[name].section)
+    section = {} if given is None else given.model_dump(mode="json")
+    models = (*stage.models, "base") if name == "supervised" and not asked_for(cfg, "weak") else stage.models
     skipped = OPERATIONAL - ({"batch_size"} if name in _TRAINING else set())
     config: dict[str, Any] = {
         stage.section: {k: v for k, v in section.items() if k not in skipped},
         "seed": cfg.seed,
-        "models": {f: _model_name(cfg, f) for f in stage.models},
+        "models": {f: _model_name(cfg, f) for f in models},
         "end_token": cfg.models.end_token,
         "instruction": cfg.models.instruction,
     }
     inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
-    inputs |= {f"models.{f}": _model_fingerprint(_model_name(cfg, f)) for f in stage.models}
+    inputs |= {f"models.{f}": _model_fingerprint(_model_name(cfg, f)) for f in models}
     inputs |= {place: _source_fingerprint(place) for place in _external(cfg, name)}
     return Identity(name, __version__, config, inputs)
 
@@ -148,15 +192,19 @@ def plan(cfg: RunConfig) -> list[tuple[Stage, State]]:
 
 
 def selected(
-    steps: list[tuple[Stage, State]], first: str | None = None, only: str | None = None
+    steps: list[tuple[Stage, State]], first: str | None = None, only: str | None = None, last: str | None = None
 ) -> list[tuple[Stage, State]]:
-    """The steps of a plan from stage `first` on, or `only` that one.
+    """The steps of a plan from stage `first` on and up to `last`, or `only` one.
 
     Raises:
-        UserError: one of them reads a stage that is neither done nor among them.
+        UserError: the run has no such stage, or one of them reads a stage that is neither done nor among them.
     """
     names = [stage.name for stage, _ in steps]
-    chosen = steps[names.index(first) :] if first else [s for s in steps if only in (None, s[0].name)]
+    absent = next((name for name in (first, only, last) if name and name not in names), None)
+    if absent:
+        raise UserError(f"this run has no stage {absent}; its stages are {', '.join(names)}")
+    begin, end = names.index(only or first or names[0]), names.index(only or last or names[-1])
+    chosen = steps[begin : end + 1]
     there = {stage.name for stage, state in steps if state == "done"} | {stage.name for stage, _ in chosen}
     for stage, _ in chosen:
         missing = [need for need in stage.needs if need in names and need not in there]
@@ -186,7 +234,7 @@ def _external(cfg: RunConfig, name: str) -> list[str]:
     if name == "corpus":
         return [s.path for s in cfg.corpus.sources]
     if name == "synthesize":
-        return [cfg.synthesize.personas]
+        return [cfg.synthesize.personas] if cfg.synthesize else []
     if name == "labelled":
         places = [one.path for one in chosen_sets(cfg.labelled).values()]
         return [place for place in places if not cfg.labelled.skip_missing or _is_there(place)]

@@ -13,6 +13,7 @@ import numpy as np
 
 from qwen3emb.config_data import GatesConfig
 from qwen3emb.data.dedup import content_hash, is_unspaced, minhash, near_duplicates
+from qwen3emb.data.identify import language_identifier
 from qwen3emb.data.requirements import Requirement
 
 __all__ = ["Gates", "duplicate_queries", "word_count"]
@@ -50,9 +51,7 @@ class Gates:
         self._cfg = cfg
         self._identifier: Any = None
         if cfg.language:
-            from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-            self._identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+            self._identifier = language_identifier()
             self._known = set(self._identifier.labels)
 
     def problem(self, query: str, passage: str, wanted: Requirement) -> str | None:

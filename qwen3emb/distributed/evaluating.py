@@ -16,22 +16,27 @@ from qwen3emb.data.nearest import NONE
 from qwen3emb.distributed.encoding import Encoders, Rerankers
 from qwen3emb.distributed.progress import paced
 from qwen3emb.errors import UserError
+from qwen3emb.evaluate.by_language import by_language, language_lines
 from qwen3emb.evaluate.ranking import (
     Ranking,
     best_weight,
     nearest,
     ranking_metrics,
+    ranking_per_query,
     read_run,
     reranked,
     run_table,
 )
-from qwen3emb.evaluate.retrieval import RetrievalSet, read_beir, read_retrieval_set
+from qwen3emb.evaluate.retrieval import RetrievalSet, evaluation_set, read_retrieval_set
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
-from qwen3emb.pipeline import StageContext
-from qwen3emb.storage import Storage
+from qwen3emb.pipeline import StageContext, asked_for
+from qwen3emb.records import TRAINING_ROW
 
-__all__ = ["evaluate_models"]
+__all__ = ["PER_QUERY", "evaluate_models"]
+
+PER_QUERY = "per_query.json"
+"""model -> query id -> nDCG@10."""
 
 _RUN_DEPTH = 100
 _RERANKED = "merged+reranker"
@@ -41,7 +46,7 @@ _Say = Callable[[str], None]
 
 
 def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
-    """Rank the documents with every model; write `results.json` and `runs/`.
+    """Rank the documents with every model; write `results.json`, `per_query.json` (nDCG@10) and `runs/`.
 
     Args:
         ctx: the stage.
@@ -54,36 +59,33 @@ def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
         UserError: the retrieval set is missing or empty, or a model is missing.
     """
     cfg = ctx.cfg.evaluate
-    data = _retrieval_set(ctx)
+    data = evaluation_set(cfg, ctx.input("corpus"))
     say(f"evaluate: {len(data.queries)} queries, {len(data.corpus)} documents from {cfg.dataset}")
     results: dict[str, dict[str, float]] = {}
+    per_query: dict[str, dict[str, float]] = {}
     with _Pools(cfg.workers, ctx.cfg.cluster.gpus_per_worker) as pools:
         for name, rank in _rankings(_Evaluation(ctx, data, pools, say)).items():
             began = time.monotonic()
-            found = ranking_metrics(data, _kept(ctx, data, name, rank), cfg.recall_at)
+            ranking = _kept(ctx, data, name, rank)
+            found = ranking_metrics(data, ranking, cfg.recall_at)
+            per_query[name] = ranking_per_query(data, ranking)
             results[name] = {metric: round(value, 4) for metric, value in found.items()}
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
             say(f"evaluate: {name}: {shown} ({time.monotonic() - began:.0f} s)")
     content = {"dataset": cfg.dataset, "queries": len(data.queries), "documents": len(data.corpus)}
-    ctx.out.write_json("results.json", content | {"models": results})
+    languages = by_language(data.queries, _training_queries(ctx), per_query)
+    for line in language_lines(languages, cfg.few_rows):
+        say(f"evaluate: {line}")
+    ctx.out.write_json("results.json", content | {"models": results, "languages": languages})
+    ctx.out.write_json(PER_QUERY, per_query)
     metrics = {m: {name: values[m] for name, values in results.items()} for m in results["merged"]}
     return StageResult(len(data.queries), len(data.queries), {}, metrics)
 
 
-def _retrieval_set(ctx: StageContext) -> RetrievalSet:
-    cfg = ctx.cfg.evaluate
-    if cfg.dataset == "heldout":
-        where = (ctx.input("corpus") / "heldout").uri
-        data = read_retrieval_set(ctx.input("corpus") / "heldout")
-        advice = "raise corpus.heldout_share, add Python sources, or set evaluate.dataset to a BEIR folder"
-    else:
-        where, data = cfg.dataset, read_beir(Storage(cfg.dataset), cfg.split)
-        advice = "set evaluate.dataset and evaluate.split to a set with judged queries, or to `heldout`"
-    if not data.queries or not data.corpus:
-        raise UserError(
-            f"{where}: {len(data.queries)} queries and {len(data.corpus)} documents to evaluate on; {advice}"
-        )
-    return data
+def _training_queries(ctx: StageContext) -> list[str]:
+    """Of the supervised stage's rows."""
+    queries: list[str] = ctx.input("mine").read_table("rows", TRAINING_ROW)["query"].to_pylist()
+    return queries
 
 
 class _Pools:
@@ -128,19 +130,22 @@ class _Evaluation:
 
 def _rankings(e: _Evaluation) -> dict[str, Callable[[], Ranking]]:
     """What ranks the documents, by the name in the results, in the order of the pipeline."""
-    merged, base = e.ctx.input("merge") / "embedding", str(resolve_model(e.ctx.cfg.models.base))
-    models: dict[str, tuple[str, str | None]] = {
-        "base": (base, e.ctx.cfg.models.end_token),
-        "weak": (final_model(e.ctx.input("weak")).uri, None),
-        "supervised": (final_model(e.ctx.input("supervised")).uri, None),
-        "merged": (merged.uri, None),
-    }
+    cfg = e.ctx.cfg
+    models: dict[str, tuple[str, str | None]] = {}
+    for name in cfg.evaluate.compare:
+        if name == "base":
+            models[name] = str(resolve_model(cfg.models.base)), cfg.models.end_token
+        elif asked_for(cfg, name):
+            models[name] = final_model(e.ctx.input(name)).uri, None
+    models["merged"] = (e.ctx.input("merge") / "embedding").uri, None
     rankings: dict[str, Callable[[], Ranking]] = {
         name: partial(_embedded, e, e.data, name, *model) for name, model in models.items()
     }
-    if e.ctx.cfg.evaluate.rerank_weight != 1:
+    if not asked_for(cfg, "reranker"):
+        return rankings
+    if cfg.evaluate.rerank_weight != 1:
         rankings[_ALONE] = partial(_reranked, e, 1.0)
-    return rankings | {_RERANKED: partial(_reranked, e, e.ctx.cfg.evaluate.rerank_weight)}
+    return rankings | {_RERANKED: partial(_reranked, e, cfg.evaluate.rerank_weight)}
 
 
 def _kept(ctx: StageContext, data: RetrievalSet, name: str, rank: Callable[[], Ranking]) -> Ranking:

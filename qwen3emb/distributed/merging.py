@@ -17,7 +17,7 @@ from qwen3emb.merge.checkpoint import merge_checkpoints
 from qwen3emb.model.export import SEQUENCE_CLASSIFIER, export_sequence_classifier
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import checkpoints
-from qwen3emb.pipeline import StageContext
+from qwen3emb.pipeline import StageContext, asked_for
 from qwen3emb.storage import Storage
 
 __all__ = ["EMBEDDING", "RERANKER", "merge_models"]
@@ -39,7 +39,7 @@ class _Merge:
 
 
 def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
-    """Merge the embedding model and the reranker; write both models and `report.json`.
+    """Merge the embedding model and, where the run has one, the reranker; write the models and `report.json`.
 
     The reranker also gets a one-label sequence classifier in a folder below. Rows are tensors.
 
@@ -51,10 +51,9 @@ def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
         UserError: the checkpoints cannot be merged, or the base is not the one they were trained from.
     """
     cfg, models = ctx.cfg.merge, ctx.cfg.models
-    work = {
-        EMBEDDING: _work(ctx, "supervised", models.base, EMBEDDING, say),
-        RERANKER: _work(ctx, "reranker", models.reranker_base or models.base, RERANKER, say),
-    }
+    work = {EMBEDDING: _work(ctx, "supervised", models.base, EMBEDDING, say)}
+    if asked_for(ctx.cfg, "reranker"):
+        work[RERANKER] = _work(ctx, "reranker", models.reranker_base or models.base, RERANKER, say)
     searched: dict[str, float] = {}
     if cfg.search:
         base = Path(work[EMBEDDING].base) if cfg.on == "task_vectors" else None

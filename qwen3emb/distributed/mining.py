@@ -97,7 +97,8 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
 def _gathered(ctx: StageContext) -> _Given:
     """What the stages before have left."""
     corpus, filtered = ctx.input("corpus"), ctx.input("filter")
-    synthetic = filtered.read_table("pairs", PAIR).to_pylist()
+    written = asked_for(ctx.cfg, "filter")
+    synthetic = filtered.read_table("pairs", PAIR).to_pylist() if written else []
     sets = _rows_of_sets(ctx) + [_passed(pair) for pair in synthetic if pair["origin"] != _SYNTHETIC]
     names = {n for n, one in chosen_sets(ctx.cfg.labelled).items() if one.mine and one.task == "retrieval"}
     mined_sets = [row for row in sets if row["origin"] in names]
@@ -106,10 +107,8 @@ def _gathered(ctx: StageContext) -> _Given:
     pairs += _pairs([pair for pair in synthetic if pair["origin"] == _SYNTHETIC], _SYNTHETIC)
     pairs += [MinePair(row["id"], row["query"], row["positive"], row["origin"]) for row in mined_sets]
     if not pairs and not sets:
-        raise UserError(
-            f"{corpus.uri}/pairs and {filtered.uri}/pairs hold no pair to mine for; add sources, or lower "
-            "filter.threshold"
-        )
+        places = f"{corpus.uri}/pairs and {filtered.uri}/pairs hold" if written else f"{corpus.uri}/pairs holds"
+        raise UserError(f"{places} no pair to mine for; add sources or labelled.sets, or lower filter.threshold")
     passages = corpus.read_table("passages", PASSAGE).select(["title", "text"]).to_pylist()
     labelled = [p.document for p in pairs if p.origin == _LABELLED]
     texts = [document_text(p["title"] or "", p["text"]) for p in passages]  # as in the synthetic pairs

@@ -22,7 +22,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from qwen3emb.artifact import StageResult
-from qwen3emb.config import RunConfig
+from qwen3emb.config import RunConfig, given
 from qwen3emb.data.blocks import Block, Plan, Segment, plan_blocks, read_block
 from qwen3emb.data.decontamination import EvaluationNgrams, evaluation_texts
 from qwen3emb.data.personas import index_name, nearest_personas, persona_vectors, read_personas
@@ -57,7 +57,7 @@ def synthesize(ctx: StageContext, say: _Say) -> StageResult:
         UserError: no passages, no usable persona, an unknown language, or a model that cannot be used.
         StageFailure: blocks are missing at the end, or an engine cannot be started.
     """
-    cfg, out = ctx.cfg.synthesize, ctx.out
+    cfg, out = given(ctx.cfg.synthesize), ctx.out
     weighted_languages(cfg.languages)
     weighted_words(cfg.words)
     personas, bad_personas = read_personas(cfg.personas)
@@ -81,7 +81,7 @@ def synthesize(ctx: StageContext, say: _Say) -> StageResult:
 
 def _drop(ctx: StageContext, say: _Say) -> None:
     """Reject what can only be seen over the whole stage."""
-    gates, out = ctx.cfg.synthesize.gates, ctx.out
+    gates, out = given(ctx.cfg.synthesize).gates, ctx.out
     if gates.heldout_share is not None:
         texts = evaluation_texts(ctx.input("corpus"))
         held = drop_overlapping(out, EvaluationNgrams(list(texts), list(texts.values()), gates.heldout_share))
@@ -119,7 +119,7 @@ def _write_blocks(
     began = time.monotonic()
     done = plan.rows - sum(block.rows for block in missing)
     say(f"synthesize: {done} of {plan.rows} passages done, {len(missing)} blocks to write")
-    each = ctx.cfg.synthesize.queries_per_passage
+    each = given(ctx.cfg.synthesize).queries_per_passage
     with counting(say, done * each, plan.rows * each) as tally:
         for _ in _dataset(ctx, plan, missing, personas, tally).iter_batches(batch_size=None):
             pass
@@ -129,7 +129,7 @@ def _write_blocks(
 def _dataset(
     ctx: StageContext, plan: Plan, missing: Sequence[Block], personas: list[str], tally: Any
 ) -> ray.data.Dataset:
-    cfg, gpus = ctx.cfg.synthesize, ctx.cfg.cluster.gpus_per_worker > 0
+    cfg, gpus = given(ctx.cfg.synthesize), ctx.cfg.cluster.gpus_per_worker > 0
     resources = engine_resources(cfg, gpus)
     _check_room(ctx.cfg, resources["num_cpus"] + _READER_CPUS)
     DataContext.get_current().enable_progress_bars = False
@@ -162,7 +162,7 @@ def _check_room(cfg: RunConfig, cpus: float) -> None:
     embedded = cfg.cluster.address is None and not os.environ.get("RAY_ADDRESS")
     if embedded and cpus > cfg.cluster.num_cpus:
         raise UserError(
-            f"synthesize.threads is {cfg.synthesize.threads}, but the Ray started here has "
+            f"synthesize.threads is {given(cfg.synthesize).threads}, but the Ray started here has "
             f"{cfg.cluster.num_cpus} CPUs; raise cluster.num_cpus"
         )
 
@@ -222,9 +222,11 @@ class _Writer:
 
     def _loaded(self) -> QueryWriter:
         began = time.monotonic()
-        engine = VllmEngine(self._cfg.models.generator, self._cfg.synthesize, self._cfg.cluster.gpus_per_worker > 0)
+        engine = VllmEngine(
+            str(self._cfg.models.generator), given(self._cfg.synthesize), self._cfg.cluster.gpus_per_worker > 0
+        )
         self._tally.put.remote(f"engine {os.getpid()}", {"load_seconds": time.monotonic() - began, "engines": 1})
-        return QueryWriter(engine, self._cfg.synthesize, self._cfg.seed)
+        return QueryWriter(engine, given(self._cfg.synthesize), self._cfg.seed)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """UDF over one block."""
@@ -247,7 +249,7 @@ class _Writer:
             if row.passage["id"] in guilty and not row.settled:
                 row.fail("engine_died: the engine's process ended while this row was asked")
         alone = deaths >= _DEATHS
-        size = 1 if alone else self._cfg.synthesize.batch_size
+        size = 1 if alone else given(self._cfg.synthesize).batch_size
         began = time.monotonic()
         writer.tokens.clear()
         for start in range(0, len(rows), size):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from qwen3emb.artifact import StageResult
-from qwen3emb.config import RunConfig
+from qwen3emb.config import RunConfig, given
 from qwen3emb.config_train import DataSetConfig, TrainEmbeddingConfig
 from qwen3emb.data.catalogue import chosen_sets
-from qwen3emb.data.synthetic import SYNTHETIC_SETS, trained_as
+from qwen3emb.data.synthetic import SYNTHETIC_SETS, is_synthetic, trained_as
 from qwen3emb.distributed.trainer import TrainJob, fit
 from qwen3emb.evaluate.retrieval import RetrievalSet, read_retrieval_set
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
-from qwen3emb.pipeline import StageContext
+from qwen3emb.pipeline import StageContext, asked_for
 from qwen3emb.records import PAIR, TRAINING_ROW
 from qwen3emb.train.rows import TrainingRow, by_dataset, check_datasets, checked, rows_from_pairs, rows_from_training
 from qwen3emb.train.tasks import EmbeddingTask, RerankerTask
@@ -26,11 +26,11 @@ VALIDATION_QUERIES = 16
 def train_weak(ctx: StageContext) -> StageResult:
     """Stage 1: contrastive training on all synthetic pairs (paper section 4)."""
     rows = rows_from_pairs(ctx.input("synthesize").read_table("pairs", PAIR))
-    return _train_embedding(ctx, rows, ctx.cfg.weak, {}, str(resolve_model(ctx.cfg.models.base)))
+    return _train_embedding(ctx, rows, given(ctx.cfg.weak), {}, str(resolve_model(ctx.cfg.models.base)))
 
 
 def train_supervised(ctx: StageContext) -> StageResult:
-    """Stage 2: labelled and filtered synthetic pairs with hard negatives, from the weak model."""
+    """Stage 2: labelled and filtered synthetic pairs with hard negatives, from the weak model where the run has one."""
     cfg = ctx.cfg.supervised
     table = ctx.input("mine").read_table("rows", TRAINING_ROW)
     sets = _labelled_sets(ctx.cfg)
@@ -38,7 +38,9 @@ def train_supervised(ctx: StageContext) -> StageResult:
     # A set that wants more negatives than the stage takes them itself (`DataSetConfig.hard_negatives`).
     most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in wanted.values())])
     rows = rows_from_training(table, most, cfg.synthetic)
-    return _train_embedding(ctx, rows, cfg, sets, str(final_model(ctx.input("weak")).local()))
+    weak = asked_for(ctx.cfg, "weak")
+    start = final_model(ctx.input("weak")).local() if weak else resolve_model(ctx.cfg.models.base)
+    return _train_embedding(ctx, rows, cfg, sets, str(start))
 
 
 def _labelled_sets(cfg: RunConfig) -> dict[str, DataSetConfig]:
@@ -59,22 +61,33 @@ def _data_sets(sets: dict[str, DataSetConfig], there: set[str], cfg: TrainEmbedd
 
 
 def train_reranker(ctx: StageContext) -> StageResult:
-    """Stage 2 of the reranker: yes / no fine-tuning on the mined rows, a few of them held out for validation."""
-    cfg = ctx.cfg.reranker
+    """The reranker's yes / no fine-tuning on the mined rows, a few of them held out for validation.
+
+    Stage `reranker_weak` takes the synthetic rows alone; `reranker` starts from its model where the run has that stage.
+    """
+    weak = ctx.stage.name == "reranker_weak"
+    cfg = given(ctx.cfg.reranker_weak if weak else ctx.cfg.reranker)
     rows = rows_from_training(ctx.input("mine").read_table("rows", TRAINING_ROW), cfg.negatives)
+    rows = [row for row in rows if is_synthetic(row.dataset)] if weak else rows
     sets = chosen_sets(ctx.cfg.labelled)
     other = {name for name, one in sets.items() if one.task != "retrieval"} | trained_as(set(SYNTHETIC_SETS)).keys()
     usable = [row for row in rows if row.negatives and row.dataset not in other]
     dev, train = usable[:VALIDATION_QUERIES], usable[VALIDATION_QUERIES:]
     checked(train, cfg.queries_per_step, ctx.out.uri)
-    base = resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base)
     instructions = {name: one.instruction for name, one in sets.items() if one.instruction is not None}
-    task = RerankerTask(cfg, base, ctx.cfg.models.instruction, dev, instructions)
+    task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, dev, instructions)
     metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     other_tasks = sum(row.dataset in other for row in rows)
     skipped = {"other_task": other_tasks, "no hard negatives": len(rows) - len(usable) - other_tasks}
     skipped["validation"] = len(dev)
     return StageResult(len(rows), len(train), skipped, metrics)
+
+
+def _reranker_start(ctx: StageContext) -> Path:
+    """The model that a stage of the reranker starts from."""
+    if ctx.stage.name == "reranker" and asked_for(ctx.cfg, "reranker_weak"):
+        return Path(final_model(ctx.input("reranker_weak")).local())
+    return Path(resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base))
 
 
 def _train_embedding(

@@ -12,7 +12,17 @@ from qwen3emb.data.nearest import NONE, top_k
 from qwen3emb.evaluate.metrics import per_query, run_metrics
 from qwen3emb.evaluate.retrieval import RetrievalSet
 
-__all__ = ["RUN", "Ranking", "best_weight", "nearest", "ranking_metrics", "read_run", "reranked", "run_table"]
+__all__ = [
+    "RUN",
+    "Ranking",
+    "best_weight",
+    "nearest",
+    "ranking_metrics",
+    "ranking_per_query",
+    "read_run",
+    "reranked",
+    "run_table",
+]
 
 RUN = pa.schema([("query_id", pa.string()), ("corpus_id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 """A run: `rank` counts from 1; `score` is null for documents below those that a reranker has seen."""
@@ -80,7 +90,12 @@ def best_weight(data: RetrievalSet, first: Ranking, scores: Sequence[np.ndarray]
 
 def _ndcg(data: RetrievalSet, ranking: Ranking) -> np.ndarray:
     """(Q,) nDCG@10 of each judged query."""
-    return np.array([found["ndcg@10"] for found in per_query(data, _as_run(data, ranking), [10]).values()])
+    return np.array(list(ranking_per_query(data, ranking).values()))
+
+
+def ranking_per_query(data: RetrievalSet, ranking: Ranking) -> dict[str, float]:
+    """nDCG@10 of each judged query, by rank alone."""
+    return {query: found["ndcg@10"] for query, found in per_query(data, _as_run(data, ranking), [10]).items()}
 
 
 def ranking_metrics(data: RetrievalSet, ranking: Ranking, recall_at: Sequence[int]) -> dict[str, float]:

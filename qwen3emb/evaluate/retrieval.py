@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from qwen3emb.config_serve import EvaluateConfig
 from qwen3emb.errors import NotThere, UserError
 from qwen3emb.records import CORPUS, QRELS, QUERIES
 from qwen3emb.storage import Storage
 
-__all__ = ["RetrievalSet", "read_beir", "read_retrieval_set", "write_retrieval_set"]
+__all__ = ["RetrievalSet", "evaluation_set", "read_beir", "read_retrieval_set", "write_retrieval_set"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,29 @@ def read_beir(folder: Storage, split: str) -> RetrievalSet:
     if missing is not None:
         raise UserError(f"{folder.uri}/{name}: query {missing!r} is judged but not in queries.jsonl")
     return RetrievalSet(queries, corpus, qrels)
+
+
+def evaluation_set(cfg: EvaluateConfig, corpus: Storage) -> RetrievalSet:
+    """What a run is evaluated on.
+
+    Args:
+        cfg: names it.
+        corpus: folder of the stage `corpus`, which holds the held-out set.
+
+    Raises:
+        UserError: it is missing or empty.
+    """
+    if cfg.dataset == "heldout":
+        where, data = (corpus / "heldout").uri, read_retrieval_set(corpus / "heldout")
+        advice = "raise corpus.heldout_share, add Python sources, or set evaluate.dataset to a BEIR folder"
+    else:
+        where, data = cfg.dataset, read_beir(Storage(cfg.dataset), cfg.split)
+        advice = "set evaluate.dataset and evaluate.split to a set with judged queries, or to `heldout`"
+    if not data.queries or not data.corpus:
+        raise UserError(
+            f"{where}: {len(data.queries)} queries and {len(data.corpus)} documents to evaluate on; {advice}"
+        )
+    return data
 
 
 def _json_lines(folder: Storage, name: str) -> Iterator[dict[str, str]]:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from benchmarks.comparing import Comparison, Outcome, compare, report
+from benchmarks.comparing import Comparison, Difference, Outcome, compare, report
 
 
 def test_ratio_is_how_much_better_ours_is_whichever_way_the_figure_points() -> None:
@@ -70,3 +70,11 @@ def test_report_prints_a_line_each_and_fails_where_a_must_fails(capsys: pytest.C
     }
     assert json.loads(lines[1])["ratio"] == 0.5
     assert last == "held 1/2"
+
+
+def test_a_difference_holds_from_its_must_on_and_nan_never() -> None:
+    assert Difference("a", 0.0, 5.0, ours=60.0, theirs=60.0).held
+    assert not Difference("a", 0.0, 5.0, ours=59.99, theirs=60.0).held
+    assert not Difference("a", 0.0, 5.0, ours=math.nan, theirs=60.0).held
+    line = json.loads(Difference("a", 0.0, 5.0, ours=61.2346, theirs=60.0).line())
+    assert line == {"id": "a", "ours": 61.235, "theirs": 60.0, "difference": 1.235, "must": 0.0, "aim": 5.0}

@@ -95,8 +95,8 @@ def test_a_typo_inside_a_list_is_found(tmp_path: Path) -> None:
 
 def test_a_missing_section_is_named(tmp_path: Path) -> None:
     run = minimal()
-    del run["weak"]
-    assert "'weak' is missing" in refusal(tmp_path, run)
+    del run["supervised"]
+    assert "'supervised' is missing" in refusal(tmp_path, run)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +187,24 @@ def test_every_key_is_described() -> None:
     for line in config_docs.markdown().splitlines():
         if line.startswith("| `"):
             assert line.rsplit("|", 2)[1].strip(), line
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"synthesize": None}, "weak trains on what synthesize writes, but there is no section synthesize"),
+        ({"weak": None}, "filter.model is weak, but there is no section weak"),
+        ({"weak": None, "filter": {"model": "m"}}, "mine.model is weak, but there is no section weak"),
+        ({"reranker": None, "reranker_weak": {"steps": 1, "negatives": 2}}, "there is no section reranker"),
+        ({"models": {"generator": None}}, "synthesize needs models.generator and models.retrieval"),
+    ],
+)
+def test_sections_that_need_others(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+    assert message in refusal(tmp_path, minimal(**sections))
+
+
+def test_a_run_on_labelled_data_alone_needs_no_generator(tmp_path: Path) -> None:
+    run = minimal(synthesize=None, weak=None, reranker=None, mine={"model": "e"})
+    run["models"] = {"base": "b"}
+    cfg = load_config(written(tmp_path, run))
+    assert (cfg.synthesize, cfg.weak, cfg.reranker, cfg.models.generator) == (None, None, None, None)

@@ -12,7 +12,9 @@ import pytest
 from qwen3emb.artifact import StageResult, State, complete, start
 from qwen3emb.config import load_config
 from qwen3emb.errors import UserError
-from qwen3emb.pipeline import STAGES, Stage, identity, plan, selected, stage_folder
+from qwen3emb.pipeline import STAGES, Stage, borrow, identity, needs, own_folder, plan, selected, stage_folder
+
+ABSENT = {"labelled", "reranker_weak"}  # the small run has neither sets nor that section
 
 
 def fingerprints(file: Path, *overrides: str) -> dict[str, str]:
@@ -132,8 +134,8 @@ def test_a_plan_follows_storage(run_file: Path) -> None:
 
 
 def steps(**states: State) -> list[tuple[Stage, State]]:
-    """A run without labelled sets."""
-    return [(stage, states.get(name, "new")) for name, stage in STAGES.items() if name != "labelled"]
+    """The stages of the small run."""
+    return [(stage, states.get(name, "new")) for name, stage in STAGES.items() if name not in ABSENT]
 
 
 def names(chosen: list[tuple[Stage, State]]) -> list[str]:
@@ -142,9 +144,14 @@ def names(chosen: list[tuple[Stage, State]]) -> list[str]:
 
 def test_all_stages_are_chosen_from_a_stage_or_only_one() -> None:
     done: dict[str, State] = {name: "done" for name in ("corpus", "synthesize", "weak", "filter", "mine")}
-    assert names(selected(steps())) == [name for name in STAGES if name != "labelled"]
-    assert names(selected(steps(**done), first="supervised")) == list(STAGES)[6:]
+    assert names(selected(steps())) == [name for name in STAGES if name not in ABSENT]
+    rest = ["supervised", "reranker", "merge", "evaluate", "index"]
+    assert names(selected(steps(**done), first="supervised")) == rest
+    assert names(selected(steps(**done), first="supervised", last="merge")) == rest[:3]
+    assert names(selected(steps(**done), last="mine")) == ["corpus", "synthesize", "weak", "filter", "mine"]
     assert names(selected(steps(**done), only="mine")) == ["mine"]
+    with pytest.raises(UserError, match="no stage reranker_weak"):
+        selected(steps(**done), only="reranker_weak")
 
 
 @pytest.mark.parametrize("state", ["new", "unfinished", "different"])
@@ -185,7 +192,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(run_file: Path) -> Non
     lines = [line.split(" ", 1)[1] for line in done.stderr.splitlines()]
     assert lines[0].startswith("corpus: reused")
     assert lines[2] == "weak: new, would run python -m jobs.train_embedding --stage weak"
-    assert len(lines) == len(STAGES) - 1  # all but `labelled`, for which the run has no sets
+    assert len(lines) == len(STAGES) - len(ABSENT)
     assert sorted(run_file.parent.rglob("*")) == before
 
 
@@ -195,7 +202,7 @@ def test_a_finished_pipeline_ends_within_seconds_and_reports(run_file: Path) -> 
     done = pipeline("--config", str(run_file))
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 30
-    assert all(f"{name}: reused" in done.stderr for name in STAGES if name != "labelled")
+    assert all(f"{name}: reused" in done.stderr for name in STAGES if name not in ABSENT)
     assert "make serve" in done.stdout
     assert (run_file.parent / "run" / "summary.json").is_file()
 
@@ -214,3 +221,62 @@ def test_a_wrong_config_ends_with_2(run_file: Path) -> None:
     done = pipeline("--config", str(run_file), "--set", "weak.step=1")
     assert done.returncode == 2
     assert "did you mean 'weak.steps'?" in done.stderr
+
+
+def test_sections_that_are_left_out_leave_their_stages_out(run_file: Path) -> None:
+    without = ["synthesize=null", "weak=null", "reranker=null", "mine.model=all-minilm"]
+    found = [stage.name for stage, _ in plan(load_config(run_file, [*without, f"mine.model={run_file.parent}/model"]))]
+    assert found == ["corpus", "mine", "supervised", "merge", "evaluate", "index"]
+    cfg = load_config(run_file, without)
+    assert [needs(cfg, name) for name in ("mine", "supervised", "merge", "evaluate")] == [
+        ["corpus"],
+        ["corpus", "mine"],
+        ["supervised"],
+        ["corpus", "supervised", "merge"],
+    ]
+
+
+def test_without_a_weak_stage_the_base_model_is_part_of_what_supervised_is(run_file: Path) -> None:
+    sets = ["synthesize=null", "weak=null", f"mine.model={run_file.parent}/model"]
+    before = identity(load_config(run_file, sets), "supervised")
+    (run_file.parent / "model" / "model.safetensors").write_bytes(b"other weights")
+    after = identity(load_config(run_file, sets), "supervised")
+    assert before.inputs["models.base"] != after.inputs["models.base"]
+
+
+def test_a_weak_stage_of_the_reranker_stands_before_it(run_file: Path) -> None:
+    sets = ["reranker_weak={steps: 1, negatives: 2}"]
+    found = [stage.name for stage, _ in plan(load_config(run_file, sets))]
+    assert found.index("reranker_weak") + 1 == found.index("reranker")
+    cfg = load_config(run_file, sets)
+    assert "reranker_weak" in needs(cfg, "reranker")
+    more = load_config(run_file, ["reranker_weak={steps: 2, negatives: 2}"])
+    differ = {n for n in STAGES if identity(cfg, n) != identity(more, n)}
+    assert differ == {"reranker_weak", "reranker", "merge", "evaluate", "index"}
+
+
+def test_finished_stages_of_another_run_serve_where_they_are_the_same(run_file: Path) -> None:
+    finish(run_file, *(name for name in STAGES if name not in ABSENT))
+    lender = load_config(run_file)
+    other = f"storage={run_file.parent}/other"
+    cfg = load_config(run_file, [other, "supervised.steps=2"])
+    assert borrow(cfg, lender) == ["corpus", "synthesize", "weak", "filter", "mine", "reranker"]
+    states = {stage.name: state for stage, state in plan(cfg)}
+    assert [states[n] for n in ("mine", "supervised", "reranker", "merge")] == ["done", "new", "done", "new"]
+    assert stage_folder(cfg, "mine").uri == stage_folder(lender, "mine").uri
+
+    # The lender changes: what was borrowed is neither used nor written over.
+    changed = load_config(run_file, [other, "supervised.steps=2", "mine.margin=0.1"])
+    assert {s.name: state for s, state in plan(changed)}["mine"] == "different"
+    with pytest.raises(UserError, match="stands for"):
+        own_folder(changed, "mine")
+    assert borrow(changed, lender) == ["corpus", "synthesize", "weak", "filter"]
+    assert own_folder(changed, "mine").uri == f"{run_file.parent}/other/mine"
+
+
+def test_a_stage_that_the_run_began_itself_stays_its_own(run_file: Path) -> None:
+    finish(run_file, "corpus")
+    cfg = load_config(run_file, [f"storage={run_file.parent}/other"])
+    start(stage_folder(cfg, "corpus"), identity(cfg, "corpus"))
+    assert borrow(cfg, load_config(run_file)) == []
+    assert stage_folder(cfg, "corpus").uri == f"{run_file.parent}/other/corpus"

@@ -1,0 +1,126 @@
+"""One training of `make bench-quality` in a process of its own: `python -m benchmarks.quality_sides ours|theirs FILE`.
+
+FILE is JSON: `model`, `pairs` (file of [query, document] rows), `dev` (a BEIR folder), `seconds`, `out`. The time runs
+from the start of the process's work, loading and Ray included, until the last step is done; both sides measure a few
+steps first and plan as many as fit, since their learning rates end with the last one. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+INSTRUCTION = "Given a scientific claim, retrieve documents that support or refute the claim"
+END_TOKEN = "<|im_end|>"
+TRIAL_STEPS = 6
+RESERVE = 0.04  # share of the time that may be lost to a machine that slows down
+CHECKPOINTS = 3
+
+
+def steps_that_fit(trial_seconds: float, left: float) -> int:
+    """Steps in `left` seconds, where `TRIAL_STEPS` took `trial_seconds`."""
+    return max(2 * CHECKPOINTS, int(left * (1 - RESERVE) * TRIAL_STEPS / trial_seconds))
+
+
+def ours(order: dict[str, Any]) -> dict[str, Any]:
+    """The supervised stage's own training on Ray Train and DeepSpeed, from the base model."""
+    from cluster.session import connected
+    from qwen3emb.config import ClusterConfig
+    from qwen3emb.config_train import LossConfig, OptimizerConfig, TrainEmbeddingConfig
+    from qwen3emb.distributed.trainer import TrainJob, fit
+    from qwen3emb.evaluate.retrieval import read_beir
+    from qwen3emb.storage import Storage
+    from qwen3emb.train.history import History
+    from qwen3emb.train.rows import TrainingRow
+    from qwen3emb.train.tasks import EmbeddingTask
+
+    began = time.monotonic()
+    rows = [TrainingRow(str(i), q, d, (), "scifact") for i, (q, d) in enumerate(json.loads(_read(order["pairs"])))]
+    dev = read_beir(Storage(order["dev"]), "dev")
+    base = TrainEmbeddingConfig(
+        steps=TRIAL_STEPS,
+        num_workers=1,
+        batch_size=32,
+        max_query_tokens=64,
+        max_document_tokens=192,
+        loss=LossConfig(temperature=0.05, query_query=False, document_document=False),
+        optimizer=OptimizerConfig(lr=2e-4, warmup_steps=10, schedule="wsd", decay_share=0.4),
+        keep_checkpoints=CHECKPOINTS,
+    )
+
+    def trained(cfg: TrainEmbeddingConfig, out: Path, validate: bool) -> dict[str, Any]:
+        task = EmbeddingTask(cfg, Path(order["model"]), END_TOKEN, INSTRUCTION, dev if validate else None)
+        return fit(TrainJob(task, {"scifact": rows}, 0, str(out), 0))
+
+    out = Path(order["out"])
+    with connected(ClusterConfig(num_cpus=4)):
+        trained(base, out / "trial", False)
+        taken = History.read(Storage(str(out / "trial"))).latest()["seconds"]
+        shutil.rmtree(out / "trial")
+        steps = steps_that_fit(taken, order["seconds"] - (time.monotonic() - began) - 25)  # 25: start, exports
+        every = max(1, round(0.1 * steps))
+        result = trained(base.model_copy(update={"steps": steps, "checkpoint_every": every}), out, True)
+    return {"steps": steps, "rows": steps * base.batch_size, "seconds": time.monotonic() - began, **result}
+
+
+def theirs(order: dict[str, Any]) -> dict[str, Any]:
+    """sentence-transformers' trainer as its documentation recommends: MNRL, batches of 16 without duplicates, 2e-5."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.training_args import BatchSamplers
+
+    began = time.monotonic()
+    pairs = json.loads(_read(order["pairs"]))
+    data = Dataset.from_dict({"anchor": [q for q, _ in pairs], "positive": [d for _, d in pairs]})
+    out = Path(order["out"])
+
+    def trained(steps: int) -> tuple[Any, float]:
+        model = pooled_decoder(order["model"])
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=str(out / "run"),
+            max_steps=steps,
+            per_device_train_batch_size=16,
+            learning_rate=2e-5,
+            warmup_steps=max(1, steps // 10),
+            bf16=True,
+            use_cpu=True,
+            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        trainer = SentenceTransformerTrainer(model, arguments, data, loss=MultipleNegativesRankingLoss(model))
+        start = time.monotonic()
+        trainer.train()
+        return model, time.monotonic() - start
+
+    _, taken = trained(TRIAL_STEPS)
+    steps = steps_that_fit(taken, order["seconds"] - (time.monotonic() - began))
+    model, _ = trained(steps)
+    spent = time.monotonic() - began
+    model.save_pretrained(str(out / "model"))
+    return {"steps": steps, "rows": steps * 16, "seconds": spent, "model": "model"}
+
+
+def pooled_decoder(model: str) -> Any:
+    """sentence-transformers on a decoder: its default, the mean over the tokens, and no chat template around texts."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    body = Transformer(model, max_seq_length=512, modality_config={"text": text}, module_output_name="token_embeddings")
+    return SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension())], device="cpu")
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    chosen = ours if sys.argv[1] == "ours" else theirs
+    print(json.dumps(chosen(json.loads(_read(sys.argv[2])))), flush=True)

@@ -1,0 +1,99 @@
+"""The ablation: which runs it consists of, and its table from figures worked out by hand."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from qwen3emb.artifact import StageResult, complete, start
+from qwen3emb.config import RunConfig, load_config
+from qwen3emb.errors import UserError
+from qwen3emb.evaluate.ablation import ablation_table, rows_of, variants, with_figures, write_ablation
+from qwen3emb.pipeline import borrow, identity, plan, stage_folder
+
+
+def finish(cfg: RunConfig, *names: str) -> None:
+    for name in names:
+        start(stage_folder(cfg, name), identity(cfg, name))
+        complete(stage_folder(cfg, name), identity(cfg, name), StageResult(1, 1), 1.0)
+
+
+def to_run(file: Path, variant: str, *overrides: str) -> list[str]:
+    """The stages that a variant has to run up to `evaluate`, once the full run is done."""
+    full = load_config(file, list(overrides))
+    finish(full, *(stage.name for stage, state in plan(full) if state == "new"))
+    cfg = load_config(file, [*overrides, *variants(full)[variant]])
+    borrow(cfg, full)
+    return [stage.name for stage, state in plan(cfg) if state != "done" and stage.name != "index"]
+
+
+def test_without_synthetic_data_only_what_depends_on_it_runs_again(run_file: Path) -> None:
+    assert to_run(run_file, "no-synthetic") == ["mine", "supervised", "merge", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("own", "stages"),
+    [
+        ([], ["reranker_weak", "reranker", "merge", "evaluate"]),
+        (["reranker_weak={steps: 3, negatives: 2}"], ["reranker", "merge", "evaluate"]),
+    ],
+)
+def test_the_reranker_with_and_without_its_weak_stage(run_file: Path, own: list[str], stages: list[str]) -> None:
+    assert to_run(run_file, "other-reranker", *own) == stages
+
+
+def test_a_run_without_synthetic_data_has_nothing_to_leave_out(run_file: Path) -> None:
+    cfg = load_config(run_file, ["synthesize=null", "weak=null", "mine.model=m"])
+    with pytest.raises(UserError, match="no section synthesize and weak"):
+        variants(cfg)
+
+
+def test_rows_are_compared_query_by_query(run_file: Path) -> None:
+    cfg = load_config(run_file, ["reranker=null"])
+    runs = {name: load_config(run_file, ["reranker=null", *sets]) for name, sets in variants(cfg).items()}
+    assert list(runs) == ["no-synthetic"]
+    figures = {"weak": [0.0, 0.2], "supervised": [0.5, 0.7], "merged": [0.5, 0.9]}
+    write(cfg, figures)
+    with pytest.raises(UserError, match=r"ablation/no-synthetic/evaluate: not complete"):
+        with_figures(cfg, runs)
+    write(runs["no-synthetic"], {"merged": [0.4, 0.8]})
+    lines = {line["row"]: line for line in with_figures(cfg, runs)}
+    assert list(lines) == ["only synthetic data", "no synthetic data", "no merge", "full"]
+    assert [round(line["ndcg@10"], 4) for line in lines.values()] == [0.1, 0.6, 0.6, 0.7]
+    assert "mean" not in lines["full"]
+    shown = {
+        name: [round(line[key], 4) for key in ("mean", "low", "high")] for name, line in lines.items() if "mean" in line
+    }
+    assert shown == {
+        "only synthetic data": [-0.6, -0.7, -0.5],
+        "no synthetic data": [-0.1, -0.1, -0.1],
+        "no merge": [-0.1, -0.2, 0.0],
+    }
+    assert [lines[name]["sure"] for name in shown] == [True, True, False]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(ablation_table(list(lines.values())))
+    text = console.export_text()
+    assert "-0.100 [-0.200, +0.000]" in text
+    assert "-0.600 [-0.700, -0.500]*" in text
+    assert Path(write_ablation(cfg, list(lines.values()))).is_file()
+
+
+def write(cfg: RunConfig, per_query: dict[str, list[float]]) -> None:
+    """An evaluation of two queries."""
+    folder = stage_folder(cfg, "evaluate")
+    named = {model: dict(zip(("a", "b"), values, strict=True)) for model, values in per_query.items()}
+    means = {model: {"ndcg@10": sum(values) / 2} for model, values in per_query.items()}
+    folder.write_json("per_query.json", named)
+    folder.write_json("results.json", {"models": means})
+    finish(cfg, "evaluate")
+
+
+def test_the_rerankers_are_compared_with_each_other(run_file: Path) -> None:
+    names = [(row.name, row.run, row.against) for row in rows_of(load_config(run_file))[4:]]
+    own, other = "merged+reranker, no weak stage", "merged+reranker, weak stage"
+    assert names == [(own, "", ""), (other, "other-reranker", own)]
+    mixed = load_config(run_file, ["evaluate.rerank_weight=null", "reranker_weak={steps: 1, negatives: 2}"])
+    assert [row.name for row in rows_of(mixed)[4:]] == ["reranker alone, weak stage", "reranker alone, no weak stage"]
