@@ -1,9 +1,10 @@
-"""Which checkpoints to merge: every one alone and every run of the latest, scored on the dev set."""
+"""Which checkpoints to merge and how much each of them weighs, by scores on the dev set."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3emb.distributed.encoding import Encoders
@@ -19,10 +20,21 @@ __all__ = ["best_checkpoints"]
 _METRIC = "ndcg@10"
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """Checkpoints to merge and their weights, equal where there are none."""
+
+    checkpoints: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+
+
 def best_checkpoints(
     ctx: StageContext, checkpoints: Sequence[str], base: Path | None, say: Callable[[str], None]
-) -> tuple[list[str], dict[str, float]]:
-    """The checkpoints whose merge is best on the run's dev set; of equals, the more.
+) -> tuple[list[str], list[float] | None, dict[str, float]]:
+    """The checkpoints and weights whose merge is best on the run's dev set; of equals, the more checkpoints.
+
+    Every checkpoint alone and every run of the latest is scored, then the best run with each of its checkpoints
+    weighing twice and half as much as the others. So the result is never worse there than the best checkpoint alone.
 
     Args:
         ctx: the stage `merge`.
@@ -31,7 +43,8 @@ def best_checkpoints(
         say: takes lines of progress.
 
     Returns:
-        What to merge, and candidate ("step_000030", "last 2") -> dev nDCG@10.
+        What to merge, its weights (None: equal), and candidate ("step_000030", "last 2", "last 2, 2 x step_000030") ->
+        dev nDCG@10.
 
     Raises:
         UserError: the run has no dev set.
@@ -40,34 +53,51 @@ def best_checkpoints(
     data = read_retrieval_set(dev) if dev.exists() else RetrievalSet({}, {}, {})
     if not data.queries:
         raise UserError(f"merge.search: {dev.uri} has no queries; raise corpus.dev_share, or leave merge.search false")
-    candidates = {uri.rsplit("/", 1)[-1]: [uri] for uri in checkpoints}
-    candidates |= {f"last {count}": list(checkpoints[-count:]) for count in range(2, len(checkpoints) + 1)}
+    singles = {_name(uri): _Candidate((uri,)) for uri in checkpoints}
+    runs = {f"last {n}": _Candidate(tuple(checkpoints[-n:])) for n in range(2, len(checkpoints) + 1)}
     scores: dict[str, float] = {}
-    pool: Encoders | None = None
     workers, gpus = ctx.cfg.evaluate.workers, ctx.cfg.cluster.gpus_per_worker
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for name, parts in candidates.items():
-                model = _merged(parts, Path(folder) / name.replace(" ", "-"), base, ctx)
-                if pool is None:
-                    pool = Encoders(model, workers=workers, gpus_per_worker=gpus)
-                else:
-                    pool.use(model)
-                scores[name] = _score(pool, data, ctx)
-                say(f"merge: {name}: dev {_METRIC} {scores[name]:.4f}")
-        finally:
-            if pool is not None:
-                pool.close()
-    best = max(scores, key=lambda name: (scores[name], len(candidates[name])))
-    return candidates[best], scores
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Encoders(checkpoints[0], workers=workers, gpus_per_worker=gpus) as pool,
+    ):
+
+        def score(name: str, candidate: _Candidate) -> None:
+            pool.use(_merged(candidate, Path(folder) / str(len(scores)), base, ctx))
+            scores[name] = _score(pool, data, ctx)
+            say(f"merge: {name}: dev {_METRIC} {scores[name]:.4f}")
+
+        for name, candidate in (singles | runs).items():
+            score(name, candidate)
+        weighted = _weighted(max(runs, key=lambda name: scores[name]), runs) if runs else {}
+        for name, candidate in weighted.items():
+            score(name, candidate)
+    everything = singles | runs | weighted
+    best = everything[max(scores, key=lambda name: (scores[name], len(everything[name].checkpoints)))]
+    return list(best.checkpoints), list(best.weights) if best.weights else None, scores
 
 
-def _merged(parts: Sequence[str], target: Path, base: Path | None, ctx: StageContext) -> str:
+def _name(uri: str) -> str:
+    return uri.rsplit("/", 1)[-1]
+
+
+def _weighted(run: str, runs: Mapping[str, _Candidate]) -> dict[str, _Candidate]:
+    """The run with one of its checkpoints weighing twice, and half, as much as each other."""
+    parts = runs[run].checkpoints
+    found = {}
+    for number, uri in enumerate(parts):
+        for factor, word in ((2.0, "2 x"), (0.5, "half")):
+            weights = tuple(factor if i == number else 1.0 for i in range(len(parts)))
+            found[f"{run}, {word} {_name(uri)}"] = _Candidate(parts, weights)
+    return found
+
+
+def _merged(candidate: _Candidate, target: Path, base: Path | None, ctx: StageContext) -> str:
     """A directory with the merge of the parts: the checkpoint itself where it is one."""
-    if len(parts) == 1:
-        return parts[0]
-    folders = [Storage(uri).local() for uri in parts]
-    merge_checkpoints(folders, target, base=base, on=ctx.cfg.merge.on)
+    if len(candidate.checkpoints) == 1:
+        return candidate.checkpoints[0]
+    folders = [Storage(uri).local() for uri in candidate.checkpoints]
+    merge_checkpoints(folders, target, weights=candidate.weights, base=base, on=ctx.cfg.merge.on)
     return str(target)
 
 

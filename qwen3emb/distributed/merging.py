@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.config_train import MergeConfig
 from qwen3emb.distributed.merge_search import best_checkpoints
+from qwen3emb.distributed.merge_weights import probed_weights
 from qwen3emb.merge.checkpoint import merge_checkpoints
+from qwen3emb.merge.pieces import Piece, merge_piece
+from qwen3emb.merge.report import SlerpReport
 from qwen3emb.model.export import SEQUENCE_CLASSIFIER, export_sequence_classifier
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import checkpoints
@@ -36,6 +40,7 @@ class _Merge:
     weights: list[float] | None
     output: str
     classifier: bool
+    linear: bool = False
 
 
 def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
@@ -57,8 +62,11 @@ def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
     searched: dict[str, float] = {}
     if cfg.search:
         base = Path(work[EMBEDDING].base) if cfg.on == "task_vectors" else None
-        chosen, searched = best_checkpoints(ctx, work[EMBEDDING].checkpoints, base, say)
-        work[EMBEDDING] = replace(work[EMBEDDING], checkpoints=chosen)
+        chosen, weights, searched = best_checkpoints(ctx, work[EMBEDDING].checkpoints, base, say)
+        work[EMBEDDING] = replace(work[EMBEDDING], checkpoints=chosen, weights=weights)
+    if cfg.method != "slerp":
+        weights = probed_weights(ctx, work[EMBEDDING].checkpoints, say)
+        work[EMBEDDING] = replace(work[EMBEDDING], weights=weights, linear=True)
     task = ray.remote(_merge)
     reports = dict(zip(work, ray.get([task.remote(w) for w in work.values()]), strict=True))
     ctx.out.write_json("report.json", reports)
@@ -93,12 +101,24 @@ def _merge(work: _Merge) -> dict[str, Any]:
             weights=work.weights,
             base=Path(work.base) if work.on == "task_vectors" else None,
             on=work.on,
+            linear=work.linear,
+            spread=_on_this_node,
         )
         if work.classifier:
             export_sequence_classifier(target, target / SEQUENCE_CLASSIFIER)
         output.upload(target, "")
     # where they lie on storage, not where they were read
     return report.to_dict() | {"checkpoints": work.checkpoints}
+
+
+def _on_this_node(pieces: Sequence[Piece]) -> list[list[SlerpReport]]:
+    """Pieces merged by Ray tasks beside this one, which share its disk; as many at a time as there are free CPUs."""
+    if len(pieces) == 1:
+        return [merge_piece(pieces[0])]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(merge_piece).options(num_cpus=0.5, scheduling_strategy=here)
+    found: list[list[SlerpReport]] = ray.get([task.remote(piece) for piece in pieces])
+    return found
 
 
 def _sentence(report: dict[str, Any], cfg: MergeConfig) -> str:
@@ -108,9 +128,10 @@ def _sentence(report: dict[str, Any], cfg: MergeConfig) -> str:
     if summary["max_angle_degrees"] is None:
         return f"{summary['tensors']} tensors of {names}: {paths}"
     mean, widest = summary["mean_angle_degrees"], summary["max_angle_degrees"]
+    shares = [round(weight, 3) for weight in report["weights"]]
     return (
-        f"{summary['tensors']} tensors of {names} on {cfg.on}: {paths}; angle {mean:.2f} degrees on average, "
-        f"at most {widest:.2f} ({summary['max_angle_tensor']})"
+        f"{summary['tensors']} tensors of {names} on {cfg.on} at {shares}: {paths}; "
+        f"angle {mean:.2f} degrees on average, at most {widest:.2f} ({summary['max_angle_tensor']})"
     )
 
 
@@ -119,6 +140,7 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
     angles = {key: summary[key] for key in ("mean_angle_degrees", "max_angle_degrees")}
     return {
         "checkpoints": len(report["checkpoints"]),
+        "weights": [round(weight, 4) for weight in report["weights"]],
         **summary["paths"],
         **{key: None if value is None else round(value, 4) for key, value in angles.items()},
     }

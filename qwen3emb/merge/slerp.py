@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from qwen3emb.errors import UserError
+from qwen3emb.merge.report import MergeReport, SlerpReport
 
 __all__ = [
     "ANTIPODAL_WITHIN",
     "LERP_BELOW",
     "MergeReport",
     "SlerpReport",
+    "linear_mean",
     "normalise_weights",
     "slerp",
     "spherical_mean",
@@ -42,76 +42,6 @@ ANTIPODAL_WITHIN = 1e-4
 _CHUNK = 1 << 15
 _MAX_ITERATIONS = 1000
 _TOLERANCE = 1e-14
-
-
-@dataclass(frozen=True)
-class SlerpReport:
-    """What was done to one tensor.
-
-    name: its name in the checkpoint. path: "slerp", "lerp", or "copy". reason: why it is not "slerp",
-    else "". angle_degrees: the largest angle between two of the inputs, None where no two have a
-    direction. coefficients: what each input was multiplied with; (1,) for a copy. excess: how far SLERP
-    went from LERP (sum of the coefficients - 1; 0 means the same result). numel: number of elements.
-    """
-
-    name: str
-    path: str
-    reason: str
-    angle_degrees: float | None
-    coefficients: tuple[float, ...]
-    excess: float
-    numel: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-ready dict."""
-        return {**asdict(self), "coefficients": list(self.coefficients)}
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did: the inputs, the normalised weights, and one row per tensor of the output.
-
-    on: "weights" or "task_vectors". note: a sentence where there is something to say, else "".
-    """
-
-    checkpoints: tuple[str, ...]
-    weights: tuple[float, ...]
-    on: str
-    base: str | None
-    note: str
-    rows: tuple[SlerpReport, ...]
-
-    def summary(self) -> dict[str, Any]:
-        """Return tensor and element counts, how many took each path and why, and angles in degrees.
-
-        `max_excess` is the largest |sum of coefficients - 1|: 0 means that SLERP was LERP everywhere.
-        """
-        angles = [(row.angle_degrees, row.name) for row in self.rows if row.angle_degrees is not None]
-        widest = max(angles, default=(None, None))
-        paths = [row.path for row in self.rows]
-        reasons = [row.reason for row in self.rows if row.reason]
-        return {
-            "tensors": len(self.rows),
-            "elements": sum(row.numel for row in self.rows),
-            "paths": {path: paths.count(path) for path in ("slerp", "lerp", "copy")},
-            "reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-            "mean_angle_degrees": sum(angle for angle, _ in angles) / len(angles) if angles else None,
-            "max_angle_degrees": widest[0],
-            "max_angle_tensor": widest[1],
-            "max_excess": max((abs(row.excess) for row in self.rows), default=0.0),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything, with the summary, as a JSON-ready dict."""
-        return {
-            "checkpoints": list(self.checkpoints),
-            "weights": list(self.weights),
-            "on": self.on,
-            "base": self.base,
-            "note": self.note,
-            "summary": self.summary(),
-            "rows": [row.to_dict() for row in self.rows],
-        }
 
 
 def slerp(
@@ -139,11 +69,30 @@ def spherical_mean(
     uses it (any pair counts), and where the mean is not unique (inputs spread beyond a hemisphere).
     Raises UserError for unequal shapes or dtypes, bad weights, and values that are NaN or infinite.
     """
+    return _mean(tensors, weights, base, name, "")
+
+
+def linear_mean(
+    tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None = None, name: str = ""
+) -> tuple[Tensor, SlerpReport]:
+    """The weighted sum of N >= 1 tensors (LM-Cocktail, arXiv 2311.13534); arguments and errors as of `spherical_mean`.
+
+    The weights are normalised, so a base changes nothing but the angles in the report.
+    """
+    return _mean(tensors, weights, base, name, "asked for")
+
+
+def _mean(
+    tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None, name: str, reason: str
+) -> tuple[Tensor, SlerpReport]:
+    """The spherical mean, or the linear one where there is a reason for it."""
     shares = normalise_weights(weights, len(tensors))
     _check_tensors(tensors, base, name)
     norms = _norms(tensors, base, name)
     angles = _angles(tensors, base, norms)
-    coefficients, reason = _coefficients(angles, norms, torch.tensor(shares, dtype=torch.float64))
+    coefficients = torch.tensor(shares, dtype=torch.float64)
+    if not reason:
+        coefficients, reason = _coefficients(angles, norms, coefficients)
     merged = _combine(tensors, base, coefficients)
     directed = angles[norms > 0][:, norms > 0]
     values = tuple(coefficients.tolist())

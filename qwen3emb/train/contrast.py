@@ -24,6 +24,7 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 """With respect to queries (N, D), positives (N, D) and negatives (M, D)."""
 
 
+@torch.enable_grad()  # a caller without graphs of its own may want the loss alone
 def contrastive_gradients(
     batch: ContrastiveBatch, cfg: LossConfig, *, explicit_only: bool = False, tile: int = 256
 ) -> tuple[float, Gradients, dict[str, float]]:
@@ -65,6 +66,7 @@ def contrastive_gradients(
     return loss, (queries, positives, negatives), metrics
 
 
+@torch.enable_grad()
 def cosent_gradients(
     batch: ContrastiveBatch, grades: Tensor, cfg: LossConfig
 ) -> tuple[float, Gradients, dict[str, float]]:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qwen3emb.errors import UserError
-from qwen3emb.merge.checkpoint import _Entry, _header, _plan_shards, merge_checkpoints
+from qwen3emb.merge import pieces
+from qwen3emb.merge.checkpoint import merge_checkpoints
+from qwen3emb.merge.pieces import Piece, _header, _plan_shards, merge_piece
+from qwen3emb.merge.report import SlerpReport
+from qwen3emb.merge.stored_weights import Entry
 
 Tensors = dict[str, torch.Tensor]
 CONFIG = {"architectures": ["Qwen3Model"], "vocab_size": 16, "tie_word_embeddings": True}
@@ -146,6 +150,34 @@ def test_three_checkpoints_on_task_vectors(tmp_path: Path) -> None:
     assert report.base == str(origin)
     raw = merge_checkpoints(paths, tmp_path / "raw")
     assert (raw.summary()["max_angle_degrees"] or 0) < 10 < (report.summary()["mean_angle_degrees"] or 0)
+
+
+def test_a_linear_merge_is_the_weighted_sum(tmp_path: Path) -> None:
+    one, two = tensors(1), tensors(2)
+    paths = [write(tmp_path / name, values) for name, values in (("a", one), ("b", two))]
+    report = merge_checkpoints(paths, tmp_path / "out", weights=[3, 1], linear=True)
+    merged = read(tmp_path / "out")
+    name = "embed_tokens.weight"
+    assert torch.equal(merged[name], (0.75 * one[name].double() + 0.25 * two[name].double()).bfloat16())
+    row = {row.name: row for row in report.rows}[name]
+    assert (row.path, row.reason, row.coefficients) == ("lerp", "asked for", (0.75, 0.25))
+    assert (row.angle_degrees or 0) > 60
+
+
+def test_pieces_merged_in_any_order_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
+    paths = [write(tmp_path / name, tensors(seed)) for name, seed in (("a", 1), ("b", 2))]
+    counted: list[int] = []
+
+    def backwards(found: Sequence[Piece]) -> list[list[SlerpReport]]:
+        counted.append(len(found))
+        return [merge_piece(piece) for piece in reversed(found)][::-1]
+
+    whole = merge_checkpoints(paths, tmp_path / "whole")
+    apart = merge_checkpoints(paths, tmp_path / "apart", spread=backwards)
+    assert counted == [3]
+    assert whole.rows == apart.rows
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "apart/model.safetensors").read_bytes()
 
 
 def test_other_files_come_from_the_first_checkpoint(tmp_path: Path) -> None:
@@ -278,7 +310,7 @@ def test_a_killed_merge_leaves_no_output_and_the_next_one_succeeds(tmp_path: Pat
 )
 @settings(max_examples=50, deadline=None)
 def test_shard_plan_and_header_are_valid(table: dict[str, tuple[str, list[int]]], limit: int) -> None:
-    entries = {n: _Entry(Path(), n, dtype, tuple(shape)) for n, (dtype, shape) in table.items()}
+    entries = {n: Entry(Path(), n, dtype, tuple(shape)) for n, (dtype, shape) in table.items()}
     shards = _plan_shards(entries, limit)
     assert sorted(name for names in shards for name in names) == sorted(entries)
     for names in shards:

@@ -17,12 +17,10 @@ from qwen3emb.config_data import VetoConfig
 from qwen3emb.data.mining import MinePair, Negatives, plan
 from qwen3emb.distributed.evaluating import evaluate_models
 from qwen3emb.distributed.filtering import filter_pairs
-from qwen3emb.distributed.merge_search import best_checkpoints
 from qwen3emb.distributed.merging import merge_models
 from qwen3emb.distributed.mining import mine_negatives
 from qwen3emb.distributed.veto import judged_rules, veto
 from qwen3emb.errors import UserError
-from qwen3emb.evaluate.metrics import retrieval_metrics
 from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
 from qwen3emb.model.reranker import Reranker
 from qwen3emb.model.stored import checkpoints, final_model
@@ -74,27 +72,6 @@ def test_one_checkpoint_is_what_there_is_to_merge(elsewhere: Any) -> None:
         merged = load_file(elsewhere.folder("merge").local(f"{name}/model.safetensors"))
         kept = load_file(elsewhere.folder(stage).local("checkpoints/step_000002/model.safetensors"))
         assert merged.keys() == kept.keys() and all(torch.equal(merged[n], kept[n]) for n in kept)
-
-
-def test_the_checkpoints_that_are_best_on_the_dev_set_are_merged(upstream: Any, logs: dict[str, str]) -> None:
-    data = upstream.heldout
-    write_retrieval_set(upstream.folder("corpus") / "dev", data)
-    names = [upstream.folder("supervised").local(f"checkpoints/step_00000{step}") for step in (1, 2)]
-    said: list[str] = []
-    chosen, scores = best_checkpoints(upstream.context("merge"), list(map(str, names)), upstream.base, said.append)
-    assert list(scores) == ["step_000001", "step_000002", "last 2"]
-    cfg, ask = upstream.cfg.evaluate, upstream.instruction
-    for name, found in list(scores.items())[:2]:
-        encoder = upstream.encoder(names[int(name[-1]) - 1])
-        queries = list(data.queries.values())
-        asked = encoder.encode(queries, max_tokens=cfg.max_query_tokens, instruction=ask)
-        cosines = asked @ encoder.encode(data.texts(), max_tokens=cfg.max_document_tokens).T
-        assert found == pytest.approx(retrieval_metrics(data, cosines, [10])["ndcg@10"], abs=0.02)
-    best = max(scores, key=lambda name: (scores[name], name == "last 2"))
-    assert chosen == ([str(n) for n in names] if best == "last 2" else [str(names[int(best[-1]) - 1])])
-    upstream.folder("corpus").delete("dev")
-    with pytest.raises(UserError, match=r"merge\.search: .*dev has no queries"):
-        best_checkpoints(upstream.context("merge"), list(map(str, names)), upstream.base, said.append)
 
 
 def test_no_pairs_to_mine_for_is_the_users_to_mend(elsewhere: Any) -> None:
