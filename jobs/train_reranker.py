@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from jobs.entry import command_line, run_stage
+from jobs.entry import command_line, run_stage, say
 from qwen3emb.distributed.training import train_reranker
 
 __all__ = ["main"]
@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--stage", choices=["weak", "supervised"], default="supervised", help="default: supervised")
     arguments = parser.parse_args()
     stage = "reranker_weak" if arguments.stage == "weak" else "reranker"
-    return run_stage(stage, train_reranker, arguments)
+    return run_stage(stage, lambda ctx: train_reranker(ctx, say), arguments)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from qwen3emb.errors import UserError
 
 __all__ = ["export"]
 
+_METHODS = {"slerp": "SLERP", "cocktail": "LM-Cocktail", "self_position": "Self-Positioning"}
+
 
 def export(
     config: Config,
@@ -88,6 +90,7 @@ def _facts(cfg: RunConfig, kind: str, config: str, scores: Path | None) -> Any:
         origins=origins,
         licences=licences,
         merged=read_record(stage_folder(cfg, "merge"))["metrics"][kind]["checkpoints"],
+        method=_METHODS[cfg.merge.method if kind == "embedding" else "slerp"],
         evaluated=evaluated.read_json("results.json") if finished(evaluated) else None,
         scores=found,
         config=config,

@@ -14,6 +14,7 @@ __all__ = [
     "LossConfig",
     "MergeConfig",
     "OptimizerConfig",
+    "TeacherConfig",
     "TrainEmbeddingConfig",
     "TrainRerankerConfig",
 ]
@@ -175,6 +176,19 @@ class TrainEmbeddingConfig(_TrainConfig):
     """1 = batches in proportion to rows; larger values level the data sets."""
 
 
+class TeacherConfig(Section):
+    """A larger reranker whose scores a smaller one learns beside the labels (distillation; the paper has none)."""
+
+    model: str
+    """Reranker, a model name or directory."""
+    weight: float = Field(default=0.5, gt=0, le=1)
+    """Share of the distillation in the loss; the labels have the rest."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Both logits, log p / (1 - p), are divided by it, and the loss is multiplied with its square."""
+    workers: int = Field(default=1, ge=1)
+    """Workers that compute its scores, once and before the training."""
+
+
 class TrainRerankerConfig(_TrainConfig):
     """`train_reranker`: yes / no supervised fine-tuning (paper section 2)."""
 
@@ -186,6 +200,8 @@ class TrainRerankerConfig(_TrainConfig):
     """Query length inside the template."""
     max_tokens: int = Field(default=512, ge=64)
     """Whole input length; longer documents lose their end."""
+    teacher: TeacherConfig | None = None
+    """Distillation from another reranker's scores."""
 
 
 class MergeConfig(Section):

@@ -242,6 +242,9 @@ def _external(cfg: RunConfig, name: str) -> list[str]:
         models = [cfg.filter.model] if name == "filter" else [cfg.mine.model]
         models += [cfg.mine.veto.model] if name == "mine" and cfg.mine.veto else []
         return [model if is_endpoint(model) else str(resolve_model(model)) for model in models if model != "weak"]
+    if name in ("reranker", _RERANKER_WEAK):
+        section = getattr(cfg, name)
+        return [str(resolve_model(section.teacher.model))] if section and section.teacher else []
     dataset = {"evaluate": cfg.evaluate.dataset, "index": cfg.index.source}.get(name, "heldout")
     return [] if dataset in ("heldout", "passages") else [dataset]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from qwen3emb.artifact import StageResult
@@ -9,6 +10,7 @@ from qwen3emb.config import RunConfig, given
 from qwen3emb.config_train import DataSetConfig, TrainEmbeddingConfig
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.data.synthetic import SYNTHETIC_SETS, is_synthetic, trained_as
+from qwen3emb.distributed.teacher import taught
 from qwen3emb.distributed.trainer import TrainJob, fit
 from qwen3emb.evaluate.retrieval import RetrievalSet, read_retrieval_set
 from qwen3emb.model.fetch import resolve_model
@@ -60,10 +62,11 @@ def _data_sets(sets: dict[str, DataSetConfig], there: set[str], cfg: TrainEmbedd
     return found
 
 
-def train_reranker(ctx: StageContext) -> StageResult:
+def train_reranker(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
     """The reranker's yes / no fine-tuning on the mined rows, a few of them held out for validation.
 
     Stage `reranker_weak` takes the synthetic rows alone; `reranker` starts from its model where the run has that stage.
+    `say` takes lines of progress.
     """
     weak = ctx.stage.name == "reranker_weak"
     cfg = given(ctx.cfg.reranker_weak if weak else ctx.cfg.reranker)
@@ -75,6 +78,7 @@ def train_reranker(ctx: StageContext) -> StageResult:
     dev, train = usable[:VALIDATION_QUERIES], usable[VALIDATION_QUERIES:]
     checked(train, cfg.queries_per_step, ctx.out.uri)
     instructions = {name: one.instruction for name, one in sets.items() if one.instruction is not None}
+    train = taught(train, cfg, ctx.cfg, instructions, ctx.out, say)
     task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, dev, instructions)
     metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     other_tasks = sum(row.dataset in other for row in rows)

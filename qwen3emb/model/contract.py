@@ -25,6 +25,9 @@ class Contract:
         max_tokens: longest input it was made for.
         dimensions: length of the full vector (0 for rerankers).
         mrl_dims: prefixes it was trained to be cut to.
+        pooling: where the vector is read; embedding models only, which are normalised after it.
+        template: a reranker's whole input with `{instruction}`, `{query}` and `{document}` for what goes in.
+        yes_no: ids of a reranker's two answers; its score is sigmoid(logit yes - logit no) at the last position.
     """
 
     kind: Literal["embedding", "reranker"]
@@ -33,6 +36,9 @@ class Contract:
     max_tokens: int
     dimensions: int = 0
     mrl_dims: list[int] = field(default_factory=list)
+    pooling: str = "last_token"
+    template: str = ""
+    yes_no: list[int] = field(default_factory=list)
 
 
 def write_contract(model_dir: Path, contract: Contract) -> None:

@@ -8,6 +8,7 @@ readers of transformers 4 need (`rope_theta`, `torch_dtype`, a tokenizer class t
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qwen3emb.model.contract import Contract, write_contract
-from qwen3emb.templates import query_prompt, token_id
+from qwen3emb.templates import RerankTemplate, query_prompt, token_id
 
 __all__ = ["SEQUENCE_CLASSIFIER", "export_embedding", "export_reranker", "export_sequence_classifier"]
 
@@ -58,7 +59,9 @@ def export_reranker(output: Path, state: dict[str, Tensor], config: Any, tokeniz
     _save_weights(output, state)
     _save_config(output, config, state, {})
     _save_tokenizer(output, tokenizer, None)
-    write_contract(output, contract)
+    template = RerankTemplate(tokenizer)
+    text = template.text("{query}", "{document}", "{instruction}")
+    write_contract(output, replace(contract, pooling="", template=text, yes_no=list(template.yes_no)))
 
 
 def export_sequence_classifier(model_dir: Path, output: Path) -> None:
@@ -96,6 +99,8 @@ def _save_config(output: Path, config: Any, state: dict[str, Tensor], changes: d
     rope = content.get("rope_parameters") or {}
     if "rope_theta" in rope:
         content["rope_theta"] = rope["rope_theta"]
+        scaled = {key: value for key, value in rope.items() if key != "rope_theta"}
+        content["rope_scaling"] = scaled if rope.get("rope_type", "default") != "default" else None
     content["dtype"] = content["torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     architectures = content.get("architectures") or []
     content["architectures"] = [_causal_name(a) for a in architectures]
@@ -119,6 +124,8 @@ def _save_tokenizer(output: Path, tokenizer: Any, end_token: str | None) -> None
     settings = json.loads(settings_file.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):  # under this name transformers 4 wants a map, and fails
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     for key in ("backend", "is_local", "local_files_only"):
         settings.pop(key, None)
     settings_file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -75,6 +75,13 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return out
 
 
+def _refuse_pickles(folder: Path) -> None:
+    """The library would read pickled weights of a module where there are no safetensors."""
+    for file in sorted(folder.rglob("pytorch_model*.bin")):
+        if not any(file.parent.glob("*.safetensors")):
+            raise UserError(f"{file}: pickled weights are not read; save the model as safetensors")
+
+
 class SentenceEncoder:
     """A sentence-transformers directory; queries get its own `query` prompt where it has one."""
 
@@ -82,12 +89,15 @@ class SentenceEncoder:
         """Load it, without running code of its own.
 
         Raises:
-            UserError: the library cannot load it.
+            UserError: the library cannot load it, or weights are pickled.
         """
         from sentence_transformers import SentenceTransformer
 
+        _refuse_pickles(folder)
         try:
-            self._model: Any = SentenceTransformer(str(folder), trust_remote_code=False)
+            self._model: Any = SentenceTransformer(
+                str(folder), trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            )
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise UserError(
                 f"{folder}: sentence-transformers cannot load it: {' '.join(str(error).split())}"

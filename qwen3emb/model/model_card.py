@@ -30,6 +30,7 @@ class CardFacts:
         evaluated: what the stage `evaluate` found: {"dataset", "queries", "documents", "models": {name: {metric: x}}}.
         scores: task of mteb -> main score in points.
         config: name of the run's config file.
+        method: how they were merged.
     """
 
     name: str
@@ -41,6 +42,7 @@ class CardFacts:
     evaluated: Mapping[str, Any] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     config: str = "run.yaml"
+    method: str = "SLERP"
 
 
 def model_card(contract: Contract, facts: CardFacts) -> str:
@@ -75,7 +77,8 @@ def _contract(contract: Contract) -> str:
             "dimensions": f"{contract.dimensions}" + (f", may be cut to {cut} and normalised again" if cut else ""),
         }
     else:
-        rows["score"] = "probability of `yes` against `no` at the last position of the chat template"
+        rows["input"] = f"`{contract.template}`".replace("\n", "\\n")
+        rows["score"] = f"sigmoid(logit of `yes` - logit of `no`) at the last position; ids {contract.yes_no}"
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"## Contract\n\n| | |\n|---|---|\n{lines}".replace("\n\nQuery:", " / Query:").replace(
         "\nQuery:", "\\nQuery:"
@@ -108,7 +111,7 @@ def _data(facts: CardFacts) -> str:
     written = f"Pairs of the origins `synthetic...` were written by {facts.generator}." if facts.generator else ""
     return (
         "## Training data\n\n| origin | rows | licence |\n|---|---|---|\n"
-        f"{rows}\n\n{written} The weights are the spherical mean (SLERP) of {facts.merged} checkpoints."
+        f"{rows}\n\n{written} The weights are those of {facts.merged} checkpoints, merged by {facts.method}."
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qwen3emb.errors import UserError
-from qwen3emb.model.contract import read_contract
+from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
 from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted
 from qwen3emb.model.loading import load_causal, load_tokenizer
 from qwen3emb.model.packing import PackedBatch, pack
@@ -58,6 +58,18 @@ def rerank_tree(
     return prefix, template.leaves(documents, max_tokens - len(prefix))
 
 
+def _check_contract(model_dir: Path, contract: Contract | None, template: RerankTemplate) -> None:
+    """Scores with another template than the trained one are almost random, and nothing would show it."""
+    if contract is None or not contract.template:
+        return
+    text, ids = template.text("{query}", "{document}", "{instruction}"), list(template.yes_no)
+    if contract.template != text or contract.yes_no != ids:
+        raise UserError(
+            f"{model_dir}/{CONTRACT_FILE}: the reranker was trained with another template or tokenizer than this "
+            "version of qwen3emb uses, so its scores would be wrong; use the version that exported it, or train again"
+        )
+
+
 class Reranker:
     """A reranker in this process."""
 
@@ -72,7 +84,7 @@ class Reranker:
         """Load the model.
 
         Raises:
-            UserError: no weights, or "yes" / "no" is not one token.
+            UserError: no weights, "yes" / "no" is not one token, or it was trained with another template.
         """
         self.contract = read_contract(model_dir)
         if self.contract and self.contract.kind != "reranker":
@@ -83,6 +95,7 @@ class Reranker:
         self.model = load_causal(model_dir, dtype).to(self.device)
         self.template = RerankTemplate(load_tokenizer(model_dir))
         yes, no = self.template.yes_no
+        _check_contract(model_dir, self.contract, self.template)
         head = self.model.get_output_embeddings().weight
         self.direction = (head[yes].float() - head[no].float()).detach()
 

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
 
 from qwen3emb.config_train import LossConfig
 
@@ -20,6 +20,7 @@ __all__ = [
     "contrastive_loss",
     "contrastive_rows",
     "cosent_loss",
+    "distillation_loss",
     "matryoshka_loss",
     "prefixes",
 ]
@@ -202,3 +203,20 @@ def answer_loss(logits: Tensor, labels: Tensor, total: int) -> Tensor:
         total: answers in the global batch, over all ranks.
     """
     return cross_entropy(logits.float(), labels, reduction="sum") / total
+
+
+def distillation_loss(margins: Tensor, teacher: Tensor, temperature: float, total: int) -> Tensor:
+    """Cross-entropy of the student's yes / no distribution to the teacher's, summed over the answers / total.
+
+    With T the temperature, t the teacher's P(yes), and m the student's logit of yes minus that of no:
+    T^2 * H(sigmoid(logit(t) / T), sigmoid(m / T)); T^2 keeps the gradient's size (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        margins: (n,) m.
+        teacher: (n,) t, from 0 to 1.
+        temperature: T.
+        total: answers in the global batch, over all ranks.
+    """
+    wanted = torch.sigmoid(torch.logit(teacher.float(), eps=1e-6) / temperature)
+    loss = binary_cross_entropy_with_logits(margins.float() / temperature, wanted, reduction="sum")
+    return temperature**2 * loss / total

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from qwen3emb.config_train import TrainRerankerConfig
+from qwen3emb.config_train import TeacherConfig, TrainRerankerConfig
 from qwen3emb.model.encoder import budgeted
 from qwen3emb.model.packing import PackedBatch, Tree, pack
 from qwen3emb.model.reranker import answer_logits, rerank_tree
 from qwen3emb.templates import RerankTemplate
 from qwen3emb.train.allocator import between_passes
 from qwen3emb.train.gather import gather_rows, rank_and_world
-from qwen3emb.train.losses import answer_loss
+from qwen3emb.train.losses import answer_loss, distillation_loss
 from qwen3emb.train.microbatch import StepEngine, most_rounds, wasted_share
 from qwen3emb.train.rows import TrainingRow
 from qwen3emb.train.sharing import spread
@@ -24,10 +24,11 @@ __all__ = ["reranker_step"]
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """Packed trees and, for each of their leaves, whether it answers its query."""
+    """Packed trees and, for each of their leaves, whether it answers its query, and what the teacher says."""
 
     packed: PackedBatch
     answers: list[bool]
+    teacher: list[float]
 
 
 def reranker_step(
@@ -38,6 +39,8 @@ def reranker_step(
     instruction: str,
 ) -> dict[str, float]:
     """Add the gradient of the SFT loss of the global batch `rows` (paper section 2) to the engine's parameters.
+
+    With `cfg.teacher` of weight w the loss is (1 - w) x SFT + w x `distillation_loss`, from the same logits.
 
     Every rank calls this with the same rows and computes its share of the queries.
 
@@ -62,7 +65,7 @@ def reranker_step(
     for n in range(rounds):
         between_passes(n, engine.device.type)
         used = n < len(batches) and bool(mine)
-        loss, found = _answers(engine, template, batches[min(n, len(batches) - 1)], total)
+        loss, found = _answers(engine, template, batches[min(n, len(batches) - 1)], total, cfg.teacher)
         engine.backward(loss if used else loss * 0, n + 1 == rounds)
         sums += found if used else 0
     loss_sum, positive, hardest, ranked = gather_rows(sums[None].to(engine.device)).sum(dim=0).tolist()
@@ -96,12 +99,13 @@ def _micro_batches(
     batches = []
     for group in budgeted(sizes, min(cfg.pack_tokens, cfg.token_budget)):
         answers = [n == 0 for i in group for n in range(len(trees[i][1]))]
-        batches.append(_MicroBatch(pack([trees[i] for i in group]), answers))
-    return batches or [_MicroBatch(pack([([], [[template.yes_no[0]]])]), [True])]
+        teacher = [score for i in group for score in rows[i].teacher[: len(trees[i][1])]]
+        batches.append(_MicroBatch(pack([trees[i] for i in group]), answers, teacher))
+    return batches or [_MicroBatch(pack([([], [[template.yes_no[0]]])]), [True], [0.5])]
 
 
 def _answers(
-    engine: StepEngine, template: RerankTemplate, batch: _MicroBatch, total: int
+    engine: StepEngine, template: RerankTemplate, batch: _MicroBatch, total: int, teacher: TeacherConfig | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss of the micro-batch over `total`, [loss, sum of P(yes) of positives, of hardest negatives, their count])."""
     yes, no = template.yes_no
@@ -109,7 +113,12 @@ def _answers(
     labels = torch.tensor([yes if answer else no for answer in batch.answers], device=engine.device)
     logits = answer_logits(engine, packed)
     loss = answer_loss(logits, labels, total)
-    chance = torch.sigmoid((logits[:, yes] - logits[:, no]).detach().float()).tolist()
+    margins = logits[:, yes] - logits[:, no]
+    if teacher:
+        wanted = torch.tensor(batch.teacher, device=engine.device)
+        distilled = distillation_loss(margins, wanted, teacher.temperature, total)
+        loss = (1 - teacher.weight) * loss + teacher.weight * distilled
+    chance = torch.sigmoid(margins.detach().float()).tolist()
     starts = [i for i, answer in enumerate(batch.answers) if answer]
     ends = [*starts[1:], len(chance)]
     hardest = [max(chance[a + 1 : b]) for a, b in zip(starts, ends, strict=True) if b > a + 1]

@@ -31,6 +31,7 @@ class TrainingRow:
         query, positive, negatives: texts.
         dataset: which set of a mixture it belongs to (the pairs' `origin`).
         grade: human score of the pair, for graded data sets.
+        teacher: a teacher's P(yes) of the positive and of each negative, for distillation.
     """
 
     id: str
@@ -39,6 +40,7 @@ class TrainingRow:
     negatives: tuple[str, ...] = ()
     dataset: str = ""
     grade: float = 0.0
+    teacher: tuple[float, ...] = ()
 
 
 def content_id(text: str) -> int:

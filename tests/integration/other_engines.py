@@ -1,7 +1,7 @@
 """What other engines make of exported models, each in a process of its own: vLLM, and transformers 4 (`make legacy`).
 
 Both take one order as JSON: `embedding`, `reranker`, `classifier` (directories; no reranker, no scores), `dtypes`,
-`texts` with their prompts, `inputs` (token ids of the reranker's inputs), `answers` (ids of yes and no). They give
+`texts` with their prompts, `inputs` (token ids of the reranker), `answers` (ids of yes and no). They answer with
 `vectors`, `scores` (of the causal LM) and `classified` (of the one-label form) by dtype.
 """
 

@@ -280,3 +280,15 @@ def test_a_stage_that_the_run_began_itself_stays_its_own(run_file: Path) -> None
     start(stage_folder(cfg, "corpus"), identity(cfg, "corpus"))
     assert borrow(cfg, load_config(run_file)) == []
     assert stage_folder(cfg, "corpus").uri == f"{run_file.parent}/other/corpus"
+
+
+def test_a_teacher_is_part_of_what_the_reranker_is(run_file: Path) -> None:
+    place = run_file.parent / "teacher"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    (place / "model.safetensors").write_bytes(b"t")
+    cfg = load_config(run_file, [f"reranker.teacher={{model: {place}}}"])
+    before = identity(cfg, "reranker")
+    (place / "model.safetensors").write_bytes(b"another teacher")
+    assert identity(cfg, "reranker") != before
+    assert identity(cfg, "supervised") == identity(load_config(run_file), "supervised")

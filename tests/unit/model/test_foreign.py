@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from qwen3emb.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
@@ -49,3 +51,23 @@ def test_a_directory_that_cannot_be_loaded_is_the_users_to_mend(tmp_path: Path) 
 
 def test_an_address_is_an_endpoint() -> None:
     assert is_endpoint("http://127.0.0.1:8000/v1?model=x") and not is_endpoint("s3://bucket/model")
+
+
+def test_pickled_weights_are_refused_and_code_of_a_model_never_runs(exported: Path) -> None:
+    (exported / CONTRACT_FILE).unlink()
+    (exported / "2_Dense").mkdir()
+    torch.save({"linear.weight": torch.eye(2)}, exported / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"2_Dense/pytorch_model\.bin: pickled weights are not read"):
+        open_encoder(exported)
+    (exported / "2_Dense" / "pytorch_model.bin").unlink()
+
+    ran = exported / "ran"
+    (exported / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nfrom transformers import Qwen3Model as Own\n")
+    config = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "own.Own"}}))
+    load_trunk(exported, "float32")
+    open_encoder(exported).encode(TEXTS, max_tokens=64)
+    assert not ran.exists()
+    (exported / "model.safetensors").rename(exported / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pickled weights are not read"):
+        load_trunk(exported, "float32")

@@ -34,14 +34,17 @@ def test_an_embedding_models_card() -> None:
     assert r"| query | `Instruct: Find the function\nQuery:` before the text" in card
     assert "| dimensions | 576, may be cut to 128, 256 and normalised again |" in card
     assert "| nq | 7 | CC BY-SA 3.0 |\n| synthetic | 1,200 | not stated |" in card
-    assert "SLERP) of 2 checkpoints" in card
+    assert "those of 2 checkpoints, merged by SLERP." in card
     assert "| merged | 0.5040 | 0.4490 |" in card
     assert "`python -m jobs.evaluate --config demo.yaml`" in card
     assert "| SciFact | 64.51 |" in card and "--task SciFact" in card
 
 
 def test_what_no_record_says_is_not_claimed() -> None:
-    card = model_card(Contract("reranker", "Judge", "", 512), CardFacts("r", "base", "writer", {"synthetic": 1}))
+    card = model_card(
+        Contract("reranker", "Judge", "", 512, template="<Query>: {query}\n", yes_no=[7, 8]),
+        CardFacts("r", "base", "writer", {"synthetic": 1}),
+    )
     assert "Evaluation" not in card and "dimensions" not in card
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "text-ranking"
-    assert "probability of `yes`" in card
+    assert "ids [7, 8]" in card and r"| input | `<Query>: {query}\n` |" in card

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from qwen3emb.model.contract import Contract
+from qwen3emb.errors import UserError
+from qwen3emb.model.contract import CONTRACT_FILE, Contract
 from qwen3emb.model.export import export_reranker, export_sequence_classifier
+from qwen3emb.model.loading import load_causal, load_tokenizer
 from qwen3emb.model.reranker import Reranker
 from qwen3emb.templates import RerankTemplate
 
@@ -51,3 +55,20 @@ def test_the_sequence_classifier_gives_the_same_scores(tiny_qwen3: Path, tmp_pat
         ids = tokenizer.encode(RerankTemplate.text(QUERY, document, "find it"))
         logit = head(input_ids=torch.tensor([ids])).logits[0, 0]
         assert abs(float(torch.sigmoid(logit)) - score) < 1e-4
+
+
+def test_the_contract_holds_template_and_answers_and_another_one_is_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_causal(tiny_qwen3, "float32"), load_tokenizer(tiny_qwen3)
+    export_reranker(tmp_path, model.state_dict(), model.config, tokenizer, Contract("reranker", "find it", "", 1024))
+    file = tmp_path / CONTRACT_FILE
+    content = json.loads(file.read_text())
+    shown = content["template"].format(query="q", document="d", instruction="i")
+    assert shown == RerankTemplate.text("q", "d", "i")
+    assert content["yes_no"] == [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
+    for key, value in (("template", content["template"].replace("<Document>", "<Passage>")), ("yes_no", [1, 2])):
+        file.write_text(json.dumps(content | {key: value}))
+        with pytest.raises(UserError, match="another template or tokenizer"):
+            Reranker(tmp_path)
+    older = {k: v for k, v in content.items() if k not in ("template", "yes_no", "pooling")}
+    file.write_text(json.dumps(older))  # of before these were written
+    assert Reranker(tmp_path, dtype="float32").score(QUERY, DOCUMENTS, max_tokens=900).shape == (3,)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from qwen3emb.config_train import LossConfig, OptimizerConfig, TrainRerankerConfig
+from qwen3emb.config_train import LossConfig, OptimizerConfig, TeacherConfig, TrainRerankerConfig
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
 from qwen3emb.templates import EmbeddingTemplate, RerankTemplate, query_prompt
 from qwen3emb.train.embedding_step import StepSettings, embedding_step
@@ -36,6 +36,8 @@ SETTINGS = StepSettings("find it", "retrieval", 3, 64, 96, LossConfig(mrl_dims=[
 RERANKER = TrainRerankerConfig(
     steps=1, num_workers=1, queries_per_step=5, negatives=3, optimizer=OptimizerConfig(dtype="float32")
 )
+TEACHER = TeacherConfig(model="-", weight=0.75, temperature=2.0)
+TAUGHT = [replace(row, teacher=tuple(0.9 / (1 + n) for n in range(1 + len(row.negatives)))) for row in ROWS]
 # (token_budget, pack_tokens): all at once; gradient cache; a few texts at a time, graphs kept; every text alone
 BUDGETS = ((100_000, 4096), (60, 60), (100_000, 60), (1, 60))
 
@@ -66,6 +68,9 @@ def gradients(folder: str) -> dict[str, tuple[float, torch.Tensor]]:
         cfg = RERANKER.model_copy(update={"token_budget": budget, "pack_tokens": packed})
         metrics = reranker_step(PlainEngine(causal), RerankTemplate(tokenizer), ROWS, cfg, "find it")
         found[f"reranker {budget}/{packed}"] = metrics["loss"], flat(causal)
+        cfg = cfg.model_copy(update={"teacher": TEACHER})
+        metrics = reranker_step(PlainEngine(causal), RerankTemplate(tokenizer), TAUGHT, cfg, "find it")
+        found[f"taught {budget}/{packed}"] = metrics["loss"], flat(causal)
     return found
 
 
@@ -109,15 +114,23 @@ def reference(folder: Path) -> dict[str, tuple[float, torch.Tensor]]:
             loss, _ = matryoshka_loss(batch, SETTINGS.loss, task == "classification")
         loss.backward()
         found[task] = float(loss), flat(trunk)
-    losses = []
-    for row in ROWS:
-        for document, word in [(row.positive, "yes"), *((n, "no") for n in row.negatives)]:
-            text = RerankTemplate.text(row.query, document, "find it")
-            logits = causal(torch.tensor([tokenizer.encode(text, add_special_tokens=False)])).logits[0, -1]
-            losses.append(-torch.log_softmax(logits, dim=0)[tokenizer.convert_tokens_to_ids(word)])
-    loss = torch.stack(losses).mean()
-    loss.backward()
-    return found | {"reranker": (float(loss), flat(causal))}
+    for name, weight in (("reranker", 0.0), ("taught", TEACHER.weight)):
+        losses = []
+        for row in TAUGHT:
+            texts = [(row.positive, "yes"), *((n, "no") for n in row.negatives)]
+            for (document, word), teacher in zip(texts, row.teacher, strict=True):
+                text = RerankTemplate.text(row.query, document, "find it")
+                logits = causal(torch.tensor([tokenizer.encode(text, add_special_tokens=False)])).logits[0, -1]
+                yes, no = (tokenizer.convert_tokens_to_ids(answer) for answer in ("yes", "no"))
+                label = -torch.log_softmax(logits, dim=0)[yes if word == "yes" else no]
+                student = torch.log_softmax(logits[[yes, no]] / TEACHER.temperature, dim=0)
+                soft = torch.softmax(torch.tensor([teacher, 1 - teacher]).log() / TEACHER.temperature, dim=0)
+                distilled = -(TEACHER.temperature**2) * (soft * student).sum()
+                losses.append((1 - weight) * label + weight * distilled)
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        found[name] = float(loss), flat(causal)
+    return found
 
 
 def worker(rank: int, world: int, folder: str, rendezvous: str, result: str) -> None:

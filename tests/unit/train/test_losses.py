@@ -16,6 +16,7 @@ from qwen3emb.train.losses import (
     answer_loss,
     contrastive_loss,
     cosent_loss,
+    distillation_loss,
     matryoshka_loss,
 )
 
@@ -165,3 +166,19 @@ def test_answer_loss_is_the_negative_log_probability_of_the_label() -> None:
         for row, label in ((logits[0].tolist(), 1), (logits[1].tolist(), 0))
     )
     assert float(answer_loss(logits, torch.tensor([1, 0]), total=4)) == pytest.approx(expected / 4, rel=1e-6)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-8, 8), st.floats(0.001, 0.999)), min_size=1, max_size=6), st.sampled_from([0.5, 1, 4])
+)
+def test_distillation_is_the_cross_entropy_to_the_teacher(
+    answers: list[tuple[float, float]], temperature: float
+) -> None:
+    expected = 0.0
+    for margin, teacher in answers:
+        t = 1 / (1 + math.exp(-math.log(teacher / (1 - teacher)) / temperature))
+        p = 1 / (1 + math.exp(-margin / temperature))
+        expected -= temperature**2 * (t * math.log(p) + (1 - t) * math.log(1 - p))
+    margins, teachers = (torch.tensor(values) for values in zip(*answers, strict=True))
+    found = distillation_loss(margins, teachers, temperature, total=7)
+    assert float(found) == pytest.approx(expected / 7, rel=1e-3, abs=1e-6)
