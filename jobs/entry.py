@@ -11,11 +11,15 @@ from datetime import UTC, datetime
 from cluster.session import connected
 from qwen3emb.artifact import Identity, StageResult, complete, start, state_of
 from qwen3emb.config import RunConfig, load_config
+from qwen3emb.data.card import count_rows, write_card
 from qwen3emb.errors import UserError
 from qwen3emb.exits import guarded
 from qwen3emb.pipeline import STAGES, StageContext, asked_for, identity, needs, own_folder, stage_folder
 
 __all__ = ["command_line", "guarded", "run_stage", "say"]
+
+_CARDS = {"corpus": ("passages", "pairs"), "filter": ("pairs", "dropped"), "mine": ("rows",)}
+"""Folders of rows whose card is written here; `synthesize` and `labelled` write their own."""
 
 
 def say(message: str) -> None:
@@ -60,6 +64,9 @@ def _run(name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, 
     say(f"{name}: {'resuming' if state == 'unfinished' else 'starting'} {out.uri}")
     with connected(cfg.cluster):
         result = run(StageContext(cfg, STAGES[name], out, state == "unfinished"))
+    if name in _CARDS:
+        facts = {"rows_in": result.rows_in, "seconds": round(time.monotonic() - began), "rejected": result.rejected}
+        write_card(out, f"Stage {name}", facts | count_rows(out, _CARDS[name]))
     complete(out, what, result, time.monotonic() - began)
     rejected = ", ".join(f"{n} {reason}" for reason, n in result.rejected.items() if n) or "none"
     say(f"{name}: {result.rows_in} rows in, {result.rows_out} out, rejected: {rejected}")

@@ -1,11 +1,74 @@
-"""A data card as a page to read: the counts of `card.json` as Markdown tables."""
+"""Data cards: what an artifact's rows are, as numbers (`card.json`) and as a page to read (`card.md`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["markdown_card"]
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qwen3emb.storage import Storage
+
+__all__ = ["CARD", "PAGE", "count_rows", "markdown_card", "write_card"]
+
+CARD, PAGE = "card.json", "card.md"
+"""Names of the two files in an artifact's folder."""
+
+_COUNTED = ("origin", "language", "question_type", "difficulty")
+_MEASURED = ("text", "query", "document", "positive")
+_CHARACTERS = (0, 50, 100, 200, 500, 1000, 2000, 5000)
+_MOST = 40  # values of a column that are listed
+
+
+def count_rows(out: Storage, folders: Sequence[str]) -> dict[str, Any]:
+    """Rows by origin, language, type and difficulty, and lengths in characters, of the tables in some folders.
+
+    Args:
+        out: the artifact.
+        folders: with Parquet files; read one file after the other.
+
+    Returns:
+        {"FOLDER": rows, "FOLDER_by_COLUMN": {value: rows}, "characters_of_FOLDER": {range: {column: rows}}}; columns that
+        a table lacks, or that are empty everywhere, are left out.
+    """
+    card: dict[str, Any] = {}
+    for folder in folders:
+        rows, counts, lengths = 0, {name: Counter[str]() for name in _COUNTED}, {name: _bins([]) for name in _MEASURED}
+        for file in out.names(folder, ".parquet"):
+            table = out.read_table(file)
+            rows += len(table)
+            for name in set(_COUNTED) & set(table.column_names):
+                counts[name].update(value or "" for value in table[name].to_pylist())
+            for name in set(_MEASURED) & set(table.column_names):
+                lengths[name] += _bins(_lengths(table[name]))
+        card[folder] = rows
+        kinds = {name: found for name, found in counts.items() if any(found)}
+        card |= {f"{folder}_by_{name}": dict(found.most_common(_MOST)) for name, found in kinds.items()}
+        measured = {name: found for name, found in lengths.items() if found.sum()}
+        names = [f"{low}-{high}" for low, high in zip(_CHARACTERS, (*_CHARACTERS[1:], ""), strict=True)]
+        card[f"characters_of_{folder}"] = {
+            edge: {name: int(found[i]) for name, found in measured.items()} for i, edge in enumerate(names)
+        }
+    return card
+
+
+def write_card(out: Storage, title: str, card: Mapping[str, Any]) -> None:
+    """Write `card.json` and `card.md` into an artifact's folder."""
+    out.write_json(CARD, dict(card))
+    out.write_bytes(PAGE, markdown_card(title, card).encode())
+
+
+def _lengths(column: pa.ChunkedArray) -> list[int]:
+    found: list[int] = pc.utf8_length(column).drop_null().to_pylist()
+    return found
+
+
+def _bins(lengths: Sequence[int]) -> np.ndarray:
+    counts: np.ndarray = np.histogram(lengths, bins=[*_CHARACTERS, np.inf])[0]
+    return counts
 
 
 def markdown_card(title: str, card: Mapping[str, Any]) -> str:

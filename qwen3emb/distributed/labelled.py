@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.config_labelled import LabelledConfig, LabelledSetConfig
-from qwen3emb.data.card import markdown_card
+from qwen3emb.data.card import write_card
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.data.corpus_files import chosen_by_hash
 from qwen3emb.data.decontamination import EvaluationNgrams, evaluation_texts, near_matches
@@ -64,8 +64,7 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
         said = card.get("error") or f"{card['rows']} rows, {sum(card['rejected'].values())} rejected"
         say(f"labelled: {name}: {said}")
         cards[name] = card
-    out.write_json("card.json", cards)
-    out.write_bytes("card.md", markdown_card("Labelled data sets", cards).encode())
+    write_card(out, "Labelled data sets", cards)
     rejected = Counter[str]()
     for card in cards.values():
         rejected.update(card.get("rejected", {}))

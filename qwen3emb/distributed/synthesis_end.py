@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from qwen3emb.artifact import StageResult
-from qwen3emb.data.card import markdown_card
+from qwen3emb.data.card import write_card
 from qwen3emb.data.decontamination import EvaluationNgrams
 from qwen3emb.data.gates import duplicate_queries, word_count
 from qwen3emb.data.rows import escaped
@@ -19,9 +19,8 @@ from qwen3emb.data.synthetic import origin_of
 from qwen3emb.records import PAIR, REJECT
 from qwen3emb.storage import Storage
 
-__all__ = ["CARD", "PAGE", "drop_overlapping", "drop_repeated", "result"]
+__all__ = ["drop_overlapping", "drop_repeated", "result"]
 
-CARD, PAGE = "card.json", "card.md"
 _ASKED_FOR = re.compile(r"wrong_language: .*?, asked for ([\w-]+)")
 _KINDS = ("origin", "question_type", "difficulty", "language", "words")
 _LENGTHS = (0, 5, 10, 15, 20, 30, 50, 100)
@@ -128,8 +127,7 @@ def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
     found = dict(sorted(rejected.items()))
     card = {"asked": rows, "pairs": pairs, "rejected": found, **shares, **_card(lengths, metrics)}
     card["refused_as_another_language_by_language"] = dict(sorted(foreign.items()))
-    out.write_json(CARD, card)
-    out.write_bytes(PAGE, markdown_card("Synthetic pairs", card).encode())
+    write_card(out, "Synthetic pairs", card)
     return StageResult(rows, done, found, metrics | shares | {"pairs": pairs})
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from qwen3emb.data.card import CARD
 from qwen3emb.data.decontamination import EvaluationNgrams
-from qwen3emb.distributed.synthesis_end import CARD, drop_overlapping, drop_repeated, result
+from qwen3emb.distributed.synthesis_end import drop_overlapping, drop_repeated, result
 from qwen3emb.records import PAIR, REJECT
 from qwen3emb.storage import Storage
 
