@@ -31,8 +31,8 @@ def count_rows(out: Storage, folders: Sequence[str]) -> dict[str, Any]:
         folders: with Parquet files; read one file after the other.
 
     Returns:
-        {"FOLDER": rows, "FOLDER_by_COLUMN": {value: rows}, "characters_of_FOLDER": {range: {column: rows}}}; columns that
-        a table lacks, or that are empty everywhere, are left out.
+        {"FOLDER": rows, "FOLDER_by_COLUMN": {value: rows}, "characters_of_FOLDER": {range: {column: rows}}}; columns
+        that a table lacks, or that are empty everywhere, are left out.
     """
     card: dict[str, Any] = {}
     for folder in folders:
