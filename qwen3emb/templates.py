@@ -7,6 +7,8 @@ never the template around it.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,7 @@ __all__ = [
     "EmbeddingTemplate",
     "RerankTemplate",
     "query_prompt",
+    "score_template",
     "token_id",
 ]
 
@@ -147,3 +150,24 @@ class RerankTemplate:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def score_template(instruction: str) -> str:
+    """The reranker's input as a Jinja template over messages of the roles `query` and `document`.
+
+    What vLLM's score runner, sentence-transformers' CrossEncoder and `apply_chat_template` render a pair with. The
+    instruction is the variable `instruction`, else the message of the role `system`, else the one given here.
+    """
+
+    def content(role: str) -> str:
+        return f'messages | selectattr("role", "equalto", "{role}") | map(attribute="content") | first'
+
+    whole = RerankTemplate.text("{query}", "{document}", "{instruction}")
+    variables = {"{query}": content("query"), "{document}": content("document"), "{instruction}": "asked"}
+    pieces = [piece for piece in re.split("({query}|{document}|{instruction})", whole) if piece]
+    written = [
+        f"({variables[piece]})" if piece in variables else json.dumps(piece, ensure_ascii=False) for piece in pieces
+    ]
+    default = json.dumps(instruction or DEFAULT_RERANK_INSTRUCTION, ensure_ascii=False)
+    asked = f"instruction | default(({content('system')}) | default({default}, true), true)"
+    return f"{{%- set asked = {asked} -%}}\n{{{{- {' ~ '.join(written)} -}}}}\n"

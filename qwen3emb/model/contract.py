@@ -26,6 +26,8 @@ class Contract:
         dimensions: length of the full vector (0 for rerankers).
         mrl_dims: prefixes it was trained to be cut to.
         pooling: where the vector is read; embedding models only, which are normalised after it.
+        prompts: what stands before a query and before a document; embedding models only.
+        normalised: whether vectors have length one; false for rerankers.
         template: a reranker's whole input with `{instruction}`, `{query}` and `{document}` for what goes in.
         yes_no: ids of a reranker's two answers; its score is sigmoid(logit yes - logit no) at the last position.
     """
@@ -37,6 +39,8 @@ class Contract:
     dimensions: int = 0
     mrl_dims: list[int] = field(default_factory=list)
     pooling: str = "last_token"
+    prompts: dict[str, str] = field(default_factory=dict)
+    normalised: bool = True
     template: str = ""
     yes_no: list[int] = field(default_factory=list)
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from qwen3emb.errors import UserError
-from qwen3emb.model.contract import read_contract
+from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
 from qwen3emb.model.loading import load_tokenizer, load_trunk
 from qwen3emb.model.packing import PackedBatch, pack
-from qwen3emb.templates import EmbeddingTemplate
+from qwen3emb.templates import EmbeddingTemplate, query_prompt
 
 __all__ = ["Encoder", "budgeted", "normalised_prefix", "pooled"]
 
@@ -58,6 +58,18 @@ def budgeted(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield group
 
 
+def _check_contract(model_dir: Path, contract: Contract | None) -> None:
+    """Vectors of another prompt or pooling than the trained one are worse, and nothing would show it."""
+    if contract is None or contract.kind != "embedding":
+        return
+    said = contract.prompts.get("query", query_prompt(contract.instruction)), contract.pooling, contract.normalised
+    if said != (query_prompt(contract.instruction), "last_token", True):
+        raise UserError(
+            f"{model_dir}/{CONTRACT_FILE}: the model was trained with another prompt or pooling than this version of "
+            "qwen3emb uses, so its vectors would be wrong; use the version that exported it, or train again"
+        )
+
+
 class Encoder:
     """An embedding model in this process."""
 
@@ -80,9 +92,10 @@ class Encoder:
             device: torch device; default CUDA where there is one.
 
         Raises:
-            UserError: no weights, or the end token is unknown.
+            UserError: no weights, the end token is unknown, or the contract names another prompt or pooling.
         """
         self.contract = read_contract(model_dir)
+        _check_contract(model_dir, self.contract)
         end = end_token or (self.contract.end_token if self.contract else None)
         if not end:
             raise UserError(f"{model_dir}: no qwen3emb.json in it, so name its end token (models.end_token)")

@@ -1,8 +1,9 @@
 """Model directories that open elsewhere: sentence-transformers, vLLM, transformers 5 and 4.
 
 Weight names stay those of the base directory (`model.layers...`), so that checkpoints, merges and bases compare.
-The tokenizer of an embedding model appends the end token by itself, as the released models do. Legacy keys that
-readers of transformers 4 need (`rope_theta`, `torch_dtype`, a tokenizer class they know) are written as well.
+The tokenizer of an embedding model appends the end token by itself, as the released models do; that of a reranker
+carries its template as chat template. Legacy keys that readers of transformers 4 need (`rope_theta`, `rope_scaling`,
+`torch_dtype`, a tokenizer class they know) are written as well.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qwen3emb.model.contract import Contract, write_contract
-from qwen3emb.templates import RerankTemplate, query_prompt, token_id
+from qwen3emb.errors import UserError
+from qwen3emb.model.contract import Contract, read_contract, write_contract
+from qwen3emb.model.tokenizer_files import save_tokenizer
+from qwen3emb.templates import DEFAULT_RERANK_INSTRUCTION, RerankTemplate, query_prompt, score_template
 
 __all__ = ["SEQUENCE_CLASSIFIER", "export_embedding", "export_reranker", "export_sequence_classifier"]
 
 _WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_HEAD, _EMBEDDINGS, _SCORE = "lm_head.weight", "model.embed_tokens.weight", "score.weight"
 SEQUENCE_CLASSIFIER = "sequence_classifier"
 
 
@@ -37,10 +43,13 @@ def export_embedding(output: Path, state: dict[str, Tensor], config: Any, tokeni
     """
     output.mkdir(parents=True, exist_ok=True)
     _save_weights(output, {f"model.{name}": tensor for name, tensor in state.items()})
-    _save_config(output, config, state, {})
-    _save_tokenizer(output, tokenizer, contract.end_token)
+    dims = sorted({*contract.mrl_dims, contract.dimensions}) if contract.mrl_dims else None
+    # vLLM refuses `dimensions` that this key does not list
+    _save_config(output, config, tokenizer, _dtype(state), {"matryoshka_dimensions": dims} if dims else {})
+    save_tokenizer(output, tokenizer, end_token=contract.end_token, max_tokens=contract.max_tokens)
     _save_sentence_transformers(output, contract)
-    write_contract(output, contract)
+    prompts = {"query": query_prompt(contract.instruction), "document": ""}
+    write_contract(output, replace(contract, prompts=prompts))
 
 
 def export_reranker(output: Path, state: dict[str, Tensor], config: Any, tokenizer: Any, contract: Contract) -> None:
@@ -55,45 +64,79 @@ def export_reranker(output: Path, state: dict[str, Tensor], config: Any, tokeniz
     """
     output.mkdir(parents=True, exist_ok=True)
     if config.tie_word_embeddings:
-        state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+        state = {name: tensor for name, tensor in state.items() if name != _HEAD}
     _save_weights(output, state)
-    _save_config(output, config, state, {})
-    _save_tokenizer(output, tokenizer, None)
-    template = RerankTemplate(tokenizer)
-    text = template.text("{query}", "{document}", "{instruction}")
-    write_contract(output, replace(contract, pooling="", template=text, yes_no=list(template.yes_no)))
+    _save_config(output, config, tokenizer, _dtype(state), {})
+    _save_rerank_contract(output, tokenizer, contract)
 
 
 def export_sequence_classifier(model_dir: Path, output: Path) -> None:
     """Write a reranker directory as a one-label sequence classifier whose head row is w_yes - w_no.
 
-    Exact: sigmoid(logit_yes - logit_no) = sigmoid(h . (w_yes - w_no)).
+    Exact: sigmoid(logit_yes - logit_no) = sigmoid(h . (w_yes - w_no)). One file of weights is in memory at a time.
+
+    Raises:
+        UserError: no safetensors weights of a decoder, or "yes" / "no" is not one token.
     """
     from transformers import AutoConfig
 
-    from qwen3emb.model.loading import load_causal, load_tokenizer
+    from qwen3emb.model.loading import load_tokenizer
 
-    model = load_causal(model_dir, "float32")
-    tokenizer = load_tokenizer(model_dir)
-    head = model.get_output_embeddings().weight
-    row = head[token_id(tokenizer, "yes")] - head[token_id(tokenizer, "no")]
-    stored = AutoConfig.from_pretrained(model_dir)
-    state = {n: t.to(stored.dtype or torch.bfloat16) for n, t in model.state_dict().items() if n != "lm_head.weight"}
-    state["score.weight"] = row[None].detach().to(stored.dtype or torch.bfloat16)
+    tokenizer, stored = load_tokenizer(model_dir), AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+    files = sorted(model_dir.glob("model*.safetensors"))
+    row = _direction(files, RerankTemplate(tokenizer).yes_no)
     output.mkdir(parents=True, exist_ok=True)
-    _save_weights(output, state)
+    places: dict[str, str] = {}
+    for file in files:
+        state = {name: tensor for name, tensor in load_file(file).items() if name != _HEAD}
+        if file == files[-1]:
+            state[_SCORE] = row
+        _save_weights(output, state, file.name)
+        places |= dict.fromkeys(state, file.name)
+    if len(files) > 1:
+        index = {"metadata": {}, "weight_map": places}
+        (output / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     name = stored.architectures[0].replace("ForCausalLM", "ForSequenceClassification")
     labels = {"architectures": [name], "num_labels": 1, "id2label": {"0": "yes"}, "label2id": {"yes": 0}}
-    _save_config(output, stored, state, labels)
-    _save_tokenizer(output, tokenizer, None)
+    _save_config(output, stored, tokenizer, row.dtype, labels)
+    longest = int(stored.max_position_embeddings)
+    contract = read_contract(model_dir) or Contract("reranker", DEFAULT_RERANK_INSTRUCTION, "", longest)
+    _save_rerank_contract(output, tokenizer, contract)
 
 
-def _save_weights(output: Path, state: dict[str, Tensor]) -> None:
+def _direction(files: list[Path], yes_no: tuple[int, int]) -> Tensor:
+    """(1, hidden): the head's row of "yes" minus that of "no", rounded once to the stored dtype."""
+    for wanted in (_HEAD, _EMBEDDINGS):  # the embeddings are the head where the two are tied
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                if wanted in opened.keys():  # noqa: SIM118, not a mapping
+                    rows = opened.get_slice(wanted)
+                    yes, no = (rows[i : i + 1] for i in yes_no)
+                    out: Tensor = (yes.float() - no.float()).to(yes.dtype)
+                    return out
+    place = files[0].parent if files else "the reranker"
+    raise UserError(f"{place}: no {_HEAD} or {_EMBEDDINGS} in its model*.safetensors; export the reranker again")
+
+
+def _save_rerank_contract(output: Path, tokenizer: Any, contract: Contract) -> None:
+    """Tokenizer with the score template, and the contract with the ids of "yes" and "no"."""
+    form = RerankTemplate(tokenizer)
+    text, yes_no = form.text("{query}", "{document}", "{instruction}"), list(form.yes_no)
+    template = score_template(contract.instruction)
+    save_tokenizer(output, tokenizer, max_tokens=contract.max_tokens, chat_template=template)
+    write_contract(output, replace(contract, pooling="", normalised=False, template=text, yes_no=yes_no))
+
+
+def _dtype(state: dict[str, Tensor]) -> torch.dtype:
+    return next(iter(state.values())).dtype
+
+
+def _save_weights(output: Path, state: dict[str, Tensor], file: str = _WEIGHTS) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, output / _WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, output / file, metadata={"format": "pt"})
 
 
-def _save_config(output: Path, config: Any, state: dict[str, Tensor], changes: dict[str, Any]) -> None:
+def _save_config(output: Path, config: Any, tokenizer: Any, dtype: torch.dtype, changes: dict[str, Any]) -> None:
     """config.json with the keys of transformers 5 and 4 side by side."""
     content = json.loads(config.to_json_string(use_diff=False))
     rope = content.get("rope_parameters") or {}
@@ -101,11 +144,13 @@ def _save_config(output: Path, config: Any, state: dict[str, Tensor], changes: d
         content["rope_theta"] = rope["rope_theta"]
         scaled = {key: value for key, value in rope.items() if key != "rope_theta"}
         content["rope_scaling"] = scaled if rope.get("rope_type", "default") != "default" else None
-    content["dtype"] = content["torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    content["dtype"] = content["torch_dtype"] = str(dtype).removeprefix("torch.")
+    if content.get("pad_token_id") is None:  # a sequence classifier refuses batches without one
+        content["pad_token_id"] = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     architectures = content.get("architectures") or []
     content["architectures"] = [_causal_name(a) for a in architectures]
-    content.pop("_name_or_path", None)
-    content.pop("_attn_implementation", None)
+    for key in ("_name_or_path", "_attn_implementation", "matryoshka_dimensions", "is_matryoshka"):
+        content.pop(key, None)
     if "num_labels" not in changes:
         for key in ("id2label", "label2id", "problem_type"):
             content.pop(key, None)
@@ -115,39 +160,6 @@ def _save_config(output: Path, config: Any, state: dict[str, Tensor], changes: d
 
 def _causal_name(architecture: str) -> str:
     return architecture.removesuffix("Model") + "ForCausalLM" if architecture.endswith("Model") else architecture
-
-
-def _save_tokenizer(output: Path, tokenizer: Any, end_token: str | None) -> None:
-    """The tokenizer, appending `end_token` to every single text where one is given."""
-    tokenizer.save_pretrained(output)
-    settings_file = output / "tokenizer_config.json"
-    settings = json.loads(settings_file.read_text(encoding="utf-8"))
-    if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(settings.get("extra_special_tokens"), list):  # under this name transformers 4 wants a map, and fails
-        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-    for key in ("backend", "is_local", "local_files_only"):
-        settings.pop(key, None)
-    settings_file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if end_token is None:
-        return
-    model_file = output / "tokenizer.json"
-    model = json.loads(model_file.read_text(encoding="utf-8"))
-    model["post_processor"] = _appending(end_token, token_id(tokenizer, end_token))
-    model_file.write_text(json.dumps(model, ensure_ascii=False), encoding="utf-8")
-
-
-def _appending(token: str, number: int) -> dict[str, Any]:
-    """tokenizers' TemplateProcessing that adds one token after a text."""
-    text = {"Sequence": {"id": "A", "type_id": 0}}
-    second = {"Sequence": {"id": "B", "type_id": 0}}
-    end = {"SpecialToken": {"id": token, "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [text, end],
-        "pair": [text, second, end],
-        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
-    }
 
 
 def _save_sentence_transformers(output: Path, contract: Contract) -> None:

@@ -36,6 +36,9 @@ WHEELS = {
 }
 
 
+_LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "onnx", "openvino")  # pickled, or other formats
+
+
 def cache_dir() -> Path:
     """The folder of prepared models: `$QWEN3EMB_CACHE` or `~/.cache/qwen3emb`, plus `models`."""
     root = os.environ.get("QWEN3EMB_CACHE") or "~/.cache/qwen3emb"
@@ -87,7 +90,7 @@ def fetch_model(name: str, output: Path | None = None) -> Path:
         if source.suffix == ".gguf":
             _dequantise(source, built)
         else:
-            shutil.copytree(source, built, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "onnx", "openvino"))
+            shutil.copytree(source, built, ignore=shutil.ignore_patterns(*_LEFT_OUT))
         _checked(built)
         shutil.rmtree(target, ignore_errors=True)
         built.rename(target)

@@ -82,6 +82,18 @@ def _refuse_pickles(folder: Path) -> None:
             raise UserError(f"{file}: pickled weights are not read; save the model as safetensors")
 
 
+def _refuse_code(folder: Path) -> None:
+    """Before version 6 the library runs a module's own code where the directory is local, asked or not."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        kinds = [str(module["type"]) for module in modules]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder}: no readable modules.json of sentence-transformers ({error})") from error
+    for kind in kinds:
+        if not kind.startswith("sentence_transformers."):
+            raise UserError(f"{folder}/modules.json: {kind} is code of the model's own, which is never run")
+
+
 class SentenceEncoder:
     """A sentence-transformers directory; queries get its own `query` prompt where it has one."""
 
@@ -89,11 +101,12 @@ class SentenceEncoder:
         """Load it, without running code of its own.
 
         Raises:
-            UserError: the library cannot load it, or weights are pickled.
+            UserError: the library cannot load it, weights are pickled, or a module is code of its own.
         """
         from sentence_transformers import SentenceTransformer
 
         _refuse_pickles(folder)
+        _refuse_code(folder)
         try:
             self._model: Any = SentenceTransformer(
                 str(folder), trust_remote_code=False, model_kwargs={"use_safetensors": True}

@@ -51,10 +51,22 @@ def load_trunk(model_dir: Path, dtype: str) -> Any:
 
 
 def load_causal(model_dir: Path, dtype: str) -> Any:
-    """The decoder with language-model head, in eval mode, with packed attention."""
+    """The decoder with language-model head, in eval mode, with packed attention.
+
+    Raises:
+        UserError: no safetensors weights, or those of a sequence classifier.
+    """
     from transformers import AutoModelForCausalLM
 
+    if any(name.endswith("ForSequenceClassification") for name in _architectures(model_dir)):
+        # its language-model head is not in it, so transformers would draw one at random and only warn
+        raise UserError(f"{model_dir}: a one-label sequence classifier; name the reranker directory above it")
     return _load(AutoModelForCausalLM, model_dir, dtype)
+
+
+def _architectures(model_dir: Path) -> list[str]:
+    file = model_dir / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("architectures") or [] if file.is_file() else []
 
 
 def _load(auto: Any, model_dir: Path, dtype: str) -> Any:

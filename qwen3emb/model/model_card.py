@@ -59,7 +59,7 @@ def model_card(contract: Contract, facts: CardFacts) -> str:
         f"---\n{front}\n---\n\n# {facts.name}",
         f"A text {kind}, trained from {facts.base} with the Qwen3 Embedding recipe by qwen3emb.",
         _contract(contract),
-        _usage(contract, facts.name),
+        _usage(contract),
         _data(facts),
         _figures(facts),
     ]
@@ -85,22 +85,30 @@ def _contract(contract: Contract) -> str:
     )
 
 
-def _usage(contract: Contract, name: str) -> str:
+def _usage(contract: Contract) -> str:
     if contract.kind == "embedding":
+        cut = f", truncate_dim={contract.mrl_dims[0]}" if contract.mrl_dims else ""
         code = (
             "from sentence_transformers import SentenceTransformer\n\n"
-            f'model = SentenceTransformer("{name}")\n'
-            'queries = model.encode(["..."], prompt_name="query")\n'
-            'documents = model.encode(["..."])\n'
+            f'model = SentenceTransformer("FOLDER"{cut})\n'
+            'queries = model.encode(["..."], prompt_name="query", normalize_embeddings=True)\n'
+            'documents = model.encode(["..."], normalize_embeddings=True)\n'
             "print(model.similarity(queries, documents))"
         )
-        return f"## Usage\n\n```python\n{code}\n```\n\nvLLM: `vllm serve {name} --runner pooling`."
-    code = (
-        "from qwen3emb.model.reranker import Reranker\n\n"
-        f'print(Reranker("{name}").score("query", ["document", "another"], max_tokens=512))'
-    )
-    also = "`sequence_classifier/` below holds the same model with one label, for runners that score."
-    return f"## Usage\n\n```python\n{code}\n```\n\n{also}"
+        served = "vLLM: `vllm serve FOLDER --runner pooling`, with the prompt before each query."
+    else:
+        code = (
+            "from sentence_transformers import CrossEncoder  # 6 or newer\n\n"
+            'model = CrossEncoder("FOLDER")\n'
+            'print(model.predict([("query", "document"), ("query", "another")]))'
+        )
+        served = (
+            "`sequence_classifier/` below holds the same model with one label. vLLM: `vllm serve "
+            "FOLDER/sequence_classifier --runner pooling "
+            "--chat-template FOLDER/sequence_classifier/chat_template.jinja`; without the template its scores are "
+            "almost random."
+        )
+    return f"## Usage\n\nFOLDER is the directory of this file.\n\n```python\n{code}\n```\n\n{served}"
 
 
 def _data(facts: CardFacts) -> str:

@@ -24,6 +24,7 @@ LONGEST = (
     "test_serve",
     "test_zero",
     "test_engine_parity",
+    "test_export_readers",
 )
 
 

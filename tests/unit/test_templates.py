@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from qwen3emb.errors import UserError
-from qwen3emb.templates import EmbeddingTemplate, RerankTemplate, query_prompt, token_id
+from qwen3emb.templates import EmbeddingTemplate, RerankTemplate, query_prompt, score_template, token_id
 
 EXPECTED_RERANK = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -66,3 +66,17 @@ def test_yes_and_no_must_be_one_token_each(tokenizer: Any) -> None:
     assert RerankTemplate(tokenizer).yes_no == (token_id(tokenizer, "yes"), token_id(tokenizer, "no"))
     with pytest.raises(UserError, match="splits"):
         token_id(tokenizer, "yes and no and maybe")
+
+
+@pytest.mark.parametrize("own", ["find it", 'a "quoted"\n{% raw %} \\ {query} task'])
+def test_the_score_template_renders_the_rerankers_input(tokenizer: Any, own: str) -> None:
+    def rendered(*messages: tuple[str, str], **variables: str) -> str:
+        tokenizer.chat_template = score_template(own)
+        dialogue = [{"role": role, "content": content} for role, content in messages]
+        return str(tokenizer.apply_chat_template(dialogue, tokenize=False, **variables))
+
+    pair = ("query", " what {document}? "), ("document", "\n{{ a }} <text>\n")
+    texts = pair[0][1], pair[1][1]
+    assert rendered(*pair) == RerankTemplate.text(*texts, own)
+    assert rendered(*pair, instruction="another") == RerankTemplate.text(*texts, "another")
+    assert rendered(("system", "of the system"), *pair) == RerankTemplate.text(*texts, "of the system")

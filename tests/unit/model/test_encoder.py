@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3emb.errors import UserError
-from qwen3emb.model.contract import Contract, read_contract
+from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
 from qwen3emb.model.encoder import Encoder, budgeted
 from qwen3emb.model.export import export_embedding
 
@@ -81,11 +81,27 @@ def test_the_export_carries_its_contract_and_the_legacy_keys(exported: Path) -> 
 
     contract = read_contract(exported)
     assert contract is not None and contract.end_token == "<|endoftext|>" and contract.mrl_dims == [16]
+    assert contract.prompts == {"query": f"Instruct: {INSTRUCTION}\nQuery:", "document": ""} and contract.normalised
     config = json.loads((exported / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert config["architectures"] == ["Qwen3ForCausalLM"]
+    assert config["matryoshka_dimensions"] == [16, 64]
     assert config["torch_dtype"] == "float32"
     assert json.loads((exported / "tokenizer_config.json").read_text())["tokenizer_class"] != "TokenizersBackend"
+
+
+@pytest.mark.parametrize("change", [{"pooling": "mean"}, {"prompts": {"query": "query: "}}, {"normalised": False}])
+def test_a_model_of_another_prompt_or_pooling_is_refused(
+    exported: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(exported, tmp_path / "model")
+    file = tmp_path / "model" / CONTRACT_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match="another prompt or pooling"):
+        Encoder(tmp_path / "model")
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=30), budget=st.integers(1, 80))

@@ -47,6 +47,9 @@ def test_a_directory_that_cannot_be_loaded_is_the_users_to_mend(tmp_path: Path) 
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot load it"):
         open_encoder(tmp_path)
+    (tmp_path / "modules.json").write_text("[{}]")
+    with pytest.raises(UserError, match=r"no readable modules\.json"):
+        open_encoder(tmp_path)
 
 
 def test_an_address_is_an_endpoint() -> None:
@@ -67,6 +70,11 @@ def test_pickled_weights_are_refused_and_code_of_a_model_never_runs(exported: Pa
     (exported / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "own.Own"}}))
     load_trunk(exported, "float32")
     open_encoder(exported).encode(TEXTS, max_tokens=64)
+    assert not ran.exists()
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "own.Own"}]
+    (exported / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match=r"own\.Own is code of the model's own"):
+        open_encoder(exported)
     assert not ran.exists()
     (exported / "model.safetensors").rename(exported / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled weights are not read"):

@@ -37,6 +37,7 @@ def test_an_embedding_models_card() -> None:
     assert "those of 2 checkpoints, merged by SLERP." in card
     assert "| merged | 0.5040 | 0.4490 |" in card
     assert "`python -m jobs.evaluate --config demo.yaml`" in card
+    assert 'SentenceTransformer("FOLDER", truncate_dim=128)' in card
     assert "| SciFact | 64.51 |" in card and "--task SciFact" in card
 
 
@@ -47,4 +48,5 @@ def test_what_no_record_says_is_not_claimed() -> None:
     )
     assert "Evaluation" not in card and "dimensions" not in card
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "text-ranking"
+    assert 'CrossEncoder("FOLDER")' in card and "--chat-template FOLDER/sequence_classifier/chat_template.jinja" in card
     assert "ids [7, 8]" in card and r"| input | `<Query>: {query}\n` |" in card

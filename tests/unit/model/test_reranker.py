@@ -72,3 +72,23 @@ def test_the_contract_holds_template_and_answers_and_another_one_is_refused(tiny
     older = {k: v for k, v in content.items() if k not in ("template", "yes_no", "pooling")}
     file.write_text(json.dumps(older))  # of before these were written
     assert Reranker(tmp_path, dtype="float32").score(QUERY, DOCUMENTS, max_tokens=900).shape == (3,)
+
+
+def test_a_classifier_of_shards_with_a_head_of_its_own_is_exact(tiny_qwen3: Path, tmp_path: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
+    plain.config.tie_word_embeddings = False
+    plain.lm_head.weight = torch.nn.Parameter(torch.randn(plain.lm_head.weight.shape, generator=torch.manual_seed(0)))
+    plain.save_pretrained(tmp_path / "base", max_shard_size="100KB")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen3)
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert len(list((tmp_path / "base").glob("model-*.safetensors"))) > 1
+    export_sequence_classifier(tmp_path / "base", tmp_path / "classifier")
+    head, loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier", output_loading_info=True)
+    assert not loaded["missing_keys"] and not loaded["unexpected_keys"]
+    yes, no = (tokenizer.encode(w)[0] for w in ("yes", "no"))
+    ids = torch.tensor([tokenizer.encode(RerankTemplate.text(QUERY, DOCUMENTS[0], "find it"))])
+    with torch.inference_mode():
+        logits, logit = plain(input_ids=ids).logits[0, -1], head(input_ids=ids).logits[0, 0]
+    assert abs(float(logits[yes] - logits[no]) - float(logit)) < 1e-4
+    with pytest.raises(UserError, match="sequence classifier; name the reranker directory above it"):
+        Reranker(tmp_path / "classifier")
