@@ -59,11 +59,12 @@ def theirs(folder: Path, texts: dict[str, list[str]]) -> Any:
     """`mine_hard_negatives` with faiss, given a model that has the vectors already."""
     import numpy as np
     from datasets import Dataset
-    from sentence_transformers.util import mine_hard_negatives
+    from sentence_transformers.util import mine_hard_negatives, pairwise_cos_sim
 
     model = SimpleNamespace(
         device="cpu",
         get_embedding_dimension=lambda: 384,
+        similarity_pairwise=pairwise_cos_sim,
         encode_query=lambda texts, **_: np.load(folder / "queries.npy"),
         encode_document=lambda texts, **_: np.load(folder / "documents.npy"),
     )
