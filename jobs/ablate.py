@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from contextlib import redirect_stdout
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from jobs.entry import command_line, guarded, say
 from jobs.pipeline import parse, run_pipeline
 from qwen3emb.config import load_config
+from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.evaluate.ablation import ablation_table, variants, with_figures, write_ablation
 from qwen3emb.pipeline import borrow
 
@@ -25,21 +27,28 @@ def _pipeline(arguments: argparse.Namespace, changes: list[str]) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
+    """The rows of all variants that could be run; what stopped another one is raised after they are shown."""
     cfg = load_config(arguments.config, arguments.set)
     wanted = variants(cfg)
+    runs = {name: load_config(arguments.config, [*arguments.set, *changes]) for name, changes in wanted.items()}
     _pipeline(arguments, [])
-    runs = {}
+    failed: dict[str, UserError | StageFailure] = {}
     for name, changes in wanted.items():
-        runs[name] = load_config(arguments.config, [*arguments.set, *changes])
-        borrowed = borrow(runs[name], cfg)
-        say(f"ablate: {name}: from the full run: {', '.join(borrowed) or 'nothing'}")
-        _pipeline(arguments, changes)
+        try:
+            say(f"ablate: {name}: from the full run: {', '.join(borrow(runs[name], cfg)) or 'nothing'}")
+            _pipeline(arguments, changes)
+        except (UserError, StageFailure) as error:
+            failed[name] = error
+            del runs[name]
+            say(f"ablate: {name} is left out: {error}")
     lines = with_figures(cfg, runs)
-    say(f"ablate: written to {write_ablation(cfg, lines)}")
+    say(f"ablate: written to {write_ablation(cfg, lines, {name: str(why) for name, why in failed.items()})}")
     if arguments.json:
         print(json.dumps(lines, indent=2))
     else:
         Console().print(ablation_table(lines))
+    for name, why in failed.items():
+        raise type(why)(f"variant {name} is not in the table: {why}")
 
 
 if __name__ == "__main__":
@@ -47,4 +56,5 @@ if __name__ == "__main__":
     parser.epilog = "example: python -m jobs.ablate --config examples/demo.yaml"
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a private head is ended as well
     sys.exit(guarded(lambda: _ablate(given), given.debug))

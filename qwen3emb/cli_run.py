@@ -168,20 +168,21 @@ def _states(cfg: RunConfig) -> list[dict[str, Any]]:
 
 
 def report(config: Config, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
-    """What each stage bought on held-out data, from the run's storage.
+    """What each stage bought on held-out data, and by language, from the run's storage.
 
     Example: qwen3emb report examples/demo.yaml
     """
 
     def body() -> None:
         from qwen3emb.artifact import read_record
-        from qwen3emb.evaluate.report import metrics_of, quality_table
+        from qwen3emb.evaluate.report import metrics_of, quality_tables
         from qwen3emb.pipeline import stage_folder
 
-        metrics = metrics_of(read_record(stage_folder(load_config(config, overrides), "evaluate")))
+        cfg = load_config(config, overrides)
         if as_json:
-            print_json(metrics)
-        else:
-            Console().print(quality_table(metrics))
+            print_json(metrics_of(read_record(stage_folder(cfg, "evaluate"))))
+            return
+        for table in quality_tables(cfg):
+            Console().print(table)
 
     finish(body, debug)

@@ -38,6 +38,7 @@ _TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
 _RERANKER_WEAK = "reranker_weak"
 _TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK}
 _OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK}
+_EVALUATED = ("corpus", "weak", "filter", "mine", "supervised", "merge")  # rows as well, to count them by language
 _ELSEWHERE = "elsewhere.json"
 
 
@@ -75,7 +76,7 @@ STAGES = {
         Stage(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine"), ("reranker_base",), ("--stage", "weak")),
         Stage("reranker", _RERANKER, "reranker", ("corpus", "mine", _RERANKER_WEAK), ("reranker_base",)),
         Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), ("base", "reranker_base")),
-        Stage("evaluate", "jobs.evaluate", "evaluate", ("corpus", "weak", "supervised", "merge"), ("base",)),
+        Stage("evaluate", "jobs.evaluate", "evaluate", _EVALUATED, ("base",)),
         Stage("index", "jobs.index", "index", ("corpus", "merge")),
     )
 }

@@ -66,8 +66,8 @@ REJECT = pa.schema(
 )
 """A row that could not be used: why, where it came from (row is -1 where it does not apply), and its text."""
 
-QUERIES = pa.schema([("id", pa.string()), ("text", pa.string())])
-"""Queries of a retrieval set."""
+QUERIES = pa.schema([("id", pa.string()), ("text", pa.string()), ("language", pa.string())])
+"""Queries of a retrieval set; `language` is null where the data does not say it."""
 
 CORPUS = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
 """Documents of a retrieval set."""

@@ -243,6 +243,7 @@ def _add_document(found: RetrievalSet, row: Row, asked: bool) -> None:
     if asked:  # ids of queries differ from those of documents: evaluators drop a query's own id
         query = f"query:{row['id']}"
         found.queries[query] = row["query"]
+        found.languages[query] = row["language"]
         found.qrels[query] = {row["id"]: 1}
 
 

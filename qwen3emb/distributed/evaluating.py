@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.data.nearest import NONE
+from qwen3emb.data.synthetic import origin_of
 from qwen3emb.distributed.encoding import Encoders, Rerankers
 from qwen3emb.distributed.progress import paced
 from qwen3emb.errors import UserError
-from qwen3emb.evaluate.by_language import by_language, language_lines
+from qwen3emb.evaluate.by_language import Query, by_language, few_rows_line, trained_on
 from qwen3emb.evaluate.ranking import (
     Ranking,
     best_weight,
@@ -31,7 +32,7 @@ from qwen3emb.evaluate.retrieval import RetrievalSet, evaluation_set, read_retri
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.pipeline import StageContext, asked_for
-from qwen3emb.records import TRAINING_ROW
+from qwen3emb.records import PAIR, TRAINING_ROW
 
 __all__ = ["PER_QUERY", "evaluate_models"]
 
@@ -42,7 +43,9 @@ _RUN_DEPTH = 100
 _RERANKED = "merged+reranker"
 _ALONE = "reranker alone"
 _SCORES = "runs/rerank_scores.parquet"
+_SAYING = ("labelled", origin_of("retrieval"))  # `language` of other tasks' pairs may be the document's
 _Say = Callable[[str], None]
+_PerQuery = dict[str, dict[str, dict[str, float]]]
 
 
 def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
@@ -62,30 +65,47 @@ def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
     data = evaluation_set(cfg, ctx.input("corpus"))
     say(f"evaluate: {len(data.queries)} queries, {len(data.corpus)} documents from {cfg.dataset}")
     results: dict[str, dict[str, float]] = {}
-    per_query: dict[str, dict[str, float]] = {}
+    per_query: _PerQuery = {}
     with _Pools(cfg.workers, ctx.cfg.cluster.gpus_per_worker) as pools:
         for name, rank in _rankings(_Evaluation(ctx, data, pools, say)).items():
             began = time.monotonic()
             ranking = _kept(ctx, data, name, rank)
             found = ranking_metrics(data, ranking, cfg.recall_at)
-            per_query[name] = ranking_per_query(data, ranking)
+            per_query[name] = ranking_per_query(data, ranking, cfg.recall_at)
             results[name] = {metric: round(value, 4) for metric, value in found.items()}
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
             say(f"evaluate: {name}: {shown} ({time.monotonic() - began:.0f} s)")
     content = {"dataset": cfg.dataset, "queries": len(data.queries), "documents": len(data.corpus)}
-    languages = by_language(data.queries, _training_queries(ctx), per_query)
-    for line in language_lines(languages, cfg.few_rows):
-        say(f"evaluate: {line}")
+    languages = _languages(ctx, data, per_query, say)
     ctx.out.write_json("results.json", content | {"models": results, "languages": languages})
-    ctx.out.write_json(PER_QUERY, per_query)
+    headline = {model: {name: row["ndcg@10"] for name, row in rows.items()} for model, rows in per_query.items()}
+    ctx.out.write_json(PER_QUERY, headline)
     metrics = {m: {name: values[m] for name, values in results.items()} for m in results["merged"]}
     return StageResult(len(data.queries), len(data.queries), {}, metrics)
 
 
-def _training_queries(ctx: StageContext) -> list[str]:
-    """Of the supervised stage's rows."""
-    queries: list[str] = ctx.input("mine").read_table("rows", TRAINING_ROW)["query"].to_pylist()
-    return queries
+def _languages(ctx: StageContext, data: RetrievalSet, figures: _PerQuery, say: _Say) -> dict[str, dict[str, Any]]:
+    """`by_language`; says which languages have few training rows."""
+    asked = {name: Query(text, data.languages.get(name)) for name, text in data.queries.items()}
+    languages = by_language(asked, _training_queries(ctx), figures)
+    few = few_rows_line(languages, ctx.cfg.evaluate.few_rows)
+    if few:
+        say(f"evaluate: {few}")
+    return languages
+
+
+def _training_queries(ctx: StageContext) -> list[Query]:
+    """Of the rows that the supervised stage trains on, with the language that their pairs say."""
+    said: dict[tuple[str, str], str] = {}
+    for stage in ("corpus", "filter"):
+        if asked_for(ctx.cfg, stage):
+            pairs = ctx.input(stage).read_table("pairs", PAIR)
+            columns = (pairs[name].to_pylist() for name in ("origin", "id", "language"))
+            said |= {(o, i): code for o, i, code in zip(*columns, strict=True) if o in _SAYING}
+    rows = ctx.input("mine").read_table("rows", TRAINING_ROW)
+    used = {origin: trained_on(ctx.cfg, origin) for origin in set(rows["origin"].to_pylist())}
+    columns = (rows[name].to_pylist() for name in ("origin", "id", "query"))
+    return [Query(query, said.get((o, i))) for o, i, query in zip(*columns, strict=True) if used[o]]
 
 
 class _Pools:

@@ -15,11 +15,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from qwen3emb.artifact import finished
+from qwen3emb.artifact import read_record, state_of
 from qwen3emb.config import RunConfig
+from qwen3emb.data.synthetic import is_synthetic
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.bootstrap import paired_bootstrap
-from qwen3emb.pipeline import stage_folder
+from qwen3emb.pipeline import identity, stage_folder
 from qwen3emb.storage import Storage
 
 __all__ = ["ABLATION", "Row", "ablation_table", "rows_of", "variants", "with_figures", "write_ablation"]
@@ -56,17 +57,28 @@ def variants(cfg: RunConfig) -> dict[str, list[str]]:
     """
     if not (cfg.synthesize and cfg.weak):
         raise UserError("ablate compares with and without synthetic data; this run has no section synthesize and weak")
+    unseen = next((model for model in ("weak", "supervised") if model not in cfg.evaluate.compare), None)
+    if unseen:
+        raise UserError(f"a row of ablate is the model {unseen} of the run itself; add it to evaluate.compare")
     mining = cfg.mine.model if cfg.mine.model != "weak" else cfg.models.retrieval
     found = {
         "no-synthetic": [
             *("synthesize=null", "weak=null", "reranker=null", "reranker_weak=null"),
-            *(f"mine.model={mining}", "evaluate.compare=[]"),
+            *(f"mine.model={mining}", "evaluate.compare=[]", *_without_synthetic_sets(cfg)),
         ]
     }
     if cfg.reranker:
         weak = "null" if cfg.reranker_weak else json.dumps(cfg.reranker.model_dump(mode="json"))
         found["other-reranker"] = [f"reranker_weak={weak}", "evaluate.compare=[]"]
     return {name: [f"storage={_place(cfg, name)}", *changes] for name, changes in found.items()}
+
+
+def _without_synthetic_sets(cfg: RunConfig) -> list[str]:
+    """A mixture that names a data set without rows is refused."""
+    sets = cfg.supervised.datasets
+    kept = {name: own.model_dump(mode="json", exclude_unset=True) for name, own in sets.items()}
+    kept = {name: own for name, own in kept.items() if not is_synthetic(name)}
+    return [f"supervised.datasets={json.dumps(kept)}"] if len(kept) < len(sets) else []
 
 
 def _place(cfg: RunConfig, name: str) -> str:
@@ -94,21 +106,19 @@ def with_figures(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> list[dict[str
 
     Args:
         cfg: the full run.
-        runs: variant -> its configuration.
+        runs: variant -> its configuration; rows of variants that are not among them are left out.
 
     Raises:
-        UserError: a run is not evaluated.
+        UserError: a run is not evaluated, or was with another configuration.
     """
-    evaluated = {name: stage_folder(run, "evaluate") for name, run in {"": cfg, **runs}.items()}
-    missing = next((folder.uri for folder in evaluated.values() if not finished(folder)), None)
-    if missing:
-        raise UserError(f"{missing}: not complete; run qwen3emb ablate again")
+    evaluated = {name: _evaluation(run) for name, run in {"": cfg, **runs}.items()}
     metrics = {name: folder.read_json("results.json")["models"] for name, folder in evaluated.items()}
     per_query = {name: folder.read_json("per_query.json") for name, folder in evaluated.items()}
-    rows = {row.name: row for row in rows_of(cfg)}
+    rows = {row.name: row for row in rows_of(cfg) if row.run in evaluated}
     found = []
     for row in rows.values():
-        line: dict[str, Any] = {"row": row.name, **metrics[row.run][row.model]}
+        made = read_record(evaluated[row.run])["fingerprint"]
+        line: dict[str, Any] = {"row": row.name, "evaluation": made, **metrics[row.run][row.model]}
         if row.against:
             other = rows[row.against]
             gain = paired_bootstrap(per_query[row.run][row.model], per_query[other.run][other.model])
@@ -117,9 +127,17 @@ def with_figures(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> list[dict[str
     return found
 
 
+def _evaluation(cfg: RunConfig) -> Storage:
+    """Folder of a run's evaluation, finished for this very configuration."""
+    folder = stage_folder(cfg, "evaluate")
+    if state_of(folder, identity(cfg, "evaluate")) != "done":
+        raise UserError(f"{folder.uri}: not complete for this configuration; run qwen3emb ablate again")
+    return folder
+
+
 def ablation_table(lines: Sequence[Mapping[str, Any]], headline: str = "ndcg@10") -> Table:
     """What a person reads: metrics, and behind the headline the difference with its interval; `*` where it is sure."""
-    extra = {"row", "against", "mean", "low", "high", "queries", "sure"}
+    extra = {"row", "evaluation", "against", "mean", "low", "high", "queries", "sure"}
     table = Table(title="What each part is worth (held-out data)", title_justify="left", box=SIMPLE_HEAD)
     table.collapse_padding, table.pad_edge = True, False
     table.caption = "difference in ndcg@10 to `full`, of a reranker to the other one; * = zero is outside of the 95 %"
@@ -142,8 +160,8 @@ def ablation_table(lines: Sequence[Mapping[str, Any]], headline: str = "ndcg@10"
     return table
 
 
-def write_ablation(cfg: RunConfig, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Write the rows into the run's storage; where they lie."""
+def write_ablation(cfg: RunConfig, lines: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> str:
+    """Write the rows, and why variants are left out, into the run's storage; where they lie."""
     storage = Storage(cfg.storage)
-    storage.write_json(ABLATION, {"rows": list(lines)})
+    storage.write_json(ABLATION, {"rows": list(lines), "left_out": dict(left_out)})
     return f"{storage.uri}/{ABLATION}"

@@ -90,12 +90,12 @@ def best_weight(data: RetrievalSet, first: Ranking, scores: Sequence[np.ndarray]
 
 def _ndcg(data: RetrievalSet, ranking: Ranking) -> np.ndarray:
     """(Q,) nDCG@10 of each judged query."""
-    return np.array(list(ranking_per_query(data, ranking).values()))
+    return np.array([found["ndcg@10"] for found in ranking_per_query(data, ranking, [10]).values()])
 
 
-def ranking_per_query(data: RetrievalSet, ranking: Ranking) -> dict[str, float]:
-    """nDCG@10 of each judged query, by rank alone."""
-    return {query: found["ndcg@10"] for query, found in per_query(data, _as_run(data, ranking), [10]).items()}
+def ranking_per_query(data: RetrievalSet, ranking: Ranking, recall_at: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Judged query -> metric -> value, by rank alone."""
+    return per_query(data, _as_run(data, ranking), recall_at)
 
 
 def ranking_metrics(data: RetrievalSet, ranking: Ranking, recall_at: Sequence[int]) -> dict[str, float]:

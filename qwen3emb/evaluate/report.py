@@ -15,6 +15,7 @@ from rich.table import Table
 
 from qwen3emb.artifact import read_record
 from qwen3emb.config import RunConfig
+from qwen3emb.evaluate.by_language import language_table
 from qwen3emb.pipeline import STAGES, stage_folder
 from qwen3emb.storage import Storage
 
@@ -26,6 +27,7 @@ __all__ = [
     "metrics_of",
     "print_report",
     "quality_table",
+    "quality_tables",
     "recorded",
     "seconds_table",
     "summary",
@@ -150,11 +152,24 @@ def print_report(
     console.print(seconds_table(seconds, [name for name in records if name not in ran]))
     storage = Storage(cfg.storage).uri
     if "evaluate" in records:
-        console.print(quality_table(metrics_of(records["evaluate"])))
+        for table in quality_tables(cfg):
+            console.print(table)
         console.print(f"summary    {storage}/{SUMMARY}", soft_wrap=True, highlight=False)
     console.print(f"artifacts  {storage}", soft_wrap=True, highlight=False)
     for line in _next(records, config):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def quality_tables(cfg: RunConfig) -> list[Table]:
+    """What the stage `evaluate` found, as `quality_table`, and by language.
+
+    Raises:
+        UserError: the stage is not complete.
+    """
+    folder = stage_folder(cfg, "evaluate")
+    tables = [quality_table(metrics_of(read_record(folder)))]
+    languages = folder.read_json("results.json").get("languages") if folder.exists("results.json") else None
+    return [*tables, language_table(languages, cfg.evaluate.few_rows)] if languages else tables
 
 
 def _next(records: Collection[str], config: str) -> list[str]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -26,11 +26,13 @@ class RetrievalSet:
         queries: query id -> text.
         corpus: document id -> (title, text).
         qrels: query id -> {document id: grade}, grades above 0 are relevant.
+        languages: query id -> code, of the queries whose language the data says.
     """
 
     queries: dict[str, str]
     corpus: dict[str, tuple[str, str]]
     qrels: dict[str, dict[str, int]]
+    languages: dict[str, str] = field(default_factory=dict)
 
     def texts(self) -> list[str]:
         """Title and text joined by one space, in corpus order."""
@@ -39,7 +41,7 @@ class RetrievalSet:
 
 def write_retrieval_set(folder: Storage, data: RetrievalSet) -> None:
     """Write queries.parquet, corpus.parquet and qrels.parquet."""
-    queries = [{"id": i, "text": t} for i, t in data.queries.items()]
+    queries = [{"id": i, "text": t, "language": data.languages.get(i)} for i, t in data.queries.items()]
     corpus = [{"id": i, "title": title, "text": text} for i, (title, text) in data.corpus.items()]
     qrels = [{"query_id": q, "corpus_id": d, "score": s} for q, found in data.qrels.items() for d, s in found.items()]
     for name, rows, schema in (("queries", queries, QUERIES), ("corpus", corpus, CORPUS), ("qrels", qrels, QRELS)):
@@ -59,12 +61,17 @@ def read_retrieval_set(folder: Storage) -> RetrievalSet:
     for row in qrels:
         judged.setdefault(row["query_id"], {})[row["corpus_id"]] = row["score"]
     return RetrievalSet(
-        {r["id"]: r["text"] for r in queries}, {r["id"]: (r["title"] or "", r["text"]) for r in corpus}, judged
+        {r["id"]: r["text"] for r in queries},
+        {r["id"]: (r["title"] or "", r["text"]) for r in corpus},
+        judged,
+        {r["id"]: r["language"] for r in queries if r.get("language")},  # sets of before have no such column
     )
 
 
 def read_beir(folder: Storage, split: str) -> RetrievalSet:
     """Read a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, each also gzip'ed); judged queries only.
+
+    A query may have a field `language` besides `_id` and `text`.
 
     Raises:
         UserError: a file is missing or a line is not what it should be.
@@ -76,12 +83,13 @@ def read_beir(folder: Storage, split: str) -> RetrievalSet:
             qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder.uri}/{name}, line {number}: expected query-id, corpus-id, score") from error
-    queries = {r["_id"]: r["text"] for r in _json_lines(folder, "queries.jsonl") if r["_id"] in qrels}
+    asked = [r for r in _json_lines(folder, "queries.jsonl") if r["_id"] in qrels]
+    queries = {r["_id"]: r["text"] for r in asked}
     corpus = {r["_id"]: (r.get("title") or "", r["text"]) for r in _json_lines(folder, "corpus.jsonl")}
     missing = next((q for q in qrels if q not in queries), None)
     if missing is not None:
         raise UserError(f"{folder.uri}/{name}: query {missing!r} is judged but not in queries.jsonl")
-    return RetrievalSet(queries, corpus, qrels)
+    return RetrievalSet(queries, corpus, qrels, {r["_id"]: r["language"] for r in asked if r["language"]})
 
 
 def evaluation_set(cfg: EvaluateConfig, corpus: Storage) -> RetrievalSet:
@@ -111,7 +119,8 @@ def _json_lines(folder: Storage, name: str) -> Iterator[dict[str, str]]:
     for number, line in enumerate(_lines(folder, name), 1):
         try:
             row = json.loads(line)
-            yield {"_id": str(row["_id"]), "text": str(row["text"]), "title": str(row.get("title") or "")}
+            optional = {name: str(row.get(name) or "") for name in ("title", "language")}
+            yield {"_id": str(row["_id"]), "text": str(row["text"]), **optional}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder.uri}/{name}, line {number}: expected JSON with _id and text") from error
 

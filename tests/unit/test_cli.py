@@ -18,7 +18,7 @@ from qwen3emb.cli import app
 from qwen3emb.config import json_schema, load_config
 from qwen3emb.pipeline import STAGES, identity, stage_folder
 
-COMMANDS = ["run", "submit", "status", "report", "embed", "search", "fetch-model", "check-config"]
+COMMANDS = ["run", "submit", "status", "report", "ablate", "embed", "search", "fetch-model", "check-config"]
 METRICS = {"ndcg@10": {"base": 0.1, "merged": 0.6}, "mrr@10": {"base": 0.2, "merged": 0.7}}
 
 

@@ -232,7 +232,7 @@ def test_sections_that_are_left_out_leave_their_stages_out(run_file: Path) -> No
         ["corpus"],
         ["corpus", "mine"],
         ["supervised"],
-        ["corpus", "supervised", "merge"],
+        ["corpus", "mine", "supervised", "merge"],
     ]
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +55,20 @@ def test_a_run_without_synthetic_data_has_nothing_to_leave_out(run_file: Path) -
         variants(cfg)
 
 
+def test_rows_of_the_run_itself_must_be_evaluated(run_file: Path) -> None:
+    with pytest.raises(UserError, match=r"the model weak of the run itself; add it to evaluate\.compare"):
+        variants(load_config(run_file, ["evaluate.compare=[base, supervised]"]))
+
+
+def test_a_mixture_without_synthetic_data_does_not_name_it(run_file: Path) -> None:
+    own = "supervised.datasets={synthetic: {weight: 2}, synthetic_sts: {}, labelled: {weight: 3, hard_negatives: 0}}"
+    cfg = load_config(run_file, [own, *variants(load_config(run_file, [own]))["no-synthetic"]])
+    assert {name: one.model_fields_set for name, one in cfg.supervised.datasets.items()} == {
+        "labelled": {"weight", "hard_negatives"}
+    }
+    assert cfg.supervised.datasets["labelled"].weight == 3
+
+
 def test_rows_are_compared_query_by_query(run_file: Path) -> None:
     cfg = load_config(run_file, ["reranker=null"])
     runs = {name: load_config(run_file, ["reranker=null", *sets]) for name, sets in variants(cfg).items()}
@@ -78,7 +96,73 @@ def test_rows_are_compared_query_by_query(run_file: Path) -> None:
     text = console.export_text()
     assert "-0.100 [-0.200, +0.000]" in text
     assert "-0.600 [-0.700, -0.500]*" in text
-    assert Path(write_ablation(cfg, list(lines.values()))).is_file()
+    assert lines["full"]["evaluation"] == lines["no merge"]["evaluation"] == identity(cfg, "evaluate").fingerprint
+    assert lines["no synthetic data"]["evaluation"] == identity(runs["no-synthetic"], "evaluate").fingerprint
+    kept = json.loads(Path(write_ablation(cfg, list(lines.values()), {"x": "why"})).read_text())
+    assert kept == {"rows": list(lines.values()), "left_out": {"x": "why"}}
+    # An evaluation of another configuration gives no row.
+    with pytest.raises(UserError, match="not complete for this configuration"):
+        with_figures(load_config(run_file, ["reranker=null", "supervised.steps=7"]), {})
+
+
+def finished_ablation(file: Path) -> None:
+    """The full run and both variants, as `ablate` would leave them."""
+    cfg = load_config(file)
+    finish(cfg, *(stage.name for stage, _ in plan(cfg) if stage.name not in ("evaluate", "index")))
+    write(cfg, {"weak": [0.0, 0.2], "supervised": [0.5, 0.7], "merged": [0.5, 0.9], "merged+reranker": [1.0, 0.8]})
+    for name, figures in (
+        ("no-synthetic", {"merged": [0.4, 0.8]}),
+        ("other-reranker", {"merged": [0.5, 0.9], "merged+reranker": [1.0, 1.0]}),
+    ):
+        run = load_config(file, variants(cfg)[name])
+        borrow(run, cfg)
+        finish(run, *(stage.name for stage, state in plan(run) if state != "done" and stage.name != "evaluate"))
+        write(run, figures)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"RAY_ADDRESS": "", "COLUMNS": "120"}
+    whole = [sys.executable, "-m", "qwen3emb.cli", "ablate", *words]
+    return subprocess.run(whole, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+
+def test_the_command_shows_what_is_finished_without_starting_anything(run_file: Path) -> None:
+    finished_ablation(run_file)
+    done = command(str(run_file), "--json")
+    assert done.returncode == 0, done.stderr
+    assert "private Ray head" not in done.stderr
+    assert "no-synthetic: from the full run: corpus" in done.stderr
+    lines = json.loads(done.stdout)  # and nothing else
+    assert [(line["row"], round(line.get("mean", 0.0), 4)) for line in lines] == [
+        ("only synthetic data", -0.6),
+        ("no synthetic data", -0.1),
+        ("no merge", -0.1),
+        ("full", 0.0),
+        ("merged+reranker, no weak stage", 0.0),
+        ("merged+reranker, weak stage", 0.1),
+    ]
+    assert json.loads((run_file.parent / "run" / "ablation.json").read_text()) == {"rows": lines, "left_out": {}}
+
+
+def test_a_variant_that_cannot_run_costs_its_row_only(run_file: Path) -> None:
+    finished_ablation(run_file)
+    stale = run_file.parent / "run/ablation/no-synthetic/supervised/artifact.json"
+    stale.write_text(json.dumps(json.loads(stale.read_text()) | {"fingerprint": "of another configuration"}))
+    done = command(str(run_file))
+    assert done.returncode == 2
+    assert "error: variant no-synthetic is not in the table" in done.stderr
+    assert "Give --replace" in done.stderr
+    assert "only synthetic data" in done.stdout
+    assert "weak stage" in done.stdout
+    assert "no synthetic data" not in done.stdout
+    assert list(json.loads((run_file.parent / "run/ablation.json").read_text())["left_out"]) == ["no-synthetic"]
+
+
+def test_a_mistake_ends_with_2_before_anything_runs(run_file: Path) -> None:
+    done = command(str(run_file), "--set", "evaluate.compare=[]")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "add it to evaluate.compare" in done.stderr
+    assert not (run_file.parent / "run").exists()
 
 
 def write(cfg: RunConfig, per_query: dict[str, list[float]]) -> None:

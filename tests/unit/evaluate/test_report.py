@@ -17,6 +17,7 @@ from qwen3emb.evaluate.report import (
     metrics_of,
     print_report,
     quality_table,
+    quality_tables,
     seconds_table,
     summary,
     write_summary,
@@ -106,3 +107,16 @@ def test_the_report_ends_with_the_next_command(finished_run: Path) -> None:
     assert "0.560" in text
     assert cfg.storage in text
     assert "python -m jobs.pipeline --config" in text.splitlines()[-1]
+
+
+def test_the_report_has_the_languages_that_were_evaluated(run_file: Path) -> None:
+    cfg = load_config(run_file, ["evaluate.few_rows=5"])
+    folder = stage_folder(cfg, "evaluate")
+    start(folder, identity(cfg, "evaluate"))
+    complete(folder, identity(cfg, "evaluate"), StageResult(1, 1, {}, METRICS), 1.0)
+    assert len(quality_tables(cfg)) == 1  # an evaluation from before there were figures by language
+    sw = {"queries": 2, "training_rows": 4, "ndcg@10": {"base": 0.5, "merged": None}}
+    folder.write_json("results.json", {"languages": {"sw": sw}})
+    _, table = quality_tables(cfg)
+    assert cells(table) == [["sw", "2", "4", "0.500", "-"]]
+    assert table.caption == "fewer than 5 training rows (evaluate.few_rows): sw (4)"

@@ -51,7 +51,8 @@ def written_for(row: dict[str, str]) -> str:
 
 
 def pair(number: int, query: str, document: str, origin: str) -> dict[str, Any]:
-    texts = dict.fromkeys(["document_id", "language", "character", "question_type", "difficulty", "words"], "")
+    texts = dict.fromkeys(["document_id", "character", "question_type", "difficulty", "words"], "")
+    texts["language"] = "sw" if origin == "synthetic" else "en"  # not what the texts look like
     base = {"id": f"{origin}-{number}", "query": query, "document": document, "origin": origin, "score": None}
     return base | texts
 
@@ -65,6 +66,7 @@ HELDOUT = RetrievalSet(
     {f"q{i}": f"{v} the {t}" for i, (v, t) in enumerate(NAMES[30:36])},
     {f"d{i}": ("", code(v, t)) for i, (v, t) in enumerate(NAMES[30:])},
     {f"q{i}": {f"d{i}": 2, f"d{i + 6}": 1} for i in range(6)},
+    {f"q{i}": "sw" if i == 2 else "en" for i in range(6)},
 )
 
 

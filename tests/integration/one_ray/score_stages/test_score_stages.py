@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -156,6 +157,25 @@ def test_evaluation_is_that_of_the_models_in_this_process(upstream: Any, logs: d
         for metric, values in record["metrics"].items():
             assert values[name] == results["models"][name][metric]
     assert record["metrics"].keys() == {"ndcg@10", "mrr@10", "recall@1", "recall@10"}
+
+
+def test_languages_are_counted_as_the_data_says_them(upstream: Any, logs: dict[str, str]) -> None:
+    results = upstream.folder("evaluate").read_json("results.json")
+    per_query = upstream.folder("evaluate").read_json("per_query.json")
+    rows = Counter(upstream.folder("mine").read_table("rows")["origin"].to_pylist())
+    languages = results["languages"]
+    assert [(code, found["queries"], found["training_rows"]) for code, found in languages.items()] == [
+        ("en", 5, rows["labelled"]),
+        ("sw", 1, rows["synthetic"]),
+    ]
+    assert rows["labelled"] != rows["synthetic"]
+    for model, means in results["models"].items():
+        assert languages["sw"]["ndcg@10"][model] == round(per_query[model]["q2"], 4)
+        for metric, mean in means.items():
+            both = 5 * languages["en"][metric][model] + languages["sw"][metric][model]
+            assert both / 6 == pytest.approx(mean, abs=1.1e-4)
+    few = f"fewer than 1000 training rows (evaluate.few_rows): en ({rows['labelled']}), sw ({rows['synthetic']})"
+    assert few in logs["evaluate"]
 
 
 def test_a_second_run_does_nothing(upstream: Any, logs: dict[str, str], run_here: Callable[..., str]) -> None:
