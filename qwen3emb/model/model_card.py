@@ -99,11 +99,11 @@ def _usage(contract: Contract) -> str:
     else:
         code = (
             "from sentence_transformers import CrossEncoder  # 6 or newer\n\n"
-            'model = CrossEncoder("FOLDER")\n'
+            'model = CrossEncoder("FOLDER/sequence_classifier")\n'
             'print(model.predict([("query", "document"), ("query", "another")]))'
         )
         served = (
-            "`sequence_classifier/` below holds the same model with one label. vLLM: `vllm serve "
+            "`sequence_classifier/` below is the same model with one label. vLLM: `vllm serve "
             "FOLDER/sequence_classifier --runner pooling "
             "--chat-template FOLDER/sequence_classifier/chat_template.jinja`; without the template its scores are "
             "almost random."

@@ -121,7 +121,8 @@ def jobs_of(family: str, folder: Path) -> dict[str, Job]:
         reranker = {"dtype": dtype, "query": QUERY, "documents": DOCUMENTS}
         classifier = str(folder / "reranker" / SEQUENCE_CLASSIFIER)
         out[f"{family} {dtype} classifier"] = reranker | {"folder": classifier, "form": "classifier"}
-        out[f"{family} {dtype} causal"] = reranker | {"folder": str(folder / "reranker"), "form": "causal"}
+        if dtype == "float32":  # in bf16 libraries round both logits before they subtract them (docs/models.md)
+            out[f"{family} {dtype} causal"] = reranker | {"folder": str(folder / "reranker"), "form": "causal"}
     return out
 
 
@@ -203,7 +204,7 @@ def test_vectors_are_ours(library: str, family: str, ask: Ask) -> None:
 def test_scores_are_ours(library: str, family: str, ask: Ask) -> None:
     for form in ("causal", "classifier"):
         for name in (f"{family} {dtype} {form}" for dtype in DTYPES):
-            if library == "vllm" and not asked_of_vllm(name):
+            if name not in ask("ours") or (library == "vllm" and not asked_of_vllm(name)):
                 continue
             mine, found = ask("ours")[name], ask(library)[name]
             assert np.ptp(mine) > 0.1, "scores too near to each other to test their order"

@@ -48,5 +48,8 @@ def test_what_no_record_says_is_not_claimed() -> None:
     )
     assert "Evaluation" not in card and "dimensions" not in card
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "text-ranking"
-    assert 'CrossEncoder("FOLDER")' in card and "--chat-template FOLDER/sequence_classifier/chat_template.jinja" in card
+    assert (
+        'CrossEncoder("FOLDER/sequence_classifier")' in card
+        and "--chat-template FOLDER/sequence_classifier/chat_template.jinja" in card
+    )
     assert "ids [7, 8]" in card and r"| input | `<Query>: {query}\n` |" in card
