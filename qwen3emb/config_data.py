@@ -213,8 +213,9 @@ class MineConfig(Section):
     model: str = "weak"
     """Embedding model that scores: `weak`, the name or directory of a model (of ours, of sentence-transformers), or an
     OpenAI-compatible server, `http://HOST:PORT/v1?model=NAME`."""
-    negatives: int = Field(default=2, ge=0)
-    """Hard negatives per query; a query with fewer candidates keeps what there is, and it is counted."""
+    negatives: int = Field(default=8, ge=0)
+    """Hard negatives per query (the released advice for rerankers); a query with fewer candidates keeps what there is,
+    and it is counted."""
     top_k: int = Field(default=50, ge=1)
     """Candidates retrieved per query."""
     skip_top: int = Field(default=0, ge=0)

@@ -102,7 +102,7 @@ def test_a_missing_section_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "named"),
     [
-        ({"supervised": {"steps": 1, "hard_negatives": 9}}, "mine.negatives is 2, but training wants 9"),
+        ({"supervised": {"steps": 1, "hard_negatives": 9}}, "mine.negatives is 8, but training wants 9"),
         ({"mine": {"skip_top": 49, "negatives": 2}}, "top_k"),
         ({"corpus": {"dev_share": 0.5, "heldout_share": 0.5}}, "dev_share + heldout_share"),
         ({"corpus": {"max_tokens": 64, "overlap_tokens": 64}}, "overlap_tokens"),
@@ -114,6 +114,14 @@ def test_contradictory_combinations_fail_before_anything_starts(
     tmp_path: Path, sections: dict[str, Any], named: str
 ) -> None:
     assert named in refusal(tmp_path, minimal(**sections))
+
+
+def test_one_positive_comes_with_eight_mined_negatives_unless_the_run_says_otherwise(tmp_path: Path) -> None:
+    run = minimal()
+    run["reranker"] = {"steps": 1}
+    cfg = load_config(written(tmp_path, run))
+    assert cfg.reranker is not None
+    assert cfg.mine.negatives == cfg.reranker.negatives == 8
 
 
 def test_an_override_wins_over_the_file_and_is_typed(tmp_path: Path) -> None:
