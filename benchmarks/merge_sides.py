@@ -7,7 +7,6 @@ memory in bytes.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -48,7 +47,8 @@ def main() -> None:
     began = time.perf_counter()
     merge()
     took = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # `ru_maxrss` would begin with that of the process it came from
+    peak = 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     print(json.dumps({"seconds": took, "peak": peak}))
 
 
