@@ -178,6 +178,7 @@ def check_splits(out: Storage) -> None:
         found = read_retrieval_set(out / split)
         assert {name.split(".")[0] for name in found.corpus} - copies == modules[split] - copies
         assert len(found.queries) == len(found.corpus) > 0
+        assert found.languages == dict.fromkeys(found.queries, "en")
         for query, grades in found.qrels.items():
             [(document, grade)] = grades.items()
             verb, word, thing = document.split(".")[1].split("_")
