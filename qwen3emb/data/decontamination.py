@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3emb.data.dedup import shingles
+from qwen3emb.data.dedup import band_keys, shingles
 from qwen3emb.evaluate.retrieval import read_retrieval_set
 from qwen3emb.storage import Storage
 
@@ -38,24 +37,15 @@ def near_matches(signatures: NDArray[np.uint64], against: NDArray[np.uint64], th
     # Fewer differing places than bands leave one band untouched (pigeonhole).
     bands = max(1, min(places - needed + 1, places // 2))
     for columns in np.array_split(np.arange(places), bands):
-        table = _by_band(others[:, columns])
-        for i, key in enumerate(_band_keys(signatures[:, columns])):
-            candidates = table.get(key) if found[i] < 0 else None
-            if candidates is not None:
-                similar = (others[candidates] == signatures[i]).sum(axis=1) >= needed
-                found[i] = rows[candidates[int(similar.argmax())]] if similar.any() else -1
+        keys = band_keys(others[:, columns])
+        order = np.argsort(keys, kind="stable")
+        asked = band_keys(signatures[:, columns])
+        first, end = (np.searchsorted(keys[order], asked, side) for side in ("left", "right"))
+        for i in np.flatnonzero((found < 0) & (first < end)).tolist():
+            candidates = order[first[i] : end[i]]
+            similar = (others[candidates] == signatures[i]).sum(axis=1) >= needed
+            found[i] = rows[candidates[int(similar.argmax())]] if similar.any() else -1
     return found
-
-
-def _by_band(band: NDArray[np.uint64]) -> dict[bytes, list[int]]:
-    table: dict[bytes, list[int]] = defaultdict(list)
-    for row, key in enumerate(_band_keys(band)):
-        table[key].append(row)
-    return dict(table)
-
-
-def _band_keys(band: NDArray[np.uint64]) -> list[bytes]:
-    return [row.tobytes() for row in np.ascontiguousarray(band)]
 
 
 class EvaluationNgrams:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qwen3emb.errors import UserError
 
-__all__ = ["content_hash", "is_unspaced", "minhash", "near_duplicates", "shingles"]
+__all__ = ["band_keys", "content_hash", "is_unspaced", "minhash", "near_duplicates", "shingles"]
 
 _SEED = 1  # of the permutations: signatures compare only with signatures of the same seed
 _SCHEME = "affine64"
@@ -97,9 +97,10 @@ def near_duplicates(
     if len(ids) == 0:
         return {}
     needed = int(np.ceil(threshold * rows.shape[1] - 1e-9))  # equal places
-    index = MinHashLSH(num_perm=rows.shape[1], params=_bands(rows.shape[1], needed))
+    bands = _bands(rows.shape[1], needed)
+    index = MinHashLSH(num_perm=rows.shape[1], params=bands)
     duplicates: dict[str, str] = {}
-    for i in range(len(ids)):
+    for i in np.flatnonzero(_sharing_a_band(rows, *bands)).tolist():  # no other is a candidate for any
         sketch = LeanMinHash(seed=_SEED, hashvalues=rows[i], scheme=_SCHEME)
         candidates = np.sort(np.array(index.query(sketch), dtype=np.int64))
         similar = candidates[(rows[candidates] == rows[i]).sum(axis=1) >= needed]
@@ -118,3 +119,21 @@ def _bands(num_perm: int, needed: int) -> tuple[int, int]:
     """
     per_band = max(2, num_perm // max(2, num_perm - needed + 1))
     return num_perm // per_band, per_band
+
+
+def _sharing_a_band(rows: NDArray[np.uint64], bands: int, per_band: int) -> NDArray[np.bool_]:
+    """(n,) whether a signature has a band that another one has too, or one that hashes alike."""
+    shared = np.zeros(len(rows), dtype=np.bool_)
+    for band in range(bands):
+        keys = band_keys(rows[:, band * per_band : (band + 1) * per_band])
+        _, place, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        shared |= counts[place] > 1
+    return shared
+
+
+def band_keys(band: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(n,) a key of each row of a band of signatures, (n, places): equal for equal rows, rarely for others."""
+    keys = np.zeros(len(band), dtype=np.uint64)
+    for column in band.T:
+        keys = keys * np.uint64(_MULTIPLIER) + column
+    return keys

@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -69,7 +69,7 @@ def list_files(uri: str, kind: str, filesystem: pafs.FileSystem | None = None) -
         wanted = "matching files" if pattern is not None else " or ".join(SUFFIXES[kind]) + " files"
         problem = "does not exist" if info.type == pafs.FileType.NotFound else f"holds no {wanted}"
         raise NotThere(f"{uri} {problem}; give a {kind} file, a directory of them, or a glob.")
-    return sorted(_join(base, name) for name in found)
+    return sorted(_join(base, found))
 
 
 def file_prefixes(files: Sequence[str]) -> dict[str, str]:
@@ -123,18 +123,40 @@ def _search(system: pafs.FileSystem, info: pafs.FileInfo, pattern: str | None, k
     """Paths below the directory `info`, relative to it, of the files that match."""
     if info.type != pafs.FileType.Directory:
         return []
-    deep = pattern is None or "/" in pattern or "**" in pattern
-    root = info.path.rstrip("/")
-    entries = system.get_file_info(pafs.FileSelector(info.path, recursive=deep))
-    names = [entry.path[len(root) :].lstrip("/") for entry in entries if entry.type == pafs.FileType.File]
     if pattern is not None:
         matcher = _glob_regex(pattern)
-        return [name for name in names if matcher.fullmatch(name)]
+        return [
+            name for name in _names(system, info.path, "/" in pattern or "**" in pattern) if matcher.fullmatch(name)
+        ]
     endings = SUFFIXES[kind]
     if kind not in ("parquet", "python"):
         endings += tuple(ending + packed for ending in endings for packed in COMPRESSED)
-    visible = (name for name in names if not name.startswith(".") and "/." not in name)
+    if isinstance(system, pafs.LocalFileSystem):
+        return [name for name in _visible(info.path) if name.lower().endswith(endings)]
+    visible = (name for name in _names(system, info.path) if not name.startswith(".") and "/." not in name)
     return [name for name in visible if name.lower().endswith(endings)]
+
+
+def _names(system: pafs.FileSystem, folder: str, deep: bool = True) -> list[str]:
+    """The files below a folder, relative to it."""
+    start = len(folder.rstrip("/")) + 1
+    entries = system.get_file_info(pafs.FileSelector(folder, recursive=deep))
+    return [entry.path[start:] for entry in entries if entry.type == pafs.FileType.File]
+
+
+def _visible(root: str) -> Iterator[str]:
+    """The files below a local folder, relative to it, without hidden ones: those folders are not even opened."""
+    folders = [(root, "")]
+    while folders:
+        folder, prefix = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    yield prefix + entry.name
 
 
 def _glob_regex(pattern: str) -> re.Pattern[str]:
@@ -160,9 +182,10 @@ def _glob_part(part: str) -> str:
     return translated
 
 
-def _join(base: str, name: str) -> str:
+def _join(base: str, names: Iterable[str]) -> Iterator[str]:
     if not _is_uri(base):
-        return posixpath.join(base, name)
+        start = posixpath.join(base, "")
+        return (start + name for name in names)
     parts = urlsplit(base)
-    path = parts.path.rstrip("/") + "/" + quote(name)
-    return urlunsplit(parts._replace(path=path))
+    path = parts.path.rstrip("/")
+    return (urlunsplit(parts._replace(path=f"{path}/{quote(name)}")) for name in names)

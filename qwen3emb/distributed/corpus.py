@@ -1,7 +1,6 @@
 """The stage `corpus`: files into passages, labelled pairs, and the dev and held-out retrieval sets.
 
-Three passes. Tasks read groups of files and write their candidate rows, with signatures, to `candidates/`; a
-killed run goes on with the groups that are missing. The driver reads the candidates without their texts and
+Three passes. Tasks read the files (`corpus_reading`). The driver reads the candidates without their texts and
 decides (`corpus_split`). Then it goes through them once more, a part at a time, and writes what is used. The
 order is that of the files, so the output is the same whatever the number of workers.
 
@@ -14,28 +13,21 @@ short are no candidates.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from hashlib import blake2b
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-from ray.data import DataContext, TaskPoolStrategy
 
 from qwen3emb.artifact import StageResult
-from qwen3emb.config_data import CorpusConfig
-from qwen3emb.data.corpus_chunker import chunker
-from qwen3emb.data.corpus_files import CorpusFile, corpus_files
-from qwen3emb.data.corpus_rows import CANDIDATE, KEYS, file_rows
+from qwen3emb.data.corpus_files import corpus_files
+from qwen3emb.data.corpus_rows import CANDIDATE, KEYS
 from qwen3emb.data.corpus_split import Verdict, decide
 from qwen3emb.data.rows import escaped
+from qwen3emb.distributed.corpus_reading import CANDIDATES, Progress, read_candidates, reading_units
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
 from qwen3emb.pipeline import StageContext
@@ -45,13 +37,8 @@ from qwen3emb.storage import Storage
 __all__ = ["build_corpus"]
 
 Row = dict[str, Any]
-Progress = Callable[[int, int], None]  # not the one of `encoding`: that import would load torch in every task
 
-_CANDIDATES = "candidates"
 _OUTPUTS = ("passages", "pairs", "dev", "heldout", "rejects")
-_TASK_CPUS = 0.5
-_FILES_PER_TASK = {"python": 32, "markdown": 32, "text": 32}  # a table or JSONL file may be large: one
-_PART_ROWS = 1024
 _OUT_ROWS = 8192
 _TEXTS = ["role", "split", "id", "text", "title", "query", "language", "source", "row"]
 
@@ -67,94 +54,15 @@ def build_corpus(ctx: StageContext, progress: Progress | None = None) -> StageRe
     model = cfg.tokenizer or ctx.cfg.models.base
     if Path(model).expanduser().is_dir():  # a name or hub id is looked up where the task runs
         model = str(Path(model).expanduser().resolve())
-    units = _units(files, cfg)
-    _extract(units, cfg, seed, out, model, progress)
-    parts = [name for name in out.names(_CANDIDATES, ".parquet") if name.split("/")[1] in units]
+    units = reading_units(files, cfg)
+    read_candidates(units, cfg, seed, out, model, progress)
+    parts = [name for name in out.names(CANDIDATES, ".parquet") if name.split("/")[1] in units]
     verdict = decide(_keys(out, parts), cfg, seed)
     for name in _OUTPUTS:
         out.delete(name)
     result = _write(out, parts, verdict, len(files))
-    out.delete(_CANDIDATES)
+    out.delete(CANDIDATES)
     return result
-
-
-def _units(files: Sequence[CorpusFile], cfg: CorpusConfig) -> dict[str, list[CorpusFile]]:
-    """The files in groups for one task each; names sort in the order of the files and tell their content."""
-    groups: list[list[CorpusFile]] = []
-    for file in files:
-        size = _FILES_PER_TASK.get(cfg.sources[file.source].kind, 1)
-        if groups and groups[-1][0].source == file.source and len(groups[-1]) < size:
-            groups[-1].append(file)
-        else:
-            groups.append([file])
-    units = {}
-    for number, group in enumerate(groups):
-        digest = blake2b(json.dumps([asdict(file) for file in group]).encode(), digest_size=6).hexdigest()
-        units[f"{number:07d}-{digest}"] = group
-    return units
-
-
-def _extract(
-    units: dict[str, list[CorpusFile]],
-    cfg: CorpusConfig,
-    seed: int,
-    out: Storage,
-    model: str,
-    progress: Progress | None,
-) -> None:
-    """Write the candidates of every unit that has none yet."""
-    total = sum(map(len, units.values()))
-    finished = {name.split("/")[1] for name in out.names(_CANDIDATES, "/done")}
-    work = [
-        {"unit": name, "files": json.dumps([asdict(file) for file in group])}
-        for name, group in units.items()
-        if name not in finished
-    ]
-    done = sum(len(group) for name, group in units.items() if name in finished)
-    if not work:
-        return
-    DataContext.get_current().enable_progress_bars = False
-    read = ray.data.from_items(work, override_num_blocks=len(work)).map(
-        partial(_read_unit, cfg=cfg, seed=seed, uri=out.uri, model=model),
-        num_cpus=_TASK_CPUS,
-        compute=TaskPoolStrategy(size=min(cfg.workers, len(work))),
-    )
-    for row in read.iter_rows():
-        _raise_again(row)
-        before, done = done, done + row["files"]
-        if progress and 10 * done // total > 10 * before // total:
-            progress(done, total)
-
-
-def _read_unit(work: Row, cfg: CorpusConfig, seed: int, uri: str, model: str) -> Row:
-    """UDF: write the candidates of one unit's files; a repeated task writes the same files again.
-
-    Ray Data keeps only the text of what a task raises, so errors that are the user's to mend are returned.
-    """
-    files = [CorpusFile(**file) for file in json.loads(work["files"])]
-    try:
-        _write_unit(Storage(uri), work["unit"], files, cfg, seed, model)
-    except UserError as error:
-        return {"files": 0, "errno": 0, "error": str(error)}
-    except OSError as error:
-        if error.errno is None:  # a remote storage's own, which Ray may try again
-            raise
-        return {"files": 0, "errno": error.errno, "error": str(error)}
-    return {"files": len(files), "errno": 0, "error": ""}
-
-
-def _raise_again(row: Row) -> None:
-    if row["error"]:
-        raise OSError(row["errno"], row["error"]) if row["errno"] else UserError(row["error"])
-
-
-def _write_unit(out: Storage, unit: str, files: list[CorpusFile], cfg: CorpusConfig, seed: int, model: str) -> None:
-    chunk = chunker(model, cfg.max_tokens, cfg.overlap_tokens)
-    rows = (row for file in files for row in file_rows(file, cfg, seed, chunk))
-    for number, part in enumerate(_batched(rows, _PART_ROWS)):
-        table = pa.Table.from_pylist(part, schema=CANDIDATE)
-        out.write_table(f"{_CANDIDATES}/{unit}/{number:07d}.parquet", table)
-    out.write_bytes(f"{_CANDIDATES}/{unit}/done", b"")
 
 
 def _keys(out: Storage, parts: Sequence[str]) -> pa.Table:
@@ -264,8 +172,3 @@ def _reject(row: Row, reason: str) -> Row:
     place = {"id": row["id"], "source": row["source"], "row": row["row"]}
     text = f"{row['query']}\n\n{row['text']}" if row["role"] == "pair" else row["text"]
     return place | {"stage": "corpus", "reason": reason, "payload": escaped(text)}
-
-
-def _batched(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    while part := list(islice(rows, size)):
-        yield part
