@@ -67,8 +67,7 @@ def read_candidates(
     work = [(name, group) for name, group in units.items() if name not in finished]
     done = sum(len(group) for name, group in units.items() if name in finished)
     task = ray.remote(_read_unit).options(num_cpus=1)
-    shared = (out.uri, cfg, seed, model)
-    for answer in _bounded(lambda piece: task.remote(*piece, *shared), work, cfg.workers):
+    for answer in _bounded(lambda unit: task.remote(*unit, out.uri, cfg, seed, model), work, cfg.workers):
         _raise_again(answer)
         before, done = done, done + answer["files"]
         if progress and 10 * done // total > 10 * before // total:
