@@ -1,6 +1,6 @@
 """One training of `make bench-quality` in a process of its own: `python -m benchmarks.quality_sides ours|theirs FILE`.
 
-FILE is JSON: `model`, `pairs` (file of [query, document] rows), `dev` (a BEIR folder), `seconds`, `out`. The time runs
+FILE is JSON: `model`, `pairs` (file of [query, document] rows), `seconds`, `out`. The time runs
 from the start of the process's work, loading and Ray included, until the last step is done; both sides measure a few
 steps first and plan as many as fit, since their learning rates end with the last one. Prints one JSON line.
 """
@@ -16,9 +16,10 @@ from typing import Any
 
 INSTRUCTION = "Given a scientific claim, retrieve documents that support or refute the claim"
 END_TOKEN = "<|im_end|>"
-TRIAL_STEPS = 6
+TRIAL_STEPS = 3
 RESERVE = 0.04  # share of the time that may be lost to a machine that slows down
 CHECKPOINTS = 3
+START_AND_EXPORTS = 60  # seconds
 
 
 def steps_that_fit(trial_seconds: float, left: float) -> int:
@@ -32,7 +33,6 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
     from qwen3emb.config import ClusterConfig
     from qwen3emb.config_train import LossConfig, OptimizerConfig, TrainEmbeddingConfig
     from qwen3emb.distributed.trainer import TrainJob, fit
-    from qwen3emb.evaluate.retrieval import read_beir
     from qwen3emb.storage import Storage
     from qwen3emb.train.history import History
     from qwen3emb.train.rows import TrainingRow
@@ -40,30 +40,29 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
 
     began = time.monotonic()
     rows = [TrainingRow(str(i), q, d, (), "scifact") for i, (q, d) in enumerate(json.loads(_read(order["pairs"])))]
-    dev = read_beir(Storage(order["dev"]), "dev")
     base = TrainEmbeddingConfig(
         steps=TRIAL_STEPS,
         num_workers=1,
         batch_size=32,
         max_query_tokens=64,
-        max_document_tokens=192,
+        max_document_tokens=128,
         loss=LossConfig(temperature=0.05, query_query=False, document_document=False),
         optimizer=OptimizerConfig(lr=2e-4, warmup_steps=10, schedule="wsd", decay_share=0.4),
         keep_checkpoints=CHECKPOINTS,
     )
 
-    def trained(cfg: TrainEmbeddingConfig, out: Path, validate: bool) -> dict[str, Any]:
-        task = EmbeddingTask(cfg, Path(order["model"]), END_TOKEN, INSTRUCTION, dev if validate else None)
+    def trained(cfg: TrainEmbeddingConfig, out: Path) -> dict[str, Any]:
+        task = EmbeddingTask(cfg, Path(order["model"]), END_TOKEN, INSTRUCTION, None)
         return fit(TrainJob(task, {"scifact": rows}, 0, str(out), 0))
 
     out = Path(order["out"])
     with connected(ClusterConfig(num_cpus=4)):
-        trained(base, out / "trial", False)
+        trained(base, out / "trial")
         taken = History.read(Storage(str(out / "trial"))).latest()["seconds"]
         shutil.rmtree(out / "trial")
-        steps = steps_that_fit(taken, order["seconds"] - (time.monotonic() - began) - 25)  # 25: start, exports
-        every = max(1, round(0.1 * steps))
-        result = trained(base.model_copy(update={"steps": steps, "checkpoint_every": every}), out, True)
+        steps = steps_that_fit(taken, order["seconds"] - (time.monotonic() - began) - START_AND_EXPORTS)
+        every = max(1, round(steps / 8))  # the last three lie in the last quarter
+        result = trained(base.model_copy(update={"steps": steps, "checkpoint_every": every}), out)
     return {"steps": steps, "rows": steps * base.batch_size, "seconds": time.monotonic() - began, **result}
 
 
@@ -103,17 +102,26 @@ def theirs(order: dict[str, Any]) -> dict[str, Any]:
     steps = steps_that_fit(taken, order["seconds"] - (time.monotonic() - began))
     model, _ = trained(steps)
     spent = time.monotonic() - began
-    model.save_pretrained(str(out / "model"))
+    model.bfloat16().save_pretrained(str(out / "model"))  # as ours is stored
     return {"steps": steps, "rows": steps * 16, "seconds": spent, "model": "model"}
 
 
 def pooled_decoder(model: str) -> Any:
-    """sentence-transformers on a decoder: its default, the mean over the tokens, and no chat template around texts."""
+    """sentence-transformers on a decoder: its default, the mean over the tokens, and no chat template around texts.
+
+    The weights are float32 (`bf16=True` is autocast): steps of 2e-5 are lost in bf16 weights, as the base's are stored.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     text = {"method": "forward", "method_output_name": "last_hidden_state"}
-    body = Transformer(model, max_seq_length=512, modality_config={"text": text}, module_output_name="token_embeddings")
+    body = Transformer(
+        model,
+        model_kwargs={"dtype": "float32"},
+        max_seq_length=256,
+        modality_config={"text": text},
+        module_output_name="token_embeddings",
+    )
     return SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension())], device="cpu")
 
 

@@ -14,6 +14,7 @@ import ray
 
 from qwen3emb.distributed.workers import (
     EncodeWorker,
+    ModelPlace,
     RerankWorker,
     actor_options,
     first_or_stop,
@@ -30,11 +31,6 @@ Progress = Callable[[int, int], None]
 """Called with (texts done, texts in all)."""
 
 CHUNK = 64
-
-
-def _place(model: str) -> str:
-    """A model's address as it is, a directory as a URI."""
-    return model if is_endpoint(model) else Storage(model).uri
 
 
 class Encoders:
@@ -65,9 +61,8 @@ class Encoders:
         start = ray.remote(EncodeWorker).options(
             **actor_options(threads, gpus_per_worker), max_restarts=-1, max_task_retries=3
         )
-        uri = _place(model_dir)
-        self._actors: list[Any] = [start.remote(uri, end_token, dtype, threads) for _ in range(workers)]
-        self.dimensions = int(first_or_stop(self._actors, "dimensions"))
+        self._actors: list[Any] = [start.remote(threads) for _ in range(workers)]
+        self.use(model_dir, end_token, dtype)
 
     def use(self, model_dir: str, end_token: str | None = None, dtype: str | None = None) -> None:
         """Load another model in the same actors, which saves starting new ones.
@@ -75,9 +70,9 @@ class Encoders:
         Raises:
             UserError: the model cannot be loaded; the actors are ended.
         """
-        uri = _place(model_dir)
-        ray.get([actor.use.remote(uri, end_token, dtype) for actor in self._actors])
-        self.dimensions = int(first_or_stop(self._actors, "dimensions"))
+        place = model_dir if is_endpoint(model_dir) else Storage(model_dir).uri
+        self._model = ModelPlace(place, end_token, dtype)
+        self.dimensions = int(first_or_stop(self._actors, "dimensions", self._model))
 
     def encode(
         self,
@@ -95,7 +90,7 @@ class Encoders:
         out = np.empty((len(texts), self.dimensions), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
-        tasks = [(rows, [texts[i] for i in rows], instruction, max_tokens) for rows in chunks]
+        tasks = [(self._model, rows, [texts[i] for i in rows], instruction, max_tokens) for rows in chunks]
         done = 0
         for rows, vectors in spread(self._actors, "encode_chunk", tasks):
             out[rows] = vectors
@@ -110,7 +105,7 @@ class Encoders:
         Returns:
             The number of texts of each piece, as they are done, in any order.
         """
-        yield from spread(self._actors, "write_piece", pieces)
+        yield from spread(self._actors, "write_piece", [(self._model, *piece) for piece in pieces])
 
     def close(self) -> None:
         """End the actors."""

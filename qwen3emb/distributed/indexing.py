@@ -26,7 +26,7 @@ from qwen3emb.config import RunConfig
 from qwen3emb.data.readers import read_file
 from qwen3emb.data.rows import Reject
 from qwen3emb.distributed.encoding import Progress
-from qwen3emb.distributed.workers import EncodeWorker, actor_options, threads_per_worker
+from qwen3emb.distributed.workers import EncodeWorker, ModelPlace, actor_options, threads_per_worker
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.index import SHARDS, IndexInfo, document_text, shard_table, write_info
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
@@ -209,13 +209,13 @@ class _Embed:
     """UDF: rows with a `vector` column."""
 
     def __init__(self, model: str, threads: int, max_tokens: int) -> None:
-        self._worker = EncodeWorker(model, None, None, threads)
+        self._worker, self._model = EncodeWorker(threads), ModelPlace(model)
         self._max_tokens = max_tokens
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         pairs = zip(rows.column("title").to_pylist(), rows.column("text").to_pylist(), strict=True)
         texts = [document_text(title, text) for title, text in pairs]
-        return shard_table(rows, self._worker.encode(texts, None, self._max_tokens))
+        return shard_table(rows, self._worker.encode(self._model, texts, None, self._max_tokens))
 
 
 def _write(rows: pa.Table, uri: str) -> pa.Table:

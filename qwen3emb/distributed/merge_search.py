@@ -18,6 +18,7 @@ from qwen3emb.storage import Storage
 __all__ = ["best_checkpoints"]
 
 _METRIC = "ndcg@10"
+_CANDIDATES = "candidates"  # merged models while they are scored
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,13 @@ def best_checkpoints(
     runs = {f"last {n}": _Candidate(tuple(checkpoints[-n:])) for n in range(2, len(checkpoints) + 1)}
     scores: dict[str, float] = {}
     workers, gpus = ctx.cfg.evaluate.workers, ctx.cfg.cluster.gpus_per_worker
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Encoders(checkpoints[0], workers=workers, gpus_per_worker=gpus) as pool,
-    ):
+    with Encoders(checkpoints[0], workers=workers, gpus_per_worker=gpus) as pool:
 
         def score(name: str, candidate: _Candidate) -> None:
-            pool.use(_merged(candidate, Path(folder) / str(len(scores)), base, ctx))
+            place = f"{_CANDIDATES}/{len(scores)}"
+            pool.use(_merged(candidate, ctx.out / place, base, ctx))
             scores[name] = _score(pool, data, ctx)
+            ctx.out.delete(place)
             say(f"merge: {name}: dev {_METRIC} {scores[name]:.4f}")
 
         for name, candidate in (singles | runs).items():
@@ -92,13 +92,17 @@ def _weighted(run: str, runs: Mapping[str, _Candidate]) -> dict[str, _Candidate]
     return found
 
 
-def _merged(candidate: _Candidate, target: Path, base: Path | None, ctx: StageContext) -> str:
-    """A directory with the merge of the parts: the checkpoint itself where it is one."""
+def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageContext) -> str:
+    """URI of the merge of the parts, on storage that every node reads: the checkpoint itself where it is one."""
     if len(candidate.checkpoints) == 1:
         return candidate.checkpoints[0]
     folders = [Storage(uri).local() for uri in candidate.checkpoints]
-    merge_checkpoints(folders, target, weights=candidate.weights, base=base, on=ctx.cfg.merge.on)
-    return str(target)
+    out.delete()  # of a run that was killed
+    with tempfile.TemporaryDirectory() as folder:
+        target = out.local() if out.is_local else Path(folder) / "model"
+        merge_checkpoints(folders, target, weights=candidate.weights, base=base, on=ctx.cfg.merge.on)
+        out.upload(target, "")
+    return out.uri
 
 
 def _score(pool: Encoders, data: RetrievalSet, ctx: StageContext) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -19,6 +19,7 @@ from qwen3emb.storage import Storage
 
 __all__ = [
     "EncodeWorker",
+    "ModelPlace",
     "RerankWorker",
     "actor_options",
     "first_or_stop",
@@ -45,61 +46,70 @@ def actor_options(threads: int, gpus: float) -> dict[str, Any]:
     }
 
 
-class EncodeWorker:
-    """An embedding model in one process, ours or another (see `model.foreign`), loaded at first use.
+class ModelPlace(NamedTuple):
+    """Which embedding model: directory, URI or address, and how it is opened (see `model.foreign`)."""
 
-    Not in the constructor: Ray hides what a constructor raised, and a missing model is the user's to mend.
+    uri: str
+    end_token: str | None = None
+    dtype: str | None = None  # None: the one the weights are stored in
+
+
+class EncodeWorker:
+    """An embedding model in one process, ours or another, loaded at first use and kept until another is asked for.
+
+    Every call names the model, so that a worker that Ray started anew never answers with another one. Nothing is
+    loaded in the constructor: Ray hides what a constructor raised, and a missing model is the user's to mend.
     """
 
-    def __init__(self, model_dir: str, end_token: str | None, dtype: str | None, threads: int) -> None:
-        """Remember what to load; `dtype` None takes the one the weights are stored in."""
-        self._arguments = (model_dir, end_token, dtype, threads)
+    def __init__(self, threads: int) -> None:
+        """Nothing is loaded yet; `threads` are of the CPU."""
+        self._threads = threads
+        self._model: ModelPlace | None = None
         self._encoder: AnyEncoder | None = None
 
-    def use(self, model_dir: str, end_token: str | None, dtype: str | None) -> None:
-        """Another model instead, loaded at first use."""
-        self._arguments, self._encoder = (model_dir, end_token, dtype, self._arguments[3]), None
-
-    def encoder(self) -> AnyEncoder:
+    def encoder(self, model: ModelPlace) -> AnyEncoder:
         """The loaded model.
 
         Raises:
             UserError: it cannot be loaded.
         """
-        if self._encoder is None:
-            uri, end_token, dtype, threads = self._arguments
-            place = uri if is_endpoint(uri) else Storage(uri).local()
-            self._encoder = open_encoder(place, end_token=end_token, dtype=dtype, threads=threads)
+        if self._encoder is None or self._model != model:
+            self._encoder = None  # one at a time in memory
+            place = model.uri if is_endpoint(model.uri) else Storage(model.uri).local()
+            self._encoder = open_encoder(place, end_token=model.end_token, dtype=model.dtype, threads=self._threads)
+            self._model = model
         return self._encoder
 
-    def dimensions(self) -> int:
+    def dimensions(self, model: ModelPlace) -> int:
         """Length of the model's vectors."""
-        return self.encoder().dimensions
+        return self.encoder(model).dimensions
 
     def pid(self) -> int:
         """This process."""
         return os.getpid()
 
-    def encode(self, texts: Sequence[str], instruction: str | None, max_tokens: int) -> np.ndarray:
+    def encode(self, model: ModelPlace, texts: Sequence[str], instruction: str | None, max_tokens: int) -> np.ndarray:
         """(len(texts), dimensions) normalised float32; see `Encoder.encode`."""
-        return self.encoder().encode(texts, max_tokens=max_tokens, instruction=instruction)
+        return self.encoder(model).encode(texts, max_tokens=max_tokens, instruction=instruction)
 
     def encode_chunk(
-        self, rows: list[int], texts: list[str], instruction: str | None, max_tokens: int
+        self, model: ModelPlace, rows: list[int], texts: list[str], instruction: str | None, max_tokens: int
     ) -> tuple[list[int], np.ndarray]:
         """The vectors together with the rows they belong to."""
-        return rows, self.encode(texts, instruction, max_tokens)
+        return rows, self.encode(model, texts, instruction, max_tokens)
 
-    def write_piece(self, uri: str, name: str, texts: list[str], instruction: str | None, max_tokens: int) -> int:
+    def write_piece(
+        self, model: ModelPlace, uri: str, name: str, texts: list[str], instruction: str | None, max_tokens: int
+    ) -> int:
         """Write the vectors into a folder, whole or not at all; how many there are."""
         buffer = io.BytesIO()
-        np.save(buffer, self.encode(texts, instruction, max_tokens))
+        np.save(buffer, self.encode(model, texts, instruction, max_tokens))
         Storage(uri).write_bytes(name, buffer.getvalue())
         return len(texts)
 
 
 class RerankWorker:
-    """A reranker in one process, loaded at first use (see `EncodeWorker`)."""
+    """A reranker in one process, loaded at first use for the reason given at `EncodeWorker`."""
 
     def __init__(self, model_dir: str, dtype: str | None, threads: int) -> None:
         """Remember what to load; `dtype` None takes the one the weights are stored in."""
@@ -135,10 +145,10 @@ def spread(actors: list[Any], method: str, tasks: Sequence[tuple[Any, ...]]) -> 
     yield from pool.map_unordered(lambda actor, task: getattr(actor, method).remote(*task), list(tasks))
 
 
-def first_or_stop(actors: list[Any], method: str) -> Any:
+def first_or_stop(actors: list[Any], method: str, *arguments: Any) -> Any:
     """What `method` gives on the first actor, after all have answered; ends them where one cannot."""
     try:
-        return ray.get([getattr(actor, method).remote() for actor in actors])[0]
+        return ray.get([getattr(actor, method).remote(*arguments) for actor in actors])[0]
     except BaseException:
         stop(actors)
         raise

@@ -30,7 +30,9 @@ _CONFIG_KEYS = (
     "architectures", "model_type", "vocab_size", "tie_word_embeddings", "num_attention_heads", "head_dim",
     "num_key_value_heads", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act",
 )  # fmt: skip
-_SAME_FILES = ("tokenizer.json", "1_Pooling/config.json")
+_TOKENIZER = "tokenizer.json"
+_OLDER_TOKENIZER = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")  # what says it where there is none
+_POOLING = "1_Pooling/config.json"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def _facts(root: Path, folders: dict[str, Entries]) -> dict[str, object]:
         facts: dict[str, object] = {f"config.json {key!r}": config.get(key) for key in _CONFIG_KEYS}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{root / 'config.json'} is not readable JSON ({error}); repair it.") from error
-    for name in _SAME_FILES:
+    tokenizer = (_TOKENIZER,) if (root / _TOKENIZER).exists() else _OLDER_TOKENIZER
+    for name in (*tokenizer, _POOLING):
         if (root / name).exists():
             digest = hashlib.sha256((root / name).read_bytes()).hexdigest()
             facts[f"content of {name}"] = f"sha256 {digest[:16]}"

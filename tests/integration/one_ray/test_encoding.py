@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from safetensors.torch import load_file, save_file
 
 from qwen3emb.distributed.encoding import Encoders, Rerankers, encode_texts
 from qwen3emb.distributed.vectors import write_vectors
@@ -104,6 +106,25 @@ def test_a_killed_worker_costs_no_text(tiny_qwen3: Path, pool: Encoders) -> None
     assert ray.get(pool._actors[0].pid.remote()) != killed[0]
     expected = Encoder(tiny_qwen3, end_token=END, dtype="float32").encode(TEXTS, max_tokens=64)
     np.testing.assert_allclose(got, np.concatenate([expected] * 4), atol=1e-4)
+
+
+def test_a_worker_that_is_killed_after_a_change_of_models_comes_back_with_the_second(
+    tiny_qwen3: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_qwen3, other)
+    weights = load_file(other / "model.safetensors")
+    embeddings = next(name for name in weights if name.endswith("embed_tokens.weight"))
+    save_file(weights | {embeddings: weights[embeddings].flip(0).contiguous()}, other / "model.safetensors")
+    with Encoders(str(tiny_qwen3), end_token=END, dtype="float32") as pool:
+        pool.use(str(other), END, "float32")
+        os.kill(ray.get(pool._actors[0].pid.remote()), signal.SIGKILL)
+        got = pool.encode(TEXTS, max_tokens=64)
+    first, second = (
+        Encoder(d, end_token=END, dtype="float32").encode(TEXTS, max_tokens=64) for d in (tiny_qwen3, other)
+    )
+    np.testing.assert_allclose(got, second, atol=1e-4)
+    assert np.abs(first - second).max() > 0.01
 
 
 def test_users_mistakes_come_back_as_such(pool: Encoders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -253,6 +253,19 @@ def test_mismatches_are_refused_and_leave_nothing(
     assert not (tmp_path / "place").exists() or not list((tmp_path / "place").iterdir())
 
 
+def test_a_tokenizer_in_an_older_form_is_compared_where_there_is_no_other(tmp_path: Path) -> None:
+    a, b = (write(tmp_path / name, tensors(i)) for i, name in enumerate("ab"))
+    (a / "merges.txt").write_text("a b")
+    merge_checkpoints([a, b], tmp_path / "out")
+    for root in (a, b):
+        (root / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"content of merges\.txt.*missing"):
+        merge_checkpoints([a, b], tmp_path / "other")
+    (b / "merges.txt").write_text("a c")
+    with pytest.raises(UserError, match=r"content of merges\.txt"):
+        merge_checkpoints([a, b], tmp_path / "other")
+
+
 def test_contradictory_arguments_are_refused(tmp_path: Path) -> None:
     a, b = (write(tmp_path / name, tensors(i)) for i, name in enumerate("ab"))
     c = write(tmp_path / "c", {"other": torch.ones(1)})
