@@ -4,9 +4,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import FileSelector, FileType, LocalFileSystem
 
 from qwen3emb.config_data import SourceConfig
 from qwen3emb.data.corpus_files import CorpusFile, chosen_by_hash, corpus_files
+from qwen3emb.data.files import list_files
 from qwen3emb.errors import UserError
 
 
@@ -35,6 +37,20 @@ def test_files_and_globs_are_named_below_what_comes_before_the_wildcard(tmp_path
     assert [f.module for f in corpus_files([python(tmp_path / "one/a.py")], 0)] == ["a"]
     assert [f.module for f in corpus_files([python(f"{tmp_path}/one/**/*.py")], 0)] == ["a", "deep.b"]
     assert [f.module for f in corpus_files([python(f"{tmp_path}/*/c.py")], 0)] == ["two.c"]
+
+
+def test_a_folder_is_listed_as_its_file_system_lists_it(tmp_path: Path) -> None:
+    place = tmp_path / "corpus"
+    write(place, "a.py", "pkg/B.PY", "pkg/.git/c.py", ".d.py", "pkg/deep/e.py", "pkg/f.pyc", "odd.py/g.py")
+    write(tmp_path, "elsewhere/h.py")
+    (place / "linked").symlink_to(tmp_path / "elsewhere")
+    (place / "link.py").symlink_to(tmp_path / "elsewhere/h.py")
+    (place / "broken.py").symlink_to(tmp_path / "nowhere")
+    entries = LocalFileSystem().get_file_info(FileSelector(str(place), recursive=True))
+    names = [str(Path(entry.path).relative_to(place)) for entry in entries if entry.type == FileType.File]
+    shown = [name for name in names if name.lower().endswith(".py") and not f"/{name}".count("/.")]
+    assert list_files(str(place), "python") == sorted(f"{place}/{name}" for name in shown)
+    assert {"linked/h.py", "link.py", "odd.py/g.py", "pkg/B.PY"} <= set(shown)
 
 
 def test_relative_paths_are_those_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
