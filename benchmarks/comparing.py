@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Comparison", "Difference", "Outcome", "compare", "report", "seconds"]
+__all__ = ["Comparison", "Difference", "Outcome", "compare", "peak_bytes", "report", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -146,3 +147,8 @@ def report(outcomes: Sequence[Outcome | Difference]) -> int:
     held = sum(outcome.held for outcome in outcomes)
     print(f"held {held}/{len(outcomes)}", flush=True)
     return 0 if held == len(outcomes) else 1
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process until now; `ru_maxrss` would begin with that of the process it came from."""
+    return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

@@ -82,7 +82,7 @@ def _write_world(folder: Path) -> None:
 
 def _mined(side: str, folder: Path, threads: int) -> dict[str, Any]:
     python = sys.executable if side == "ours" else os.environ["PEER_PYTHON"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT) if side == "ours" else ""}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     command = [python, str(ROOT / "benchmarks/mine_sides.py"), side, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -51,7 +51,7 @@ def merged(side: str, folder: Path) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     python = sys.executable if side == "ours" else os.environ["PEER_PYTHON"]
     command = [python, str(ROOT / "benchmarks/merge_sides.py"), side, str(folder), str(out)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT) if side == "ours" else "", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"merge, {side}: {done.stderr[-2000:]}")

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.comparing import peak_bytes
+
 
 def ours(folder: Path, out: Path) -> Callable[[], object]:
     """Our merge."""
@@ -47,9 +49,7 @@ def main() -> None:
     began = time.perf_counter()
     merge()
     took = time.perf_counter() - began
-    # `ru_maxrss` would begin with that of the process it came from
-    peak = 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-    print(json.dumps({"seconds": took, "peak": peak}))
+    print(json.dumps({"seconds": took, "peak": peak_bytes()}))
 
 
 if __name__ == "__main__":

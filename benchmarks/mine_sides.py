@@ -16,12 +16,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks.comparing import peak_bytes
+
 NEGATIVES, TOP, RELATIVE_MARGIN = 8, 50, 0.05
-
-
-def memory() -> int:
-    """Peak resident bytes of this process until now; `ru_maxrss` would begin with those of the process it came from."""
-    return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
 def ours(folder: Path, texts: dict[str, list[str]]) -> Any:
@@ -95,9 +92,9 @@ def main() -> None:
     side, folder = sys.argv[1], Path(sys.argv[2])
     texts = json.loads((folder / "texts.json").read_text())
     mine, plain = (ours if side == "ours" else theirs)(folder, texts)
-    before, began = memory(), time.perf_counter()
+    before, began = peak_bytes(), time.perf_counter()
     rows = mine()
-    took, peak = time.perf_counter() - began, memory()
+    took, peak = time.perf_counter() - began, peak_bytes()
     digests = {query: hashlib.sha256(repr(negatives).encode()).hexdigest()[:12] for query, negatives in plain(rows)}
     print(json.dumps({"seconds": took, "before": before, "peak": peak, "negatives": digests}))
 

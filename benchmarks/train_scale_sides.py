@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from benchmarks.comparing import peak_bytes
 from benchmarks.train_sides import Ours, read_rows
 from qwen3emb.train.allocator import keep_freed
 
@@ -36,9 +37,7 @@ def measure_memory(directory: Path, name: str, split: str, batch: int, budget: i
     ours = Ours(directory, token_budget=budget)
     ours.step(rows[:2])
     ours.step(rows[:batch])
-    # `ru_maxrss` would begin with that of the process it came from
-    peak = 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-    print(json.dumps({"bytes": peak}), flush=True)
+    print(json.dumps({"bytes": peak_bytes()}), flush=True)
 
 
 class Workers:

@@ -39,8 +39,8 @@ def near_matches(signatures: NDArray[np.uint64], against: NDArray[np.uint64], th
     for columns in np.array_split(np.arange(places), bands):
         keys = band_keys(others[:, columns])
         order = np.argsort(keys, kind="stable")
-        asked = band_keys(signatures[:, columns])
-        first, end = (np.searchsorted(keys[order], asked, side) for side in ("left", "right"))
+        keys, asked = keys[order], band_keys(signatures[:, columns])
+        first, end = (np.searchsorted(keys, asked, side) for side in ("left", "right"))
         for i in np.flatnonzero((found < 0) & (first < end)).tolist():
             candidates = order[first[i] : end[i]]
             similar = (others[candidates] == signatures[i]).sum(axis=1) >= needed

@@ -125,9 +125,8 @@ def _search(system: pafs.FileSystem, info: pafs.FileInfo, pattern: str | None, k
         return []
     if pattern is not None:
         matcher = _glob_regex(pattern)
-        return [
-            name for name in _names(system, info.path, "/" in pattern or "**" in pattern) if matcher.fullmatch(name)
-        ]
+        names = _names(system, info.path, deep="/" in pattern or "**" in pattern)
+        return [name for name in names if matcher.fullmatch(name)]
     endings = SUFFIXES[kind]
     if kind not in ("parquet", "python"):
         endings += tuple(ending + packed for ending in endings for packed in COMPRESSED)
