@@ -1,7 +1,7 @@
 """The files of a merged model: their layout follows from the headers, so that pieces of them can be merged in parallel.
 
 A piece is some tensors of one file with their places in it. Whoever merges a piece reads these tensors of every
-checkpoint, one after the other, and writes each to its place: memory is a few tensors, whatever the size of the model.
+checkpoint chunk by chunk and writes each to its place: memory is a few chunks, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor
 
 from qwen3emb.errors import UserError
-from qwen3emb.merge.slerp import SlerpReport, linear_mean, spherical_mean
+from qwen3emb.merge.slerp import SlerpReport, merge_vectors
 from qwen3emb.merge.stored_weights import BYTES, FLOATS, INDEX, ONE_FILE, Entries, Entry
+from qwen3emb.merge.vectors import InFile, raw_bytes
 
 __all__ = ["PIECE_BYTES", "Part", "Piece", "lay_out", "merge_piece"]
 
 PIECE_BYTES = 256_000_000
 """A piece ends with the tensor that reaches this size."""
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_COPIED = 1 << 20  # elements that are copied at a time
 
 
 @dataclass(frozen=True)
@@ -80,15 +84,19 @@ def lay_out(
 
 
 def merge_piece(piece: Piece) -> list[SlerpReport]:
-    """Merge the tensors of a piece and write each to its place; a row for each."""
-    rows: list[SlerpReport] = []
-    with piece.file.open("r+b") as out:
-        for part in piece.parts:
-            merged, row = _merge_tensor(part, piece)
-            rows.append(row)
-            out.seek(part.offset)
-            out.write(_raw(merged).numpy().data)
-        out.flush()
+    """Merge the tensors of a piece and write each to its place; a row for each.
+
+    Raises:
+        UserError: NaN or infinity, or a tensor of integers that differs.
+        OSError: the disk is full, or a file changed under us.
+    """
+    with ExitStack() as opened:
+        files: dict[Path, int] = {}
+        for entry in (one for part in piece.parts for one in (*part.entries, part.base) if one is not None):
+            if entry.file not in files:
+                files[entry.file] = opened.enter_context(entry.file.open("rb")).fileno()
+        out = opened.enter_context(piece.file.open("r+b"))
+        rows = [_merge_tensor(part, piece, files, out.fileno()) for part in piece.parts]
         os.fsync(out.fileno())
     return rows
 
@@ -130,20 +138,38 @@ def _header(entries: Entries) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _merge_tensor(part: Part, piece: Piece) -> tuple[Tensor, SlerpReport]:
-    """Return the tensor to write and its row."""
-    entries, first = part.entries, part.entries[0]
-    tensors = [entry.read() for entry in entries]
-    if len(tensors) > 1 and first.dtype in FLOATS:
-        mean = linear_mean if piece.linear else spherical_mean
-        return mean(tensors, piece.weights, base=None if part.base is None else part.base.read(), name=first.name)
-    for entry, tensor in zip(entries, tensors, strict=True):
-        if not torch.equal(_raw(tensor), _raw(tensors[0])):
-            where = f"differs between {first.file} and {entry.file}"
-            raise UserError(f"Tensor {first.name!r} ({first.dtype}) {where}; only floats are merged.")
+def _merge_tensor(part: Part, piece: Piece, files: dict[Path, int], out: int) -> SlerpReport:
+    """Merge one tensor into the open file `out`; its row."""
+    first = part.entries[0]
+    vectors = [_vector(entry, files) for entry in part.entries]
+
+    def write(start: int, values: Tensor) -> None:
+        _write(out, part.offset + start * values.element_size(), values)
+
+    if len(vectors) > 1 and first.dtype in FLOATS:
+        base = None if part.base is None else _vector(part.base, files)
+        return merge_vectors(vectors, piece.weights, write, base=base, name=first.name, linear=piece.linear)
+    for start in range(0, vectors[0].numel, _COPIED):
+        stop = min(start + _COPIED, vectors[0].numel)
+        values = vectors[0].read(start, stop)
+        for entry, vector in zip(part.entries[1:], vectors[1:], strict=True):
+            if not torch.equal(vector.read(start, stop), values):
+                where = f"differs between {first.file} and {entry.file}"
+                raise UserError(f"Tensor {first.name!r} ({first.dtype}) {where}; only floats are merged.")
+        write(start, values)
     reason = "one checkpoint" if first.dtype in FLOATS else "not a float tensor"
-    return tensors[0], SlerpReport(first.name, "copy", reason, None, (1.0,), 0.0, tensors[0].numel())
+    return SlerpReport(first.name, "copy", reason, None, (1.0,), 0.0, first.numel)
 
 
-def _raw(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+def _vector(entry: Entry, files: dict[Path, int]) -> InFile:
+    """The entry's numbers; what is not merged, as bytes."""
+    numel, dtype = (entry.numel, _FLOATS[entry.dtype]) if entry.dtype in FLOATS else (entry.nbytes, torch.uint8)
+    return InFile(files[entry.file], entry.offset, numel, dtype)
+
+
+def _write(out: int, place: int, values: Tensor) -> None:
+    """Write all of the values at byte `place` of the file."""
+    left = raw_bytes(values)
+    while left:
+        done = os.pwrite(out, left, place)
+        left, place = left[done:], place + done

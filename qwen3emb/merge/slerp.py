@@ -6,19 +6,21 @@ u_i = w_i / |w_i| only, so the whole problem is N x N whatever the size of the t
     N = 2    c = ( sin((1-alpha) theta), sin(alpha theta) ) / sin(theta)
     N > 2    sum_i c_i u_i is the Karcher mean of the u_i: the point m where sum_i weight_i log_m(u_i) = 0
 
-Tensors are read in chunks, in float64; the result is rounded once, to the dtype of the checkpoints.
+Vectors are read in chunks, in float64; the result is rounded once, to the dtype of the checkpoints.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from qwen3emb.errors import UserError
 from qwen3emb.merge.report import MergeReport, SlerpReport
+from qwen3emb.merge.vectors import InMemory, Vector, chunks, round_once
 
 __all__ = [
     "ANTIPODAL_WITHIN",
@@ -26,6 +28,7 @@ __all__ = [
     "MergeReport",
     "SlerpReport",
     "linear_mean",
+    "merge_vectors",
     "normalise_weights",
     "slerp",
     "spherical_mean",
@@ -37,9 +40,9 @@ LERP_BELOW = 1e-8
 ANTIPODAL_WITHIN = 1e-4
 """Radians. This close to 180 degrees the great circle between two vectors is not defined by the data."""
 
-# Elements of the N float64 chunks together: they stay in cache, and torch runs an operation of this size
-# on one thread. With larger ones, and other processes on the cores, its thread barriers took 30 times longer.
-_CHUNK = 1 << 15
+# The angle between two vectors follows from the length of their difference unless the difference of their lengths is
+# nearly all of it: below this share of its square the digits that are left are too few, and directions are subtracted.
+_ENOUGH = 1e-2
 _MAX_ITERATIONS = 1000
 _TOLERANCE = 1e-14
 
@@ -69,7 +72,7 @@ def spherical_mean(
     uses it (any pair counts), and where the mean is not unique (inputs spread beyond a hemisphere).
     Raises UserError for unequal shapes or dtypes, bad weights, and values that are NaN or infinite.
     """
-    return _mean(tensors, weights, base, name, "")
+    return _mean(tensors, weights, base, name, linear=False)
 
 
 def linear_mean(
@@ -79,33 +82,56 @@ def linear_mean(
 
     The weights are normalised, so a base changes nothing but the angles in the report.
     """
-    return _mean(tensors, weights, base, name, "asked for")
+    return _mean(tensors, weights, base, name, linear=True)
 
 
 def _mean(
-    tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None, name: str, reason: str
+    tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None, name: str, linear: bool
 ) -> tuple[Tensor, SlerpReport]:
-    """The spherical mean, or the linear one where there is a reason for it."""
+    """The spherical or the linear mean of tensors in memory."""
     shares = normalise_weights(weights, len(tensors))
     _check_tensors(tensors, base, name)
-    norms = _norms(tensors, base, name)
-    angles = _angles(tensors, base, norms)
-    coefficients = torch.tensor(shares, dtype=torch.float64)
-    if not reason:
+    merged = torch.empty(tensors[0].numel(), dtype=tensors[0].dtype)
+
+    def keep(start: int, values: Tensor) -> None:
+        merged[start : start + len(values)] = values
+
+    origin = None if base is None else InMemory(base)
+    row = merge_vectors([InMemory(t) for t in tensors], shares, keep, base=origin, name=name, linear=linear)
+    return merged.reshape(tensors[0].shape), row
+
+
+def merge_vectors(
+    vectors: Sequence[Vector],
+    shares: Sequence[float],
+    write: Callable[[int, Tensor], None],
+    *,
+    base: Vector | None,
+    name: str,
+    linear: bool,
+) -> SlerpReport:
+    """The weighted spherical mean, or the linear one, of vectors that are read chunk by chunk, twice.
+
+    vectors: of one length and float dtype; base: of that length, see `slerp`. shares: sum to 1. write:
+    takes the first element's number and the merged values from there on, in the vectors' dtype; they
+    are valid until it returns. Returns the report. Raises UserError for NaN and infinity.
+    """
+    norms, angles = _measure(vectors, base, name)
+    coefficients, reason = torch.tensor(shares, dtype=torch.float64), "asked for"
+    if not linear:
         coefficients, reason = _coefficients(angles, norms, coefficients)
-    merged = _combine(tensors, base, coefficients)
-    directed = angles[norms > 0][:, norms > 0]
     values = tuple(coefficients.tolist())
-    report = SlerpReport(
+    _combine(vectors, base, values, write)
+    directed = angles[norms > 0][:, norms > 0]
+    return SlerpReport(
         name=name,
         path="lerp" if reason else "slerp",
         reason=reason,
         angle_degrees=math.degrees(directed.max().item()) if len(directed) > 1 else None,
         coefficients=values,
         excess=0.0 if reason else math.fsum(values) - 1.0,
-        numel=merged.numel(),
+        numel=vectors[0].numel,
     )
-    return merged, report
 
 
 def normalise_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -137,43 +163,46 @@ def _check_tensors(tensors: Sequence[Tensor], base: Tensor | None, name: str) ->
         raise UserError(f"Tensor {name!r} is {kinds}; give the base they were trained from.")
 
 
-def _chunks(tensors: Sequence[Tensor], base: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (slice, (N, chunk) float64): the flattened tensors, less the base where there is one."""
-    flat = [t.detach().reshape(-1) for t in tensors]
-    flat_base = None if base is None else base.detach().reshape(-1)
-    size = max(1, _CHUNK // len(flat))
-    for start in range(0, flat[0].numel(), size):
-        part = slice(start, start + size)
-        rows_NC = torch.stack([t[part].to(torch.float64) for t in flat])
-        if flat_base is not None:
-            rows_NC -= flat_base[part].to(torch.float64)
-        yield part, rows_NC
+def _measure(vectors: Sequence[Vector], base: Vector | None, name: str) -> tuple[Tensor, Tensor]:
+    """Return (N,) Euclidean norms and (N, N) angles in radians, in one pass over the vectors where digits allow.
 
-
-def _norms(tensors: Sequence[Tensor], base: Tensor | None, name: str) -> Tensor:
-    """(N,) Euclidean norms."""
-    squares = torch.zeros(len(tensors), dtype=torch.float64)
-    for _, rows_NC in _chunks(tensors, base):
-        squares += rows_NC.square().sum(dim=1)
-    finite = torch.isfinite(squares)
+    Angles come from chords |u_i - u_j|, since arccos(dot) has no digits left near 0, and the chords from
+    |w_i - w_j|^2 = (|w_i| - |w_j|)^2 + |w_i| |w_j| |u_i - u_j|^2.
+    """
+    count = len(vectors)
+    squares, apart = [0.0] * count, torch.zeros(count, count, dtype=torch.float64)
+    for _, rows, _ in chunks(vectors, base):
+        for i, row in enumerate(rows):
+            squares[i] += _square(row)
+        apart += _squared_distances(rows)
+    norms = torch.tensor(squares, dtype=torch.float64).sqrt()
+    finite = torch.isfinite(norms)
     if not finite.all():
         number = int((~finite).nonzero()[0]) + 1
         where = f"checkpoint number {number}" + ("" if base is None else " or of the base")
         raise UserError(f"Tensor {name!r} of {where} holds NaN or infinity; leave that checkpoint out.")
-    return squares.sqrt()
-
-
-def _angles(tensors: Sequence[Tensor], base: Tensor | None, norms: Tensor) -> Tensor:
-    """(N, N) angles in radians, from chords |u_i - u_j|: arccos(dot) has no digits left near 0."""
-    count = len(tensors)
-    chords = torch.zeros(count, count, dtype=torch.float64)
-    scale = torch.where(norms > 0, norms, 1.0)[:, None]
-    for _, rows_NC in _chunks(tensors, base):
-        units_NC = rows_NC / scale
-        for i in range(count - 1):
-            chords[i, i + 1 :] += (units_NC[i + 1 :] - units_NC[i]).square().sum(dim=1)
+    scale = torch.where(norms > 0, norms, 1.0)
+    rest = apart - (norms[:, None] - norms).square().triu(1)
+    chords = rest / torch.outer(scale, scale)
+    if bool((rest < _ENOUGH * apart).any()):
+        chords = torch.zeros_like(apart)
+        for _, rows, _ in chunks(vectors, base):
+            chords += _squared_distances([row.div_(length) for row, length in zip(rows, scale, strict=True)])
     chords = (chords + chords.T).sqrt()
-    return 2.0 * torch.asin((chords / 2.0).clamp(max=1.0))
+    return norms, 2.0 * torch.asin((chords / 2.0).clamp(max=1.0))
+
+
+def _squared_distances(rows: Sequence[Tensor]) -> Tensor:
+    """(N, N) float64, above the diagonal: |row_i - row_j|^2."""
+    found = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for i, j in combinations(range(len(rows)), 2):
+        found[i, j] = _square(rows[j] - rows[i])
+    return found
+
+
+def _square(row: Tensor) -> float:
+    """|row|^2. Not torch.dot: its threads, and other processes on the cores, made it a hundred times slower."""
+    return torch.linalg.vector_norm(row).item() ** 2
 
 
 def _coefficients(angles: Tensor, norms: Tensor, weights: Tensor) -> tuple[Tensor, str]:
@@ -219,30 +248,14 @@ def _karcher(gram: Tensor, weights: Tensor) -> Tensor | None:
     return None
 
 
-def _combine(tensors: Sequence[Tensor], base: Tensor | None, coefficients: Tensor) -> Tensor:
+def _combine(
+    vectors: Sequence[Vector], base: Vector | None, coefficients: Sequence[float], write: Callable[[int, Tensor], None]
+) -> None:
     """sum_i c_i w_i (plus the base), summed in float64 and rounded once."""
-    first = tensors[0]
-    flat = torch.empty(first.numel(), dtype=first.dtype)
-    flat_base = None if base is None else base.detach().reshape(-1)
-    for part, rows_NC in _chunks(tensors, base):
-        total_C = (rows_NC * coefficients[:, None]).sum(dim=0)
-        if flat_base is not None:
-            total_C += flat_base[part].to(torch.float64)
-        flat[part] = _round_once(total_C, first.dtype)
-    return flat.reshape(first.shape)
-
-
-def _round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float64 to dtype, to nearest even, once.
-
-    torch goes from float64 to bfloat16 and float16 through float32 and so rounds twice. Rounding to
-    *odd* in float32 first (truncate, set the last bit where anything was lost) makes the second
-    rounding the only one.
-    """
-    if dtype not in (torch.bfloat16, torch.float16):
-        return values.to(dtype)
-    single = values.to(torch.float32)
-    back = single.to(torch.float64)
-    bits = single.view(torch.int32) - (back.abs() > values.abs()).to(torch.int32)
-    bits |= (back != values).to(torch.int32)
-    return bits.view(torch.float32).to(dtype)
+    for start, rows, origin in chunks(vectors, base):
+        total = rows[0].mul_(coefficients[0])
+        for row, coefficient in zip(rows[1:], coefficients[1:], strict=True):
+            total += row.mul_(coefficient)
+        if origin is not None:
+            total += origin
+        write(start, round_once(total, vectors[0].dtype))

@@ -37,17 +37,23 @@ _POOLING = "1_Pooling/config.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor is, and what its header says."""
+    """Where one tensor is (its bytes begin at `offset` of the file), and what its header says."""
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor."""
-        return BYTES[self.dtype] * math.prod(self.shape)
+        return BYTES[self.dtype] * self.numel
 
     def read(self) -> Tensor:
         """The tensor alone; the others of its file stay on disk."""
@@ -91,9 +97,16 @@ def _read_entries(folder: Path) -> Entries:
 
 
 def _read_header(file: Path) -> Entries:
-    with safe_open(file, framework="pt") as opened:
-        parts = [(name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118 - not iterable
-        return {name: Entry(file, name, x.get_dtype(), tuple(x.get_shape())) for name, x in parts}
+    with safe_open(file, framework="pt"):  # refuses a file whose header and length disagree
+        pass
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        table = json.loads(opened.read(length))
+    table.pop("__metadata__", None)
+    return {
+        name: Entry(file, name, what["dtype"], tuple(what["shape"]), 8 + length + what["data_offsets"][0])
+        for name, what in table.items()
+    }
 
 
 def read_base(folder: Path, like: Entries) -> Entries:
