@@ -86,7 +86,7 @@ def _shares(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 
 
 def _rounded(exact: torch.Tensor) -> torch.Tensor:
-    """Float64 rounded once: of torch's bf16, which went through float32, and its neighbours the nearest, or the even."""
+    """Float64 rounded once: the nearest, or even, of torch's bf16 (which went through float32) and its neighbours."""
     best = exact.bfloat16()
     bits = best.view(torch.int16)
     for step in (-1, 1):

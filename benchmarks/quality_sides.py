@@ -2,7 +2,7 @@
 
 FILE is JSON: `model`, `pairs` (file of [query, document] rows), `seconds`, `out`. The time runs
 from the start of the process's work, loading and Ray included, until the last step is done; both sides measure a few
-steps first and plan as many as fit, since their learning rates end with the last one. Prints one JSON line.
+steps first and plan as many as fit, since the peer's learning rate ends with the last. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ INSTRUCTION = "Given a scientific claim, retrieve documents that support or refu
 END_TOKEN = "<|im_end|>"
 TRIAL_STEPS = 3
 RESERVE = 0.04  # share of the time that may be lost to a machine that slows down
-CHECKPOINTS, PARTS = 3, 6  # kept, and made
-START_AND_EXPORTS = 60  # seconds
+CHECKPOINTS, PARTS = 3, 9  # kept, and made
+START_AND_EXPORTS = 90  # seconds
 
 
 def steps_that_fit(trial_seconds: float, left: float) -> int:
@@ -47,7 +47,8 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
         max_query_tokens=64,
         max_document_tokens=128,
         loss=LossConfig(temperature=0.05, query_query=False, document_document=False),
-        optimizer=OptimizerConfig(lr=2e-4, warmup_steps=8, schedule="wsd", decay_share=0.4),
+        # No decay: the merge of the last checkpoints takes its place, and steps at full size keep them apart.
+        optimizer=OptimizerConfig(lr=2e-4, warmup_steps=8, schedule="constant"),
         keep_checkpoints=CHECKPOINTS,
     )
 

@@ -202,7 +202,7 @@ def _squared_distances(rows: Sequence[Tensor]) -> Tensor:
 
 def _square(row: Tensor) -> float:
     """|row|^2. Not torch.dot: its threads, and other processes on the cores, made it a hundred times slower."""
-    return torch.linalg.vector_norm(row).item() ** 2
+    return float(torch.linalg.vector_norm(row)) ** 2
 
 
 def _coefficients(angles: Tensor, norms: Tensor, weights: Tensor) -> tuple[Tensor, str]:

@@ -84,7 +84,7 @@ class InFile:
 
 def raw_bytes(flat: Tensor) -> memoryview:
     """The memory of a contiguous tensor with one dimension."""
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def chunks(vectors: Sequence[Vector], base: Vector | None) -> Iterator[tuple[int, list[Tensor], Tensor | None]]:
