@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -70,7 +71,13 @@ def private_head(cluster: ClusterConfig, start_seconds: float = 90) -> Iterator[
 def _token() -> dict[str, str]:
     if "RAY_AUTH_MODE" in os.environ:
         return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token_of_this_process()}
+
+
+@cache
+def _token_of_this_process() -> str:
+    """The same for every head: Ray's client reads the token once in the life of a process and keeps it."""
+    return secrets.token_hex(32)
 
 
 def _short_folder() -> Path:

@@ -8,9 +8,7 @@ import signal
 import sys
 from contextlib import redirect_stdout
 
-from rich.console import Console
-
-from jobs.entry import command_line, guarded, say
+from jobs.entry import command_line, guarded, say, table_console
 from jobs.pipeline import parse, run_pipeline
 from qwen3emb.config import load_config
 from qwen3emb.errors import StageFailure, UserError
@@ -46,7 +44,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(lines, indent=2))
     else:
-        Console().print(ablation_table(lines))
+        table_console().print(ablation_table(lines))
     for name, why in failed.items():
         raise type(why)(f"variant {name} is not in the table: {why}")
 

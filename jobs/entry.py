@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from rich.console import Console
+
 from cluster.session import connected
 from qwen3emb.artifact import Identity, StageResult, complete, start, state_of
 from qwen3emb.config import RunConfig, load_config
@@ -16,7 +18,7 @@ from qwen3emb.errors import UserError
 from qwen3emb.exits import guarded
 from qwen3emb.pipeline import STAGES, StageContext, asked_for, identity, needs, own_folder, stage_folder
 
-__all__ = ["command_line", "guarded", "run_stage", "say"]
+__all__ = ["command_line", "guarded", "run_stage", "say", "table_console"]
 
 _CARDS = {"corpus": ("passages", "pairs"), "filter": ("pairs", "dropped"), "mine": ("rows",)}
 """Folders of rows whose card is written here; `synthesize` and `labelled` write their own."""
@@ -25,6 +27,11 @@ _CARDS = {"corpus": ("passages", "pairs"), "filter": ("pairs", "dropped"), "mine
 def say(message: str) -> None:
     """One line of progress on standard error, with the time."""
     print(f"{datetime.now(UTC):%H:%M:%S} {message}", file=sys.stderr, flush=True)
+
+
+def table_console() -> Console:
+    """Standard output for tables that are not cut, in a file or in a narrow terminal, whose lines they overrun."""
+    return Console(width=max(Console().width, 120))
 
 
 def command_line(description: str) -> argparse.ArgumentParser:

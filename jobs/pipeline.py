@@ -10,10 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-
 from cluster.private_head import private_head
-from jobs.entry import command_line, guarded, say
+from jobs.entry import command_line, guarded, say, table_console
 from qwen3emb.artifact import start
 from qwen3emb.config import RunConfig, load_config
 from qwen3emb.distributed.submission import Target, connect, here, there
@@ -60,7 +58,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     ran = _run(cfg, [stage for stage, state in chosen if state != "done"], arguments)
     done = {stage.name for stage, state in steps if state == "done"} | ran.keys()
     write_summary(cfg, done, ran)
-    print_report(cfg, done, ran, arguments.config, Console())
+    print_report(cfg, done, ran, arguments.config, table_console())
 
 
 def _run(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) -> dict[str, float]:

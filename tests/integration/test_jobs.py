@@ -127,6 +127,18 @@ def test_without_a_cluster_a_private_head_runs_the_stage_and_goes(
     assert "private Ray head" not in second.stderr  # so it is a matter of seconds
 
 
+def test_one_process_may_have_one_head_after_another() -> None:
+    """As `ablate` does; Ray's client keeps the first token that it read."""
+    code = "from cluster.private_head import private_head as head\nfrom qwen3emb.config import ClusterConfig\n"
+    code += "from qwen3emb.distributed.submission import connect\n"
+    code += "for _ in range(2):\n    with head(ClusterConfig()) as at:\n        print(connect(at).list_jobs())\n"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200, env=environment
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["[]", "[]"]), done.stderr
+
+
 PIPELINE_AS_A_JOB = """
 address, file, *sets = sys.argv[1:]
 target = there(connect(address), load_config(file, sets), file, sets)

@@ -121,7 +121,7 @@ def finished_ablation(file: Path) -> None:
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"RAY_ADDRESS": "", "COLUMNS": "120"}
+    environment = os.environ | {"RAY_ADDRESS": "", "COLUMNS": "60"}  # tables are not cut
     whole = [sys.executable, "-m", "qwen3emb.cli", "ablate", *words]
     return subprocess.run(whole, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
