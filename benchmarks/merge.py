@@ -71,18 +71,17 @@ def units_off(folder: Path, side: str) -> int:
             result = files.enter_context(safe_open(part, "pt"))
             for name in result.keys():  # noqa: SIM118 - not iterable
                 a, b, found = (file.get_tensor(name).reshape(-1) for file in (one, two, result))
-                shares = _shares(a.double(), b.double())
+                share = _share(a.double(), b.double())
                 for x, y, z in zip(a.split(BLOCK), b.split(BLOCK), found.split(BLOCK), strict=True):
-                    worst = max(worst, _distance(z, _rounded(shares[0] * x.double() + shares[1] * y.double())))
+                    worst = max(worst, _distance(z, _rounded(share * x.double() + share * y.double())))
     return worst
 
 
-def _shares(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
-    """SLERP's coefficients at one half, in float64."""
+def _share(a: torch.Tensor, b: torch.Tensor) -> float:
+    """SLERP's coefficient of both at one half, in float64."""
     norm = (a.norm() * b.norm()).item()
     theta = math.acos(max(-1.0, min(1.0, (a @ b).item() / norm))) if norm else 0.0
-    share = math.sin(theta / 2) / math.sin(theta) if theta > 1e-8 else 0.5
-    return share, share
+    return math.sin(theta / 2) / math.sin(theta) if theta > 1e-8 else 0.5
 
 
 def _rounded(exact: torch.Tensor) -> torch.Tensor:

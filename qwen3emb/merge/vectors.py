@@ -69,7 +69,7 @@ class InFile:
 
     def read(self, start: int, stop: int) -> Tensor:
         """See `Vector`. Raises OSError where the file ends before."""
-        if self._buffer.numel() < stop - start or self._buffer.dtype != self.dtype:
+        if self._buffer.numel() < stop - start:
             self._buffer = torch.empty(stop - start, dtype=self.dtype)
         found = self._buffer[: stop - start]
         into, begin = raw_bytes(found), self.offset + start * self.dtype.itemsize
@@ -94,13 +94,13 @@ def chunks(vectors: Sequence[Vector], base: Vector | None) -> Iterator[tuple[int
     buffers = torch.empty(len(vectors) + 1, size, dtype=torch.float64)
     for start in range(0, numel, size):
         stop = min(start + size, numel)
-        rows = [buffer[: stop - start] for buffer in buffers]
-        origin = None if base is None else rows[-1].copy_(base.read(start, stop))
-        for row, vector in zip(rows, vectors, strict=False):
+        *rows, spare = (buffer[: stop - start] for buffer in buffers)
+        origin = None if base is None else spare.copy_(base.read(start, stop))
+        for row, vector in zip(rows, vectors, strict=True):
             row.copy_(vector.read(start, stop))
             if origin is not None:
                 row -= origin
-        yield start, rows[: len(vectors)], origin
+        yield start, rows, origin
 
 
 def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -121,7 +121,7 @@ def finished_ablation(file: Path) -> None:
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"RAY_ADDRESS": "", "COLUMNS": "60"}  # tables are not cut
+    environment = os.environ | {"RAY_ADDRESS": "", "COLUMNS": "60"}
     whole = [sys.executable, "-m", "qwen3emb.cli", "ablate", *words]
     return subprocess.run(whole, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
@@ -153,6 +153,7 @@ def test_a_variant_that_cannot_run_costs_its_row_only(run_file: Path) -> None:
     assert "error: variant no-synthetic is not in the table" in done.stderr
     assert "Give --replace" in done.stderr
     assert "only synthetic data" in done.stdout
+    assert "difference" in done.stdout and "…" not in done.stdout  # nothing is cut, though COLUMNS is 60
     assert "weak stage" in done.stdout
     assert "no synthetic data" not in done.stdout
     assert list(json.loads((run_file.parent / "run/ablation.json").read_text())["left_out"]) == ["no-synthetic"]
