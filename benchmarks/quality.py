@@ -33,7 +33,7 @@ from qwen3emb.storage import Storage
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
 DEV_SETS = {"mlquestions": "dev", "xquad/en": "dev"}
-DEV_QUERIES, DEV_DOCUMENTS = 150, 300
+DEV_QUERIES, DEV_DOCUMENTS = 300, 300
 MAX_TOKENS = 256  # of a document, for both sides
 
 
