@@ -1,6 +1,7 @@
 """SLERP of two bf16 checkpoints of 1.2 GB (the shapes of Qwen3 0.6B, random weights) against mergekit.
 
-`merge.seconds` and `merge.memory`: the merge alone, each in a process of its own, files in the page cache.
+`merge.seconds` and `merge.memory`: the merge alone, each in a process of its own, files in the page cache, nothing left
+to be written. Ours ends when its bytes are on the disk, mergekit's when they are in the page cache.
 `merge.ulp`: the largest distance of a merged weight from the float64 result rounded once to bf16, in units of the last
 place and negative (0 is identical), against the one that is allowed.
 """
@@ -55,6 +56,7 @@ def merged(side: str, folder: Path) -> dict[str, Any]:
     python = sys.executable if side == "ours" else os.environ["PEER_PYTHON"]
     command = [python, str(ROOT / "benchmarks/merge_sides.py"), side, str(folder), str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    os.sync()  # what the other side left to be written is not this one's to wait for
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"merge, {side}: {done.stderr[-2000:]}")
