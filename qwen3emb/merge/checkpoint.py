@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from qwen3emb.errors import UserError
 from qwen3emb.merge.pieces import Piece, lay_out, merge_piece
 from qwen3emb.merge.slerp import MergeReport, SlerpReport, normalise_weights
@@ -30,12 +32,15 @@ _NOT_COPIED = PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".
 
 
 def _on_threads(pieces: Sequence[Piece]) -> Iterable[list[SlerpReport]]:
-    """Pieces side by side: one is computed while another's bytes go to the disk."""
+    """Pieces side by side, one thread each: torch's own would only wait for each other."""
     pool = ThreadPoolExecutor(max_workers=min(_THREADS, len(os.sched_getaffinity(0)), max(1, len(pieces))))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         yield from pool.map(merge_piece, pieces)
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
 
 
 def merge_checkpoints(

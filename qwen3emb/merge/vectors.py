@@ -12,10 +12,10 @@ from torch import Tensor
 
 __all__ = ["InFile", "InMemory", "Vector", "chunks", "raw_bytes", "round_once"]
 
-# Float64 elements of all buffers of a chunk together: 1 MB, so that they stay in a core's cache; and of one buffer.
-# What is longer torch splits among threads that then wait for each other.
-_BUFFERED = 1 << 17
-_LONGEST = 1 << 15
+# Float64 elements of all buffers of a chunk together, 8 MB, and of one of them: with shorter ones threads spend their
+# time on waiting for Python's lock between two operations, longer ones do not stay in the cache.
+_BUFFERED = 1 << 20
+_LONGEST = 1 << 18
 _MIDDLE = -(1 << 31)  # an int32 whose lower half was 0x8000, moved up
 
 

@@ -14,7 +14,7 @@ from qwen3emb.merge.vectors import InFile, InMemory, chunks, raw_bytes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_chunks_of_a_file_are_those_of_the_tensor(tmp_path: Path, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    one, two, base = (torch.randn(70_001).to(dtype) for _ in range(3))
+    one, two, base = (torch.randn(300_001).to(dtype) for _ in range(3))
     path = tmp_path / "numbers"
     path.write_bytes(b"head" + bytes(raw_bytes(one)) + bytes(raw_bytes(two)))
     with path.open("rb") as opened:
