@@ -164,6 +164,16 @@ def test_a_linear_merge_is_the_weighted_sum(tmp_path: Path) -> None:
     assert (row.angle_degrees or 0) > 60
 
 
+def test_torch_has_its_threads_back_after_a_merge(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        merge_checkpoints([write(tmp_path / str(seed), tensors(seed)) for seed in (1, 2)], tmp_path / "out")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_pieces_merged_in_any_order_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
     paths = [write(tmp_path / name, tensors(seed)) for name, seed in (("a", 1), ("b", 2))]
