@@ -43,7 +43,7 @@ ANTIPODAL_WITHIN = 1e-4
 # The angle between two vectors follows from the length of their difference unless the difference of their lengths is
 # nearly all of it: below this share of its square the digits that are left are too few, and directions are subtracted.
 _ENOUGH = 1e-2
-_BLOCK = 4096
+_BLOCK = 4096  # squares that are summed in one go
 _MAX_ITERATIONS = 1000
 _TOLERANCE = 1e-14
 
