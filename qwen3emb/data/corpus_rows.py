@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from qwen3emb.config_data import CorpusConfig
 from qwen3emb.data.corpus_files import CorpusFile
-from qwen3emb.data.dedup import content_hash, minhash
+from qwen3emb.data.dedup import minhash
 from qwen3emb.data.docstrings import first_paragraph, is_natural_language
 from qwen3emb.data.files import first_line, resolve
+from qwen3emb.data.identity import content_hash
 from qwen3emb.data.languages import check_language
 from qwen3emb.data.python_source import SourceItem, extract_items, labelled_pair, split_of
 from qwen3emb.data.readers import read_file

@@ -1,4 +1,4 @@
-"""Exact duplicates by content hash, near duplicates by MinHash (Broder, 1997) and LSH."""
+"""Near duplicates by MinHash (Broder, 1997) and LSH; exact ones are `data.identity`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from hashlib import blake2b
 
 import numpy as np
 from datasketch import LeanMinHash, MinHash, MinHashLSH
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from qwen3emb.errors import UserError
 
-__all__ = ["band_keys", "content_hash", "is_unspaced", "minhash", "near_duplicates", "shingles"]
+__all__ = ["band_keys", "is_unspaced", "minhash", "near_duplicates", "shingles"]
 
 _SEED = 1  # of the permutations: signatures compare only with signatures of the same seed
 _SCHEME = "affine64"
@@ -25,12 +24,6 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]"
 )
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplying is a bijection modulo 2**64
-
-
-def content_hash(text: str) -> str:
-    """32 hex digits that are equal for texts equal in NFC with whitespace collapsed (blake2b, 128 bit)."""
-    normal = " ".join(unicodedata.normalize("NFC", text).split())
-    return blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def minhash(text: str, num_perm: int = 64, shingle: int = 5) -> NDArray[np.uint64]:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from qwen3emb.config_data import GatesConfig
-from qwen3emb.data.dedup import content_hash, is_unspaced, minhash, near_duplicates
+from qwen3emb.data.dedup import is_unspaced, minhash, near_duplicates
 from qwen3emb.data.identify import language_identifier
+from qwen3emb.data.identity import content_hash
 from qwen3emb.data.requirements import Requirement
 
 __all__ = ["Gates", "duplicate_queries", "word_count"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3emb.config_data import MineConfig
-from qwen3emb.data.dedup import content_hash
+from qwen3emb.data.identity import content_hash
 from qwen3emb.data.nearest import NONE, best_keys, decoded_keys, merged_keys
 
 __all__ = [

@@ -18,7 +18,8 @@ from qwen3emb.data.card import write_card
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.data.corpus_files import chosen_by_hash
 from qwen3emb.data.decontamination import EvaluationNgrams, evaluation_texts, near_matches
-from qwen3emb.data.dedup import content_hash, minhash
+from qwen3emb.data.dedup import minhash
+from qwen3emb.data.identity import content_hash
 from qwen3emb.data.labelled import STAGE, LabelledRow, read_labelled
 from qwen3emb.data.rows import Reject, escaped
 from qwen3emb.errors import NotThere, UserError

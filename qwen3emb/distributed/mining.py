@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.data.catalogue import chosen_sets
-from qwen3emb.data.dedup import content_hash
+from qwen3emb.data.identity import content_hash
 from qwen3emb.data.mine_rows import training_rows
 from qwen3emb.data.mining import MinePair, MinePlan, Negatives, plan
 from qwen3emb.data.synthetic import origin_of

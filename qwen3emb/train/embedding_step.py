@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qwen3emb.config_train import LossConfig
+from qwen3emb.data.identity import content_id
 from qwen3emb.model.encoder import budgeted, pooled
 from qwen3emb.model.packing import PackedBatch, pack
 from qwen3emb.templates import EmbeddingTemplate
@@ -16,7 +17,7 @@ from qwen3emb.train.contrast import contrastive_gradients, cosent_gradients
 from qwen3emb.train.gather import gather_rows, rank_and_world
 from qwen3emb.train.losses import ContrastiveBatch
 from qwen3emb.train.microbatch import StepEngine, cached_backward, wasted_share
-from qwen3emb.train.rows import TrainingRow, content_id
+from qwen3emb.train.rows import TrainingRow
 from qwen3emb.train.sharing import TextPlan, plan_texts
 
 __all__ = ["StepSettings", "embedding_step", "micro_batches"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ __all__ = [
     "by_dataset",
     "check_datasets",
     "checked",
-    "content_id",
     "rows_from_pairs",
     "rows_from_training",
 ]
@@ -41,12 +39,6 @@ class TrainingRow:
     dataset: str = ""
     grade: float = 0.0
     teacher: tuple[float, ...] = ()
-
-
-def content_id(text: str) -> int:
-    """A 62-bit hash of a text, equal for equal texts after collapsing white space: document identity in the loss."""
-    digest = hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 2
 
 
 def rows_from_pairs(table: pa.Table) -> list[TrainingRow]:

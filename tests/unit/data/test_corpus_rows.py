@@ -11,7 +11,8 @@ import pytest
 from qwen3emb.config_data import CorpusConfig
 from qwen3emb.data.corpus_files import corpus_files
 from qwen3emb.data.corpus_rows import CANDIDATE, file_rows
-from qwen3emb.data.dedup import content_hash, minhash
+from qwen3emb.data.dedup import minhash
+from qwen3emb.data.identity import content_hash
 from qwen3emb.errors import UserError
 
 LONG = " ".join(f"{word} tells the reader something useful." for word in ("This", "That", "Another"))

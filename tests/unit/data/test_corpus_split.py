@@ -8,7 +8,8 @@ import pyarrow as pa
 from qwen3emb.config_data import CorpusConfig
 from qwen3emb.data.corpus_rows import CANDIDATE, KEYS
 from qwen3emb.data.corpus_split import Verdict, decide
-from qwen3emb.data.dedup import content_hash, minhash
+from qwen3emb.data.dedup import minhash
+from qwen3emb.data.identity import content_hash
 
 WORDS = [f"word{i}" for i in range(3000)]
 

@@ -17,13 +17,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from qwen3emb.config_train import LossConfig, OptimizerConfig, TeacherConfig, TrainRerankerConfig
+from qwen3emb.data.identity import content_id
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
 from qwen3emb.templates import EmbeddingTemplate, RerankTemplate, query_prompt
 from qwen3emb.train.embedding_step import StepSettings, embedding_step
 from qwen3emb.train.losses import ContrastiveBatch, cosent_loss, matryoshka_loss
 from qwen3emb.train.microbatch import PlainEngine
 from qwen3emb.train.reranker_step import reranker_step
-from qwen3emb.train.rows import TrainingRow, content_id
+from qwen3emb.train.rows import TrainingRow
 
 ROWS = [
     TrainingRow("a", "how do I read a file?", "def read(path): ...", ("yes",), grade=2),

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from qwen3emb.config import load_config
+from qwen3emb.data.identity import content_id
 from qwen3emb.distributed.merge_search import best_checkpoints
 from qwen3emb.distributed.merge_weights import probe_rows
 from qwen3emb.distributed.merging import _on_this_node, merge_models
@@ -22,7 +23,6 @@ from qwen3emb.merge import pieces
 from qwen3emb.merge.checkpoint import merge_checkpoints
 from qwen3emb.pipeline import borrow
 from qwen3emb.train.losses import ContrastiveBatch, contrastive_loss
-from qwen3emb.train.rows import content_id
 
 pytestmark = pytest.mark.integration
 
