@@ -84,7 +84,7 @@ def export_sequence_classifier(model_dir: Path, output: Path) -> None:
 
     tokenizer, stored = load_tokenizer(model_dir), AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
     files = sorted(model_dir.glob("model*.safetensors"))
-    row = _direction(files, RerankTemplate(tokenizer).yes_no)
+    row = _direction(files, RerankTemplate(tokenizer).yes_no, bool(stored.tie_word_embeddings))
     output.mkdir(parents=True, exist_ok=True)
     places: dict[str, str] = {}
     for file in files:
@@ -104,9 +104,10 @@ def export_sequence_classifier(model_dir: Path, output: Path) -> None:
     _save_rerank_contract(output, tokenizer, contract)
 
 
-def _direction(files: list[Path], yes_no: tuple[int, int]) -> Tensor:
+def _direction(files: list[Path], yes_no: tuple[int, int], tied: bool) -> Tensor:
     """(1, hidden): the head's row of "yes" minus that of "no", rounded once to the stored dtype."""
-    for wanted in (_HEAD, _EMBEDDINGS):  # the embeddings are the head where the two are tied
+    names = (_HEAD, _EMBEDDINGS) if tied else (_HEAD,)  # the embeddings are the head where the two are tied
+    for wanted in names:
         for file in files:
             with safe_open(file, framework="pt") as opened:
                 if wanted in opened.keys():  # noqa: SIM118, not a mapping
@@ -115,7 +116,7 @@ def _direction(files: list[Path], yes_no: tuple[int, int]) -> Tensor:
                     out: Tensor = (yes.float() - no.float()).to(yes.dtype)
                     return out
     place = files[0].parent if files else "the reranker"
-    raise UserError(f"{place}: no {_HEAD} or {_EMBEDDINGS} in its model*.safetensors; export the reranker again")
+    raise UserError(f"{place}: no {' or '.join(names)} in its model*.safetensors; export the reranker again")
 
 
 def _save_rerank_contract(output: Path, tokenizer: Any, contract: Contract) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from qwen3emb.errors import UserError
 from qwen3emb.model.attention import ATTENTION_NAME, register_attention
 from qwen3emb.model.fetch import has_weights
 from qwen3emb.model.shortcuts import add_shortcuts
+from qwen3emb.model.weight_names import renamings, require_complete, stored_names
 
 __all__ = ["dtype_of", "load_causal", "load_tokenizer", "load_trunk", "stored_dtype"]
 
@@ -44,24 +46,36 @@ def load_tokenizer(model_dir: Path) -> Any:
 
 
 def load_trunk(model_dir: Path, dtype: str) -> Any:
-    """The decoder without language-model head, in eval mode, with packed attention."""
+    """The decoder without language-model head, in eval mode, with packed attention.
+
+    Raises:
+        UserError: no safetensors weights, or not exactly those of the model.
+    """
     from transformers import AutoModel
 
-    return _load(AutoModel, model_dir, dtype)
+    return _load(AutoModel, model_dir, dtype, trunk=True)
 
 
 def load_causal(model_dir: Path, dtype: str) -> Any:
     """The decoder with language-model head, in eval mode, with packed attention.
 
     Raises:
-        UserError: no safetensors weights, or those of a sequence classifier.
+        UserError: no safetensors weights, not exactly those of the model, or those of a sequence classifier.
     """
     from transformers import AutoModelForCausalLM
 
     if any(name.endswith("ForSequenceClassification") for name in _architectures(model_dir)):
-        # its language-model head is not in it, so transformers would draw one at random and only warn
+        # its language-model head is not in it
         raise UserError(f"{model_dir}: a one-label sequence classifier; name the reranker directory above it")
-    return _load(AutoModelForCausalLM, model_dir, dtype)
+    model = _load(AutoModelForCausalLM, model_dir, dtype, trunk=False)
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if model.config.tie_word_embeddings and head is not embeddings:
+        # transformers keeps both, the exports and other engines one of them
+        raise UserError(
+            f"{model_dir}: its config.json says that embeddings and language-model head are one tensor, but its files "
+            "hold two that differ; set tie_word_embeddings to false there"
+        )
+    return model
 
 
 def _architectures(model_dir: Path) -> list[str]:
@@ -69,17 +83,47 @@ def _architectures(model_dir: Path) -> list[str]:
     return json.loads(file.read_text(encoding="utf-8")).get("architectures") or [] if file.is_file() else []
 
 
-def _load(auto: Any, model_dir: Path, dtype: str) -> Any:
+def _load(auto: Any, model_dir: Path, dtype: str, trunk: bool) -> Any:
     if not has_weights(model_dir):
         raise UserError(f"model directory {model_dir}: no *.safetensors weights in it (pickled weights are not read)")
+    config, names = _config(model_dir), stored_names(model_dir)
+    mapping = renamings(names, bool(getattr(config, "tie_word_embeddings", False)))
     register_attention()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    model = auto.from_pretrained(
-        model_dir,
-        dtype=dtype_of(dtype),
-        attn_implementation=ATTENTION_NAME,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    with _quiet():
+        model, info = auto.from_pretrained(
+            model_dir,
+            config=config,
+            dtype=dtype_of(dtype),
+            attn_implementation=ATTENTION_NAME,
+            trust_remote_code=False,
+            use_safetensors=True,
+            key_mapping=mapping or None,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
+        )
+    require_complete(model_dir, names, mapping, info, trunk)
     add_shortcuts(model)
     return model.eval()
+
+
+def _config(model_dir: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model directory {model_dir}: its config.json cannot be read: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report of what did not fit: `require_complete` says it in one sentence."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

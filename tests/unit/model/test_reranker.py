@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,11 @@ def test_a_classifier_of_shards_with_a_head_of_its_own_is_exact(tiny_qwen3: Path
     assert abs(float(logits[yes] - logits[no]) - float(logit)) < 1e-4
     with pytest.raises(UserError, match="sequence classifier; name the reranker directory above it"):
         Reranker(tmp_path / "classifier")
+
+
+def test_a_reranker_without_its_head_is_no_classifier(tiny_qwen3: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_qwen3, tmp_path / "headless")  # its only matrix over the vocabulary is that of the embeddings
+    config = tmp_path / "headless" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match=r"headless: no lm_head\.weight in its model"):
+        export_sequence_classifier(tmp_path / "headless", tmp_path / "classifier")
