@@ -14,6 +14,7 @@ from rich.table import Table
 
 from qwen3emb.cli_options import Debug, Json, finish, print_json
 from qwen3emb.errors import UserError
+from qwen3emb.evaluate.promotion import TOLERANCE
 
 __all__ = ["evaluate", "promote"]
 
@@ -103,15 +104,17 @@ def promote(
     model: Annotated[Path | None, typer.Option(help="Directory of the model to promote.")] = None,
     scores: Annotated[Path | None, typer.Option(help="What `qwen3emb evaluate --out` wrote of it.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Task of the gate; default all there are.")] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="Points that may be lost in a task.")] = 0.0,
+    tolerance: Annotated[float, typer.Option(min=0, help="Points that may be lost in a task.")] = TOLERANCE,
     rollback: Annotated[bool, typer.Option("--rollback", help="Make the model before the current one.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a model the current one if it is not worse than the present one on the tasks of the gate.
+    """Make a model the current one if it is no worse than the present one on the tasks of the gate.
 
-    Retrieval tasks are compared query by query: worse is a model whose whole 95 % interval (paired bootstrap) lies
-    below zero. Others are compared by their scores. Exit code 1 where the model is not promoted.
+    Retrieval tasks are compared query by query: a model passes where the lower end of the 95 % interval of its gain
+    (paired bootstrap) is at least -TOLERANCE; where the interval reaches below, it is worse or undecided, and not
+    promoted. Others are compared by their scores. In each task the best model of all that were promoted is a second
+    one to compare with, so that small losses do not add up. Exit code 1 where the model is not promoted.
 
     Example: qwen3emb promote runs/models --model runs/demo/merge/embedding --scores runs/scores
     """
@@ -127,11 +130,14 @@ def promote(
         verdicts = promotion.promote(model, scores, registry, task or [], tolerance)
         good = all(verdict.passed for verdict in verdicts)
         if as_json:
-            print_json({"promoted": good, "gate": [asdict(verdict) for verdict in verdicts]})
+            gate = [asdict(verdict) | {"passed": verdict.passed} for verdict in verdicts]
+            print_json({"promoted": good, "tolerance": tolerance, "gate": gate})
             return 0 if good else 1
         for verdict in verdicts:
             interval = "" if verdict.low is None else f" ({verdict.low:+.2f} to {verdict.high:+.2f})"
-            print(f"{'passed' if verdict.passed else 'WORSE'}  {verdict.task}: {verdict.gain:+.2f} points{interval}")
+            word = verdict.outcome if verdict.passed else verdict.outcome.upper()
+            found = f"{verdict.gain:+.2f} points{interval} against {verdict.against}"
+            print(f"{word}  {verdict.task}: {found}: {verdict.reason}")
         print(f"{registry}/current is {model} now" if good else f"not promoted; {registry}/current is as it was")
         return 0 if good else 1
 

@@ -1,11 +1,16 @@
-"""A model becomes the current one only where it is not worse than the present one; the one before can come back.
+"""A model becomes the current one only where it is shown to be no worse; the one before can come back.
+
+No worse is non-inferior: the lower end of the 95 % interval of its gain is at least `-tolerance`. Each promotion may
+lose up to the tolerance, so many of them could slide down step by step. A registry therefore remembers, task by task,
+the best of all that were promoted (its reference), and a new model must be no worse than that one either.
 
 A registry is a folder:
 
-    versions/<id>/model/        a promoted model, copied
-    versions/<id>/scores/       what `qwen3emb evaluate` had found of it
-    current.json                {"id", "name", "source", "promoted", "before"}
-    current                     link to versions/<id>/model, for those who serve it
+    versions/<id>/model/          a promoted model, copied
+    versions/<id>/scores/         what `qwen3emb evaluate` had found of it
+    versions/<id>/reference.json  task -> the version that was best in it once this one was promoted
+    current.json                  {"id", "source", "promoted", "before", "tolerance", "gate", "reference"}
+    current                       link to versions/<id>/model, for those who serve it
 """
 
 from __future__ import annotations
@@ -14,19 +19,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qwen3emb.errors import UserError
-from qwen3emb.evaluate.bootstrap import paired_bootstrap
 
-__all__ = ["Verdict", "judged", "promote", "roll_back"]
+__all__ = ["TOLERANCE", "Verdict", "judged", "promote", "roll_back"]
 
-_CURRENT = "current.json"
+TOLERANCE = 1.0
+"""Points that may be lost in a task. With 0 a model as good as the present one would hardly ever pass."""
+
+_CURRENT, _REFERENCE = "current.json", "reference.json"
 _NEVER_COPIED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_FEWEST = 5  # queries; the bootstrap's interval of fewer is far too narrow, that of one has no width
+_ROUNDING = 1e-9
+
+Outcome = Literal["passed", "worse", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -35,30 +46,46 @@ class Verdict:
 
     Attributes:
         task: its name.
-        gain: points of the new model over the present one.
-        low: lower end of the 95 % interval; None where a task has no figures by query.
+        against: the model that it is compared with: `present`, or `reference` and its id.
+        gain: points of the new model over that one.
+        low: lower end of the 95 % interval; None where there is none.
         high: upper end.
-        passed: whether the new model is not worse.
+        queries: that both have figures of; 0 where a task has no figures by query.
+        tolerance: points that may be lost.
+        outcome: `passed`: it loses no more than that; `worse`: it loses more; `undecided`: the interval holds both.
+        reason: why, in a few words.
     """
 
     task: str
+    against: str
     gain: float
     low: float | None
     high: float | None
-    passed: bool
+    queries: int
+    tolerance: float
+    outcome: Outcome
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model may be promoted as far as this task goes."""
+        return self.outcome == "passed"
 
 
-def judged(new: Path, present: Path, tasks: Sequence[str] = (), tolerance: float = 0.0) -> list[Verdict]:
+def judged(
+    new: Path, present: Path, tasks: Sequence[str] = (), tolerance: float = TOLERANCE, against: str = "present"
+) -> list[Verdict]:
     """Compare the scores of two evaluations, task by task.
 
-    With figures by query a model is worse where the whole 95 % interval of the paired bootstrap lies below
-    `-tolerance`; without them where its score is lower by more than `tolerance`.
+    With figures by query a task passes where the lower end of the 95 % interval of the paired bootstrap is at least
+    `-tolerance`; without them where its score is lower by at most `tolerance`, whatever the noise.
 
     Args:
         new: results (`--out`) of the new model.
-        present: of the present one.
-        tasks: the gate; default all tasks of the present one's results.
+        present: of the one that it is compared with.
+        tasks: the gate; default all tasks of the results of `present`.
         tolerance: points that may be lost.
+        against: what the verdicts call `present`.
 
     Raises:
         UserError: there are no results, or a task of the gate is in only one of them.
@@ -70,18 +97,42 @@ def judged(new: Path, present: Path, tasks: Sequence[str] = (), tolerance: float
             if task not in scores:
                 raise UserError(f"task {task} of the gate is not in {where}; run `qwen3emb evaluate --task {task}`")
         mine, other = _by_query(new, task), _by_query(present, task)
-        if mine and other and mine.keys() & other.keys():
-            gain = paired_bootstrap(mine, other)
-            mean, low, high = (100 * value for value in (gain.mean, gain.low, gain.high))
-            verdicts.append(Verdict(task, mean, low, high, high >= -tolerance))
+        if mine and other:
+            verdicts.append(_by_interval(task, against, mine, other, tolerance))
         else:
-            mean = ours[task] - theirs[task]
-            verdicts.append(Verdict(task, mean, None, None, mean >= -tolerance))
+            gain = ours[task] - theirs[task]
+            outcome: Outcome = "passed" if gain >= -tolerance - _ROUNDING else "worse"
+            reason = f"no figures by query, so no interval; tolerance {tolerance:g}"
+            verdicts.append(Verdict(task, against, gain, None, None, 0, tolerance, outcome, reason))
     return verdicts
 
 
+def _by_interval(
+    task: str, against: str, mine: Mapping[str, float], other: Mapping[str, float], tolerance: float
+) -> Verdict:
+    """The verdict of a task with figures by query."""
+    from qwen3emb.evaluate.bootstrap import paired_bootstrap  # numpy; the command line reads TOLERANCE from here
+
+    shared = len(mine.keys() & other.keys())
+    if shared < _FEWEST:
+        reason = f"{shared} queries are in both results, too few to tell; evaluate both models on the same data"
+        gain = 100 * (sum(mine.values()) / len(mine) - sum(other.values()) / len(other))
+        return Verdict(task, against, gain, None, None, shared, tolerance, "undecided", reason)
+    found = paired_bootstrap(mine, other)
+    gain, low, high = (100 * value for value in (found.mean, found.low, found.high))
+    outcome: Outcome = "undecided"
+    reason = f"interval of +-{(high - low) / 2:.2f} with {shared} queries, tolerance {tolerance:g}"
+    if low >= -tolerance - _ROUNDING:
+        outcome = "passed"
+    elif high < -tolerance:
+        outcome = "worse"
+    else:
+        reason += "; more queries or a larger tolerance decide"
+    return Verdict(task, against, gain, low, high, shared, tolerance, outcome, reason)
+
+
 def promote(
-    model: Path, scores: Path, registry: Path, tasks: Sequence[str] = (), tolerance: float = 0.0
+    model: Path, scores: Path, registry: Path, tasks: Sequence[str] = (), tolerance: float = TOLERANCE
 ) -> list[Verdict]:
     """Make a model the current one of a registry where every task of the gate passes; the first one always passes.
 
@@ -89,39 +140,66 @@ def promote(
         model: directory of the model, safetensors only.
         scores: what `qwen3emb evaluate` wrote of it.
         registry: the folder; made where it is not there.
-        tasks: see `judged`.
+        tasks: the gate; default all tasks of the present model's results.
         tolerance: see `judged`.
 
     Returns:
-        The verdicts; where one did not pass, nothing was changed.
+        The verdicts against the present model, then those against the reference of each task where that is another
+        one; where one did not pass, nothing was changed.
 
     Raises:
         UserError: the model or its scores are not there, it has pickled weights, or it is the current one already.
     """
     _check_model(model)
-    _scores(scores)
+    found = _scores(scores)
     name = _id(model)
     current = _current(registry)
     if current and current["id"] == name:
         raise UserError(f"{model}: is the current model of {registry} already")
     verdicts: list[Verdict] = []
+    best: dict[str, str] = {}
     if current:
-        verdicts = judged(scores, registry / "versions" / current["id"] / "scores", tasks, tolerance)
+        present = str(current["id"])
+        best = dict.fromkeys(_scores(_scores_of(registry, present)), present) | current.get("reference", {})
+        verdicts = judged(scores, _scores_of(registry, present), tasks, tolerance)
+        for task in [verdict.task for verdict in verdicts]:
+            if best[task] not in (present, name):
+                place = _scores_of(registry, best[task])
+                verdicts += judged(scores, place, [task], tolerance, f"reference {best[task]}")
         if not all(verdict.passed for verdict in verdicts):
             return verdicts
-    target = registry / "versions" / name
-    if not target.exists():
-        partial = target.with_name(f".{name}")
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed promotion left
-        shutil.copytree(model, partial / "model", ignore=lambda _, names: [n for n in names if n.startswith(".")])
-        for part in ("per_query", "results"):
-            if (scores / part).is_dir():
-                shutil.copytree(scores / part, partial / "scores" / part)
-        (partial / "scores").mkdir(exist_ok=True)
-        shutil.copyfile(scores / "summary.json", partial / "scores" / "summary.json")
-        partial.rename(target)
-    _point(registry, {"id": name, "source": str(model.resolve()), "before": current["id"] if current else None})
+    for task, score in found.items():
+        if task not in best or score > _scores(_scores_of(registry, best[task]))[task]:
+            best[task] = name
+    _keep(model, scores, registry / "versions" / name, best)
+    content = {"id": name, "source": str(model.resolve()), "before": current["id"] if current else None}
+    gate = [asdict(verdict) for verdict in verdicts]
+    _point(registry, content | {"tolerance": tolerance, "gate": gate, "reference": best})
     return verdicts
+
+
+def _scores_of(registry: Path, name: str) -> Path:
+    return registry / "versions" / name / "scores"
+
+
+def _keep(model: Path, scores: Path, target: Path, best: Mapping[str, str]) -> None:
+    """Copy the model and what was found of it into the registry, the latter anew where it was promoted before."""
+    partial = target.with_name(f".{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed promotion left
+    for part in ("per_query", "results"):
+        if (scores / part).is_dir():
+            shutil.copytree(scores / part, partial / "scores" / part)
+    (partial / "scores").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(scores / "summary.json", partial / "scores" / "summary.json")
+    (partial / _REFERENCE).write_text(json.dumps(best, indent=2) + "\n")
+    if target.exists():
+        shutil.rmtree(target / "scores", ignore_errors=True)
+        for part in ("scores", _REFERENCE):
+            os.replace(partial / part, target / part)
+        partial.rmdir()
+    else:
+        shutil.copytree(model, partial / "model", ignore=lambda _, names: [n for n in names if n.startswith(".")])
+        partial.rename(target)
 
 
 def roll_back(registry: Path) -> str:
@@ -136,7 +214,10 @@ def roll_back(registry: Path) -> str:
     before = current["before"]
     if not before or not (registry / "versions" / before).is_dir():
         raise UserError(f"{registry}: no model was current before {current['id']}")
-    _point(registry, {"id": before, "source": "roll back", "before": current["id"]})
+    # A reference that was set by the model that goes, goes with it: it may be the reason for the way back.
+    kept = registry / "versions" / before / _REFERENCE
+    best = json.loads(kept.read_text()) if kept.is_file() else {}
+    _point(registry, {"id": before, "source": "roll back", "before": current["id"], "reference": best})
     return str(before)
 
 

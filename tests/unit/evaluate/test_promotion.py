@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwen3emb.errors import UserError
@@ -59,13 +60,69 @@ def test_a_worse_model_changes_nothing(tmp_path: Path) -> None:
     assert (registry / "current/model.safetensors").read_text() == "2"
 
 
-def test_noise_does_not_stop_a_model_and_points_may_be_given_away(tmp_path: Path) -> None:
+def drawn(mean: float, spread: float, queries: int, seed: int) -> list[float]:
+    """Gains by query around a true one, in nDCG."""
+    return list(np.random.default_rng(seed).normal(mean, spread, queries))
+
+
+def share_promoted(tmp_path: Path, mean: float, spread: float, queries: int, seeds: int) -> float:
+    base = [0.5] * queries
+    present, passed = scores(tmp_path / "present", base, 80.0), 0
+    for seed in range(seeds):
+        gains = drawn(mean, spread, queries, seed)
+        new = scores(tmp_path / str(seed), [0.5 + gain for gain in gains], 80.0)
+        passed += judged(new, present, ["Search"])[0].passed
+    return passed / seeds
+
+
+def test_a_loss_of_five_points_is_hardly_ever_promoted(tmp_path: Path) -> None:
+    assert share_promoted(tmp_path, -0.05, 0.2, 50, 200) <= 0.01
+
+
+def test_an_equal_model_with_many_queries_is_mostly_promoted(tmp_path: Path) -> None:
+    assert share_promoted(tmp_path, 0.0, 0.06, 400, 50) >= 0.75
+
+
+def test_few_queries_decide_nothing_and_it_is_said(tmp_path: Path) -> None:
     base = [0.1, 0.5, 0.9, 0.3] * 10
     present = scores(tmp_path / "a", base, 80.0)
     noisy = scores(tmp_path / "b", [v + (0.2 if i % 2 else -0.21) for i, v in enumerate(base)], 79.5)
-    gate = {v.task: v.passed for v in judged(noisy, present)}
-    assert gate == {"Search": True, "Likeness": False}
-    assert all(v.passed for v in judged(noisy, present, tolerance=1.0))
+    likeness, search = judged(noisy, present)
+    assert (search.outcome, search.passed) == ("undecided", False)
+    assert "with 40 queries, tolerance 1; more queries or a larger tolerance" in search.reason
+    assert (likeness.outcome, likeness.low) == ("passed", None) and "no interval" in likeness.reason
+    assert [v.outcome for v in judged(noisy, present, tolerance=0.1)] == ["worse", "undecided"]
+    assert all(v.passed for v in judged(noisy, present, tolerance=10.0))
+    exact = scores(tmp_path / "c", base, 80.0)
+    assert [v.outcome for v in judged(exact, present, tolerance=0.0)] == ["passed", "passed"]
+
+
+def test_a_few_queries_or_none_in_common_have_no_interval(tmp_path: Path) -> None:
+    present = scores(tmp_path / "a", [0.5] * 3, 80.0)
+    other = scores(tmp_path / "b", [0.9] * 3, 80.0)
+    file = other / "per_query/test__model/Search.json"
+    assert judged(other, present, ["Search"])[0].outcome == "undecided"
+    file.write_text(json.dumps({f"other{i}": 0.9 for i in range(40)}))
+    [found] = judged(other, present, ["Search"])
+    assert (found.outcome, found.queries) == ("undecided", 0) and "same data" in found.reason
+
+
+def test_small_losses_do_not_add_up(tmp_path: Path) -> None:
+    registry, base = tmp_path / "registry", [0.1, 0.5, 0.9, 0.3] * 10
+    found = [scores(tmp_path / f"s{n}", [value - 0.008 * n for value in base], 80.0) for n in range(3)]
+    models = [model(tmp_path / f"m{n}", str(n)) for n in range(3)]
+    promote(models[0], found[0], registry)
+    assert all(v.passed for v in promote(models[1], found[1], registry)), "0.8 points, of 1 that may be lost"
+    first = json.loads((registry / "current.json").read_text())["reference"]["Search"]
+    verdicts = promote(models[2], found[2], registry, ["Search"])
+    assert [(v.against, v.outcome) for v in verdicts] == [("present", "passed"), (f"reference {first}", "worse")]
+    assert (registry / "current/model.safetensors").read_text() == "1"
+    promote(models[2], scores(tmp_path / "s3", [value + 0.1 for value in base], 80.0), registry)
+    record = json.loads((registry / "current.json").read_text())
+    assert record["reference"]["Search"] == record["id"] and record["reference"]["Likeness"] == first
+    assert record["tolerance"] == 1.0 and {v["task"]: v["outcome"] for v in record["gate"]}["Search"] == "passed"
+    roll_back(registry)
+    assert json.loads((registry / "current.json").read_text())["reference"]["Search"] == first
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
