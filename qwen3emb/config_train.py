@@ -34,7 +34,8 @@ class LossConfig(Section):
     in_batch_hard: bool = True
     """The hard negatives of other rows are among the other documents."""
     mask_identical: bool = True
-    """Documents with the positive's text, and queries with this query's text, are masked."""
+    """Documents with the text of a positive of this query (of this row or another one of the batch), and queries with
+    this query's text, are masked. Texts are the same where only white space or the Unicode form differs."""
     mrl_dims: list[int] = Field(default_factory=list)
     """Vector prefixes that the loss is summed over besides the full dimension (Matryoshka)."""
     mrl_weights: list[float] | None = None
@@ -200,6 +201,9 @@ class TrainRerankerConfig(_TrainConfig):
     """Query length inside the template."""
     max_tokens: int = Field(default=512, ge=64)
     """Whole input length; longer documents lose their end."""
+    validation_queries: int = Field(default=128, ge=0)
+    """Queries that are ranked at each checkpoint and never trained on, drawn over all data sets; their rows are at most
+    a tenth of all. With few of them `stop_after` goes by noise."""
     teacher: TeacherConfig | None = None
     """Distillation from another reranker's scores."""
 

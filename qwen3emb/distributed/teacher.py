@@ -49,7 +49,7 @@ def taught(
         return list(rows)
     pieces = [rows[start : start + _PIECE] for start in range(0, len(rows), _PIECE)]
     files = [f"{_FOLDER}/part-{number:06d}.parquet" for number in range(len(pieces))]
-    missing = [(file, piece) for file, piece in zip(files, pieces, strict=True) if not out.exists(file)]
+    missing = [(file, piece) for file, piece in zip(files, pieces, strict=True) if not _scored_before(out, file, piece)]
     if missing:
         model = str(resolve_model(cfg.teacher.model))
         say(f"{_FOLDER}: {model} scores the documents of {sum(len(piece) for _, piece in missing)} rows")
@@ -60,6 +60,11 @@ def taught(
                 out.write_table(file, pa.Table.from_pydict(table, schema=_SCORES))
     found = [score for file in files for score in out.read_table(file)["scores"].to_pylist()]
     return [replace(row, teacher=tuple(scores)) for row, scores in zip(rows, found, strict=True)]
+
+
+def _scored_before(out: Storage, file: str, rows: Sequence[TrainingRow]) -> bool:
+    """Whether the file holds these rows' scores; other rows' would go to the wrong documents."""
+    return out.exists(file) and out.read_table(file)["id"].to_pylist() == [row.id for row in rows]
 
 
 def _scored(

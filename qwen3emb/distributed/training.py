@@ -9,7 +9,7 @@ from qwen3emb.artifact import StageResult
 from qwen3emb.config import RunConfig, given
 from qwen3emb.config_train import DataSetConfig, TrainEmbeddingConfig
 from qwen3emb.data.catalogue import chosen_sets
-from qwen3emb.data.synthetic import SYNTHETIC_SETS, is_synthetic, trained_as
+from qwen3emb.data.synthetic import SYNTHETIC_SETS, trained_as
 from qwen3emb.distributed.teacher import taught
 from qwen3emb.distributed.trainer import TrainJob, fit
 from qwen3emb.evaluate.retrieval import RetrievalSet, read_retrieval_set
@@ -18,16 +18,23 @@ from qwen3emb.model.stored import final_model
 from qwen3emb.pipeline import StageContext, asked_for
 from qwen3emb.records import PAIR, TRAINING_ROW
 from qwen3emb.train.rows import TrainingRow, by_dataset, check_datasets, checked, rows_from_pairs, rows_from_training
+from qwen3emb.train.selection import (
+    EVALUATED,
+    check_stop,
+    evaluated_queries,
+    graded,
+    reranker_rows,
+    without_queries,
+)
 from qwen3emb.train.tasks import EmbeddingTask, RerankerTask
 
 __all__ = ["train_reranker", "train_supervised", "train_weak"]
 
-VALIDATION_QUERIES = 16
-
 
 def train_weak(ctx: StageContext) -> StageResult:
     """Stage 1: contrastive training on all synthetic pairs (paper section 4)."""
-    rows = rows_from_pairs(ctx.input("synthesize").read_table("pairs", PAIR))
+    table = ctx.input("synthesize").read_table("pairs", PAIR)
+    rows = rows_from_pairs(table, graded(trained_as(set(SYNTHETIC_SETS))))
     return _train_embedding(ctx, rows, given(ctx.cfg.weak), {}, str(resolve_model(ctx.cfg.models.base)))
 
 
@@ -39,7 +46,7 @@ def train_supervised(ctx: StageContext) -> StageResult:
     wanted = _data_sets(sets, set(table["origin"].to_pylist()), cfg)
     # A set that wants more negatives than the stage takes them itself (`DataSetConfig.hard_negatives`).
     most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in wanted.values())])
-    rows = rows_from_training(table, most, cfg.synthetic)
+    rows = rows_from_training(table, most, cfg.synthetic, graded(wanted))
     weak = asked_for(ctx.cfg, "weak")
     start = final_model(ctx.input("weak")).local() if weak else resolve_model(ctx.cfg.models.base)
     return _train_embedding(ctx, rows, cfg, sets, str(start))
@@ -63,28 +70,24 @@ def _data_sets(sets: dict[str, DataSetConfig], there: set[str], cfg: TrainEmbedd
 
 
 def train_reranker(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
-    """The reranker's yes / no fine-tuning on the mined rows, a few of them held out for validation.
+    """The reranker's yes / no fine-tuning on the mined rows, a sample of their queries held out for validation.
 
     Stage `reranker_weak` takes the synthetic rows alone; `reranker` starts from its model where the run has that stage.
     `say` takes lines of progress.
     """
-    weak = ctx.stage.name == "reranker_weak"
-    cfg = given(ctx.cfg.reranker_weak if weak else ctx.cfg.reranker)
-    rows = rows_from_training(ctx.input("mine").read_table("rows", TRAINING_ROW), cfg.negatives)
-    rows = [row for row in rows if is_synthetic(row.dataset)] if weak else rows
+    name = ctx.stage.name
+    cfg = given(ctx.cfg.reranker_weak if name == "reranker_weak" else ctx.cfg.reranker)
+    table = ctx.input("mine").read_table("rows", TRAINING_ROW)
+    chosen = reranker_rows(table, ctx.cfg, name, evaluated_queries(ctx.input("corpus")))
+    checked(chosen.train, cfg.queries_per_step, ctx.out.uri)
+    check_stop(cfg.stop_after, len(chosen.dev), name, f"validation_queries {cfg.validation_queries}")
+    say(f"{name}: {chosen.said()}")
     sets = chosen_sets(ctx.cfg.labelled)
-    other = {name for name, one in sets.items() if one.task != "retrieval"} | trained_as(set(SYNTHETIC_SETS)).keys()
-    usable = [row for row in rows if row.negatives and row.dataset not in other]
-    dev, train = usable[:VALIDATION_QUERIES], usable[VALIDATION_QUERIES:]
-    checked(train, cfg.queries_per_step, ctx.out.uri)
     instructions = {name: one.instruction for name, one in sets.items() if one.instruction is not None}
-    train = taught(train, cfg, ctx.cfg, instructions, ctx.out, say)
-    task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, dev, instructions)
+    train = taught(chosen.train, cfg, ctx.cfg, instructions, ctx.out, say)
+    task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, chosen.dev, instructions)
     metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
-    other_tasks = sum(row.dataset in other for row in rows)
-    skipped = {"other_task": other_tasks, "no hard negatives": len(rows) - len(usable) - other_tasks}
-    skipped["validation"] = len(dev)
-    return StageResult(len(rows), len(train), skipped, metrics)
+    return StageResult(chosen.rows, len(train), chosen.left_out, metrics)
 
 
 def _reranker_start(ctx: StageContext) -> Path:
@@ -103,10 +106,12 @@ def _train_embedding(
 ) -> StageResult:
     there = {row.dataset for row in rows}
     cfg = cfg.model_copy(update={"datasets": _data_sets(sets, there, cfg)})
+    every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.input("corpus")))
     checked(rows, cfg.batch_size, ctx.out.uri)
     check_datasets(rows, {name: own.weight for name, own in cfg.datasets.items()}, f"{ctx.stage.name}.datasets")
     dev: RetrievalSet = read_retrieval_set(ctx.input("corpus") / "dev")
-
+    check_stop(cfg.stop_after, len(dev.queries), ctx.stage.name, "corpus.dev_share")
     task = EmbeddingTask(cfg, Path(model_dir), ctx.cfg.models.end_token, ctx.cfg.models.instruction, dev)
     metrics = fit(TrainJob(task, by_dataset(rows), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
-    return StageResult(len(rows), len(rows), {}, metrics)
+    left_out = {EVALUATED: every - len(rows)} if len(rows) < every else {}
+    return StageResult(every, len(rows), left_out, metrics)

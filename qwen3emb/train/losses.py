@@ -124,7 +124,7 @@ def contrastive_rows(
     own = torch.cat([every, batch.owner])[None] == here  # (n, N + M): belongs to this row
     hard = own & (torch.arange(len(documents), device=every.device) >= count)[None]
     others = _others(own, count, cfg.in_batch_hard) & (not explicit_only)
-    same = cfg.mask_identical & (document_ids[None] == batch.positive_ids[rows, None])
+    same = cfg.mask_identical & _answers(batch, rows, document_ids)
 
     query_document = queries @ documents.T
     candidate = hard | others
@@ -150,6 +150,16 @@ def contrastive_rows(
     hardest = hardest[torch.isfinite(hardest)]
     figures = (len(positive), loss.detach(), total - mask.sum(), total, positive.detach().sum(), hardest.sum())
     return loss, LossSums(*(float(figure) for figure in (*figures, len(hardest))))
+
+
+def _answers(batch: ContrastiveBatch, rows: slice, document_ids: Tensor) -> Tensor:
+    """(n, documents): the document has the text of a positive of the row's query, its own or another row's."""
+    texts, number_of = torch.unique(document_ids, return_inverse=True)
+    row, twin = (batch.query_ids[rows, None] == batch.query_ids[None]).nonzero(as_tuple=True)
+    # By text first, so that memory stays (rows of the tile) x (documents).
+    found = torch.zeros(len(batch.query_ids[rows]), len(texts), dtype=torch.bool, device=texts.device)
+    found[row, number_of[: len(batch.queries)][twin]] = True  # the positives come first among the documents
+    return found[:, number_of]
 
 
 def _others(own: Tensor, count: int, in_batch_hard: bool) -> Tensor:

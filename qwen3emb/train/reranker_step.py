@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from qwen3emb.train.allocator import between_passes
 from qwen3emb.train.gather import gather_rows, rank_and_world
 from qwen3emb.train.losses import answer_loss, distillation_loss
 from qwen3emb.train.microbatch import StepEngine, most_rounds, wasted_share
-from qwen3emb.train.rows import TrainingRow
+from qwen3emb.train.rows import TrainingRow, without_own_positives
 from qwen3emb.train.sharing import spread
 
 __all__ = ["reranker_step"]
@@ -42,6 +42,9 @@ def reranker_step(
 
     With `cfg.teacher` of weight w the loss is (1 - w) x SFT + w x `distillation_loss`, from the same logits.
 
+    A query is asked about its own row's documents alone; a negative that is a positive of the same query in any row of
+    the batch is masked, as in the embedding loss (`without_own_positives`).
+
     Every rank calls this with the same rows and computes its share of the queries.
 
     Args:
@@ -56,9 +59,10 @@ def reranker_step(
         mean over the queries of the highest P(yes) of a negative.
     """
     rank, world = rank_and_world()
-    lengths = [len(r.query) + sum(map(len, (r.positive, *r.negatives[: cfg.negatives]))) for r in rows]
+    rows = without_own_positives([replace(row, negatives=row.negatives[: cfg.negatives]) for row in rows])
+    lengths = [len(r.query) + sum(map(len, (r.positive, *r.negatives))) for r in rows]
     mine = [rows[i] for i in spread(lengths, world)[rank]]
-    total = sum(1 + len(row.negatives[: cfg.negatives]) for row in rows)
+    total = sum(1 + len(row.negatives) for row in rows)
     batches = _micro_batches(mine, template, cfg, instruction)
     rounds = most_rounds(len(batches), engine.device)
     sums = torch.zeros(4, dtype=torch.float64)
@@ -88,7 +92,7 @@ def _micro_batches(
         rerank_tree(
             template,
             row.query,
-            [row.positive, *row.negatives[: cfg.negatives]],
+            [row.positive, *row.negatives],
             max_tokens=cfg.max_tokens,
             max_query_tokens=cfg.max_query_tokens,
             instruction=instruction,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from qwen3emb.data.identity import content_hash
 from qwen3emb.data.synthetic import is_synthetic
 from qwen3emb.errors import UserError
 
@@ -17,6 +18,7 @@ __all__ = [
     "checked",
     "rows_from_pairs",
     "rows_from_training",
+    "without_own_positives",
 ]
 
 
@@ -41,23 +43,65 @@ class TrainingRow:
     teacher: tuple[float, ...] = ()
 
 
-def rows_from_pairs(table: pa.Table) -> list[TrainingRow]:
-    """Rows from a table of `records.PAIR`, with the negatives that classification rows have."""
+def rows_from_pairs(table: pa.Table, graded: Collection[str] = ()) -> list[TrainingRow]:
+    """Rows from a table of `records.PAIR`, with the negatives that classification rows have.
+
+    `graded` as of `without_own_positives`, which they went through.
+    """
     columns = (table[c].to_pylist() for c in ("id", "query", "document", "origin", "negatives", "grade"))
-    return [
+    rows = [
         TrainingRow(i, q, d, tuple(n or ()), origin, grade or 0.0)
         for i, q, d, origin, n, grade in zip(*columns, strict=True)
     ]
+    return without_own_positives(rows, graded)
 
 
-def rows_from_training(table: pa.Table, negatives: int, synthetic: bool = True) -> list[TrainingRow]:
-    """Rows with up to `negatives` hard negatives from a table of `records.TRAINING_ROW`."""
+def rows_from_training(
+    table: pa.Table, negatives: int, synthetic: bool = True, graded: Collection[str] = ()
+) -> list[TrainingRow]:
+    """Rows with up to `negatives` hard negatives from a table of `records.TRAINING_ROW`.
+
+    Args:
+        table: the rows.
+        negatives: at most so many of each row, the first ones that are no positive of its query.
+        synthetic: take the synthetic rows as well.
+        graded: as of `without_own_positives`, which all rows of the table went through.
+    """
     columns = (table[c].to_pylist() for c in ("id", "query", "positive", "negatives", "origin", "grade"))
-    return [
-        TrainingRow(i, q, p, tuple((n or [])[:negatives]), origin, grade or 0.0)
+    rows = [
+        TrainingRow(i, q, p, tuple(n or ()), origin, grade or 0.0)
         for i, q, p, n, origin, grade in zip(*columns, strict=True)
-        if synthetic or not is_synthetic(origin)
     ]
+    return [
+        replace(row, negatives=row.negatives[:negatives])
+        for row in without_own_positives(rows, graded)
+        if synthetic or not is_synthetic(row.dataset)
+    ]
+
+
+def without_own_positives(rows: Sequence[TrainingRow], graded: Collection[str] = ()) -> list[TrainingRow]:
+    """The rows without negatives that are a positive of the same query in any of them.
+
+    Texts are the same where `content_hash` says so. A teacher's scores go with their documents.
+
+    Args:
+        rows: all rows that are trained on together.
+        graded: data sets whose pairs have a grade (STS), which may be low: those are no positives.
+    """
+    positives: dict[str, set[str]] = {}
+    queries = [content_hash(row.query) for row in rows]
+    for query, row in zip(queries, rows, strict=True):
+        if row.dataset not in graded:
+            positives.setdefault(query, set()).add(content_hash(row.positive))
+    return [_without(row, positives.get(query, set())) for query, row in zip(queries, rows, strict=True)]
+
+
+def _without(row: TrainingRow, texts: Collection[str]) -> TrainingRow:
+    kept = [n for n, text in enumerate(row.negatives) if content_hash(text) not in texts]
+    if len(kept) == len(row.negatives):
+        return row
+    teacher = [*row.teacher[:1], *(row.teacher[1 + n] for n in kept if 1 + n < len(row.teacher))]
+    return replace(row, negatives=tuple(row.negatives[n] for n in kept), teacher=tuple(teacher))
 
 
 def by_dataset(rows: Sequence[TrainingRow]) -> dict[str, list[TrainingRow]]:

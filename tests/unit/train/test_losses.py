@@ -59,13 +59,16 @@ def literal_loss(batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool =
     for i in range(rows):
         query, positive = batch.queries[i], batch.positives[i]
         s_positive = float(cosine(query, positive).detach())
+        answers = {
+            int(batch.positive_ids[j]) for j in range(rows) if int(batch.query_ids[j]) == int(batch.query_ids[i])
+        }
         z = math.exp(s_positive / cfg.temperature)
         for vector, identity, owner, hard in documents:
             if owner == i and not hard:
                 continue
             if owner != i and (explicit_only or (hard and not cfg.in_batch_hard)):
                 continue
-            if cfg.mask_identical and identity == int(batch.positive_ids[i]):
+            if cfg.mask_identical and identity in answers:
                 continue
             s = float(cosine(query, vector))
             if s <= s_positive + cfg.margin:
