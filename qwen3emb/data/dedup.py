@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from qwen3emb.errors import UserError
 
-__all__ = ["band_keys", "is_unspaced", "minhash", "near_duplicates", "shingles"]
+__all__ = ["band_keys", "is_unspaced", "minhash", "minhashes", "near_duplicates", "shingles"]
 
 _SEED = 1  # of the permutations: signatures compare only with signatures of the same seed
 _SCHEME = "affine64"
+_PLACES = 64
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 # Scripts written without spaces: Thai, Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = re.compile(
@@ -26,7 +27,7 @@ _UNSPACED = re.compile(
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplying is a bijection modulo 2**64
 
 
-def minhash(text: str, num_perm: int = 64, shingle: int = 5) -> NDArray[np.uint64]:
+def minhash(text: str, num_perm: int = _PLACES, shingle: int = 5) -> NDArray[np.uint64]:
     """The MinHash signature of a text, shape (num_perm,), uint64.
 
     The set is of runs of `shingle` words (punctuation marks count as words, case does not), or of
@@ -36,6 +37,11 @@ def minhash(text: str, num_perm: int = 64, shingle: int = 5) -> NDArray[np.uint6
     sketch = MinHash(num_perm, _SEED, hashfunc=int, permutations=_permutations(num_perm), scheme=_SCHEME)
     sketch.update_batch(shingles(text, shingle).tolist())
     return np.asarray(sketch.hashvalues, dtype=np.uint64)
+
+
+def minhashes(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """(n, places) the signatures of texts, as `minhash` gives them by default; (0, places) of no texts."""
+    return np.array([minhash(text) for text in texts], dtype=np.uint64).reshape(len(texts), _PLACES)
 
 
 @lru_cache(maxsize=8)

@@ -37,23 +37,25 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+MakeRun = Callable[[Path, dict[str, Any], RetrievalSet], Path]
+
+
 @pytest.fixture(scope="module")
-def config(
-    tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory, minimal_run: Callable[[Path, Path], dict[str, Any]]
-) -> Path:
-    """A run whose stages before `labelled` and `mine` are complete."""
-    folder = tmp_path_factory.mktemp("labelled")
-    content = minimal_run(folder, tiny_qwen3)
-    content["models"]["end_token"] = "<|im_end|>"
-    content["mine"] = {"model": str(tiny_qwen3), "negatives": 2, "top_k": 4, "margin": 2.0, "max_tokens": 32}
-    content["mine"]["workers"] = 1
-    sets = {
-        "animals": {"path": lines(folder / "animals.jsonl", FLAG), "instruction": "find the animal"},
-        "similar": {"path": lines(folder / "similar.jsonl", STS), "task": "sts"},
-        "rooms": {"path": lines(folder / "rooms.jsonl", CLASSES), "task": "classification"},
-        "gone": {"path": str(folder / "gone.jsonl")},
-    }
-    content["labelled"] = {"sets": sets, "skip_missing": True}
+def make_run(tiny_qwen3: Path, minimal_run: Callable[[Path, Path], dict[str, Any]]) -> MakeRun:
+    """(folder, labelled sets, held-out set) -> config of a run whose stages before `labelled` are complete."""
+
+    def made(folder: Path, sets: dict[str, Any], heldout: RetrievalSet) -> Path:
+        content = minimal_run(folder, tiny_qwen3)
+        content["models"]["end_token"] = "<|im_end|>"
+        content["mine"] = {"model": str(tiny_qwen3), "negatives": 2, "top_k": 4, "margin": 2.0, "max_tokens": 32}
+        content["mine"]["workers"] = 1
+        content["labelled"] = {"sets": sets, "skip_missing": True}
+        return finished_before(folder, content, heldout)
+
+    return made
+
+
+def finished_before(folder: Path, content: dict[str, Any], heldout: RetrievalSet) -> Path:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     cfg = load_config(path)
@@ -61,13 +63,25 @@ def config(
         out = stage_folder(cfg, stage)
         start(out, identity(cfg, stage))
         if stage == "corpus":
-            write_retrieval_set(out / "heldout", RetrievalSet({"q": HELDOUT}, {"d": ("", "they smell it")}, {"q": {}}))
+            write_retrieval_set(out / "heldout", heldout)
             write_retrieval_set(out / "dev", RetrievalSet({}, {}, {}))
             out.write_table("passages/0.parquet", pa.Table.from_pylist([], schema=PASSAGE))
         if stage in ("corpus", "filter"):
             out.write_table("pairs/0.parquet", pa.Table.from_pylist([], schema=PAIR))
         complete(out, identity(cfg, stage), StageResult(0, 0), 0.0)
     return path
+
+
+@pytest.fixture(scope="module")
+def config(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labelled")
+    sets = {
+        "animals": {"path": lines(folder / "animals.jsonl", FLAG), "instruction": "find the animal"},
+        "similar": {"path": lines(folder / "similar.jsonl", STS), "task": "sts"},
+        "rooms": {"path": lines(folder / "rooms.jsonl", CLASSES), "task": "classification"},
+        "gone": {"path": str(folder / "gone.jsonl")},
+    }
+    return make_run(folder, sets, RetrievalSet({"q": HELDOUT}, {"d": ("", "they smell it")}, {"q": {}}))
 
 
 def test_labelled_sets_become_rows_with_mined_negatives_behind_their_own(
@@ -81,7 +95,8 @@ def test_labelled_sets_become_rows_with_mined_negatives_behind_their_own(
     assert record["rejected"] == {"duplicate": 1, "empty_field": 1, "heldout_overlap": 1, "missing_grade": 1}
     rejects = out.read_table("rejects", REJECT).to_pylist()
     assert {r["reason"].partition(":")[0] for r in rejects} == set(record["rejected"])
-    assert out.read_json("card.json")["animals"]["rows"] == 3
+    card = out.read_json("card.json")
+    assert (card["animals"]["rows"], card["animals"]["instruction"]) == (3, "find the animal")
     rows = {r["id"]: r for r in out.read_table("rows", TRAINING_ROW).to_pylist()}
     assert rows["similar/1"]["grade"] == 4.5
     assert rows["rooms/1"]["negatives"] == ["workshop"]
@@ -105,3 +120,39 @@ def test_labelled_sets_become_rows_with_mined_negatives_behind_their_own(
 def test_a_set_that_is_missing_is_one_sentence(config: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.jsonl"):
         identity(load_config(config, ["labelled.skip_missing=false"]), "labelled")
+
+
+NOTHING = RetrievalSet({}, {}, {})
+
+
+def test_sets_are_read_where_nothing_is_held_out_and_one_has_rejects_only(
+    make_run: MakeRun, run_here: Callable[..., str], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('[{"query": "tea", "positive": "leaves"}]')
+    sets = {"rooms": {"path": lines(tmp_path / "rooms.jsonl", CLASSES), "task": "classification"}}
+    config = make_run(tmp_path, sets | {"bad": {"path": str(bad)}}, NOTHING)
+    said = run_here("labelled", config)
+    assert "rooms: 2 rows, 0 rejected" in said and "bad: 0 rows, 1 rejected (invalid_json: 1)" in said
+    out = stage_folder(load_config(config), "labelled")
+    assert [r["origin"] for r in out.read_table("rows", TRAINING_ROW).to_pylist()] == ["rooms", "rooms"]
+    [reject] = out.read_table("rejects", REJECT).to_pylist()
+    assert (reject["source"], reject["row"]) == (str(bad), 1) and "list instead of an object" in reject["reason"]
+
+    run_here("mine", config)  # nothing to search for: all rows pass
+    mined = stage_folder(load_config(config), "mine").read_table("rows", TRAINING_ROW)
+    assert mined.column("origin").to_pylist() == ["rooms", "rooms"]
+
+
+def test_where_no_set_has_a_row_the_sets_and_reasons_are_named_and_the_rejects_stay(
+    make_run: MakeRun, run_here: Callable[..., str], tmp_path: Path
+) -> None:
+    sets = {
+        "empty": {"path": lines(tmp_path / "empty.jsonl", [{"query": " ", "positive": "p"}])},
+        "held": {"path": lines(tmp_path / "held.jsonl", [{"query": HELDOUT, "positive": "by the sun"}])},
+    }
+    config = make_run(tmp_path, sets, RetrievalSet({"q": HELDOUT}, {}, {"q": {}}))
+    with pytest.raises(AssertionError, match=r"empty \(empty_field: 1\), held \(heldout_overlap: 1\).*rejects"):
+        run_here("labelled", config)
+    rejects = stage_folder(load_config(config), "labelled").read_table("rejects", REJECT).to_pylist()
+    assert sorted(r["id"] for r in rejects) == ["empty/1", "held/1"]
