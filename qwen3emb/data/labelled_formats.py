@@ -106,44 +106,52 @@ def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
 def _tevatron(values: Mapping[str, object], names: ColumnNames) -> Record:
     return Record(
         _text(values.get("query"), "query"),
-        tuple(_passages(values.get("positive_passages"), "positive_passages")),
-        tuple(_passages(values.get("negative_passages") or [], "negative_passages")),
+        _some(_passages(values.get("positive_passages"), "positive_passages"), values, "positive_passages"),
+        _passages(values.get("negative_passages"), "negative_passages"),
     )
 
 
-def _passages(value: object, name: str) -> Iterable[str]:
-    if not isinstance(value, list) or not all(isinstance(p, Mapping) for p in value):
-        raise BadRecord(f"not_a_list: field {name!r} is no list of passages")
-    for passage in value:
-        title = str(passage.get("title") or "")
-        yield document_text(clean_newlines(title), _text(passage.get("text"), f"{name}.text"))
+def _passages(value: object, name: str) -> tuple[str, ...]:
+    """The documents of a list of passages, those without a text left out."""
+    found = []
+    for passage in _list(value, name):
+        if not isinstance(passage, Mapping):
+            raise BadRecord(f"not_a_list: field {name!r} is no list of passages")
+        title, text = passage.get("title"), _said(passage.get("text"), f"{name}.text")
+        if text:
+            found.append(document_text(str(title) if type(title) is int else _said(title, f"{name}.title"), text))
+    return tuple(found)
 
 
 def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
+    grade = _grade(values.get("label"), "label")
     if "messages" not in values:
         return Record(
             _text(values.get("query"), "query"),
             _texts(values.get("response"), "response"),
             _texts(values.get("rejected_response"), "rejected_response", optional=True),
-            _grade(values.get("label"), "label"),
+            grade,
         )
     query = _chat(values["messages"], "messages")
-    positives = [_chat(c, "positive_messages") for c in _list(values.get("positive_messages"), "positive_messages")]
-    bad = [_chat(c, "negative_messages") for c in _list(values.get("negative_messages"), "negative_messages")]
-    grade = _grade(values.get("label"), "label")
-    return Record(query, tuple(positives), tuple(bad), grade)
+    if not query:
+        raise BadRecord("empty_field: 'messages' has no turn with a text but the system's")
+    positives = _some(_chats(values.get("positive_messages"), "positive_messages"), values, "positive_messages")
+    return Record(query, positives, _chats(values.get("negative_messages"), "negative_messages"), grade)
+
+
+def _chats(value: object, name: str) -> tuple[str, ...]:
+    """The texts of a list of chats, those without a text left out."""
+    return tuple(text for chat in _list(value, name) if (text := _chat(chat, name)))
 
 
 def _chat(value: object, name: str) -> str:
-    """The turns of a list of messages as one text, without the system's."""
+    """The turns of a list of messages as one text, without the system's and blank ones."""
     turns = _list(value, name)
-    if not turns or not all(isinstance(t, Mapping) for t in turns):
+    if not all(isinstance(t, Mapping) for t in turns):
         raise BadRecord(f"not_a_list: field {name!r} is no list of messages")
-    texts = [(t.get("role"), _text(t.get("content"), f"{name}.content")) for t in turns if isinstance(t, Mapping)]
-    said = "\n".join(text for role, text in texts if role != "system")
-    if not said:
-        raise BadRecord(f"empty_field: {name!r} has only a system turn")
-    return said
+    roles = [(_said(t.get("role"), f"{name}.role"), t.get("content")) for t in turns if isinstance(t, Mapping)]
+    said = [_said(content, f"{name}.content") for role, content in roles if role != "system"]
+    return "\n".join(text for text in said if text)
 
 
 def _classification(values: Mapping[str, object], names: ColumnNames) -> Record:
@@ -171,17 +179,18 @@ def _first(fields: Iterable[str], names: Iterable[str]) -> str | None:
 
 
 def _list(value: object, name: str) -> list[object]:
+    """The entries of a list, null ones left out."""
     if value is None:
         return []
     if not isinstance(value, list):
         raise BadRecord(f"not_a_list: field {name!r} is {type(value).__name__}")
-    return value
+    return [entry for entry in value if entry is not None]
 
 
-def _text(value: object, name: str) -> str:
-    """The text of a field, stripped, with LF line ends."""
+def _said(value: object, name: str) -> str:
+    """A text, stripped, with LF line ends; "" where it is null or blank."""
     if value is None:
-        raise BadRecord(f"missing_field: {name!r}")
+        return ""
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
@@ -193,28 +202,39 @@ def _text(value: object, name: str) -> str:
     problem = text_problem(text)
     if problem:
         raise BadRecord(f"{problem} of field {name!r}")
+    return text
+
+
+def _text(value: object, name: str) -> str:
+    """The text of a field that must have one."""
+    text = _said(value, name)
     if not text:
-        raise BadRecord(f"empty_field: {name!r}")
+        raise BadRecord(f"missing_field: {name!r}" if value is None else f"empty_field: {name!r}")
     return text
 
 
 def _texts(value: object, name: str, optional: bool = False) -> tuple[str, ...]:
-    """A text or a list of texts; empty ones among several are left out.
+    """A text or a list of texts; blank and null ones are left out.
 
     SQuAD's answers are a mapping with a list `text`.
     """
     if isinstance(value, Mapping):
         value = value.get("text")
-    values = value if isinstance(value, list) else [] if value is None or value == "" else [value]
-    texts = tuple(_text(v, name) for v in values if v not in (None, "", b""))
-    if not texts and not optional:
-        raise BadRecord(f"no_positive: field {name!r} is empty" if value is not None else f"missing_field: {name!r}")
+    texts = tuple(text for v in (value if isinstance(value, list) else [value]) if (text := _said(v, name)))
+    return texts if optional else _some(texts, {name: value}, name)
+
+
+def _some(texts: tuple[str, ...], values: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """The texts of a field that must have one."""
+    if not texts:
+        missing = values.get(name) is None
+        raise BadRecord(f"missing_field: {name!r}" if missing else f"no_positive: field {name!r} is empty")
     return texts
 
 
 def _grade(value: object, name: str) -> float | None:
     """A human score; None where the field is there but empty."""
-    if value is None or value == "":
+    if value is None or (isinstance(value, str | bytes) and not value.strip()):
         return None
     try:
         grade = float(value)  # type: ignore[arg-type]

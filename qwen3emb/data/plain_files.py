@@ -24,15 +24,21 @@ _UNDERLINE = re.compile(rb"\s{0,3}(=+|-+)[ \t]*\r?\n?$")
 
 
 def parquet_rows(
-    system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None = None
+    system: pafs.FileSystem,
+    path: str,
+    source: str,
+    fields: Sequence[str] | None = None,
+    optional: Sequence[str] = (),
 ) -> Iterator[dict[str, object]]:
-    """The values of `fields` (default all) row by row; text stays bytes: Arrow does not promise that it is UTF-8.
+    """The values of `fields` (default all) row by row, and of those of `optional` that are there.
+
+    A text that is not UTF-8, which Arrow does not promise, is bytes, also within lists and structs.
 
     Raises UserError where a column is missing, and pyarrow's own errors where the file is not Parquet.
     """
     with system.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
         names = file.schema_arrow.names
-        fields = names if fields is None else list(fields)
+        fields = names if fields is None else [*fields, *(name for name in optional if name in names)]
         for name in fields:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
@@ -45,14 +51,27 @@ def parquet_rows(
 
 
 def _values(column: pa.Array) -> list[object]:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
-    elif pa.types.is_string_view(column.type):
-        column = column.cast(pa.binary_view())
-    values: list[object] = column.to_pylist()
+    try:
+        values: list[object] = column.to_pylist()
+    except UnicodeDecodeError:  # of one value; the others are to be had one by one
+        return [_lenient(value) for value in column]
     return values
+
+
+def _lenient(value: pa.Scalar) -> object:
+    """A value as Python's, with the texts in it that are not UTF-8 as bytes."""
+    try:
+        plain: object = value.as_py()
+        return plain
+    except UnicodeDecodeError:
+        pass
+    if isinstance(value, pa.DictionaryScalar):
+        return _lenient(value.value)
+    if isinstance(value, pa.StructScalar):
+        return {name: _lenient(part) for name, part in value.items()}
+    if isinstance(value, pa.ListScalar):  # all kinds of lists, and maps
+        return [_lenient(part) for part in value.values]
+    return bytes(value.as_buffer())
 
 
 @dataclass(frozen=True)

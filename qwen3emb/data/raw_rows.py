@@ -44,7 +44,12 @@ class RawRow:
 
 
 def raw_rows(
-    system: pafs.FileSystem, path: str, kind: str, source: str, fields: Sequence[str] | None = None
+    system: pafs.FileSystem,
+    path: str,
+    kind: str,
+    source: str,
+    fields: Sequence[str] | None = None,
+    optional: Sequence[str] = (),
 ) -> Iterator[RawRow]:
     """The rows of one file, in its order.
 
@@ -53,12 +58,15 @@ def raw_rows(
         path: the file; all kinds but parquet also compressed (.gz, .zst, .bz2).
         kind: one of `TABLE_KINDS`. TSV has no quoting.
         source: its name in messages.
-        fields: columns that must be there (CSV, TSV), and the only ones read (Parquet); default all.
+        fields: columns that must be there (CSV, TSV, Parquet); default all.
+        optional: further columns, which may be missing; a Parquet file is read for no others than these and `fields`.
 
     Raises:
         UserError: a missing column, an unreadable header.
         OSError, ArrowInvalid, ArrowNotImplementedError: an unreadable file (see `guarded`).
     """
+    if kind == "parquet":
+        return _parquet(system, path, source, fields, optional)
     return _KINDS[kind](system, path, source, fields)
 
 
@@ -105,8 +113,10 @@ def _json_row(raw: bytes, number: int) -> RawRow:
     return RawRow(number, values, raw=raw)
 
 
-def _parquet(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None) -> Iterator[RawRow]:
-    for number, values in enumerate(parquet_rows(system, path, source, fields), start=1):
+def _parquet(
+    system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None, optional: Sequence[str]
+) -> Iterator[RawRow]:
+    for number, values in enumerate(parquet_rows(system, path, source, fields, optional), start=1):
         yield RawRow(number, values)
 
 
@@ -176,6 +186,6 @@ def _table_row(record: list[str], header: list[str], number: int, raw: str) -> R
 
 
 _Kind = Callable[[pafs.FileSystem, str, str, Sequence[str] | None], Iterator[RawRow]]
-_KINDS: dict[str, _Kind] = {"jsonl": _jsonl, "parquet": _parquet, "csv": _csv, "tsv": _tsv}
-TABLE_KINDS = tuple(_KINDS)
+_KINDS: dict[str, _Kind] = {"jsonl": _jsonl, "csv": _csv, "tsv": _tsv}
+TABLE_KINDS = ("jsonl", "parquet", "csv", "tsv")
 """Kinds of files whose rows have fields."""

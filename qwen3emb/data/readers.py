@@ -44,7 +44,7 @@ class _Spec:
 
     @property
     def optional(self) -> set[str | None]:
-        """The fields that a row may lack."""
+        """The fields that a row, and so a whole table, may lack."""
         return {self.title_field, self.language_field} - {self.text_field, self.id_field}
 
 
@@ -66,8 +66,9 @@ def read_file(
     field names count for the first four. Rows count from 1: lines of JSONL (blank ones are skipped), records of
     Parquet, CSV and TSV after the header. A markdown or text file is one passage, of one row, or one per megabyte cut
     at blank lines, whose row is then its first line; a markdown title is the first heading. A row's own language,
-    where `language_field` has one, replaces `language`. TSV has no quoting. Without `id_field` the id is
-    "<id_prefix>:<row>", the prefix being the file's stem by default (`file_prefixes` gives distinct ones).
+    where `language_field` has one, replaces `language`. A row, and a whole table, may lack title and language field.
+    TSV has no quoting. Without `id_field` the id is "<id_prefix>:<row>", the prefix being the file's stem by default
+    (`file_prefixes` gives distinct ones).
 
     Raises UserError for an unreadable file, a missing column, an unknown kind or language. Reject codes:
     invalid_utf8, invalid_json, invalid_csv, missing_field, not_a_string, empty_field, lone_surrogate,
@@ -85,8 +86,9 @@ _Reader = Callable[[pafs.FileSystem, str, _Spec], Iterator[Passage | Reject]]
 
 
 def _read_table(system: pafs.FileSystem, path: str, spec: _Spec, kind: str) -> Iterator[Passage | Reject]:
-    # Further fields of a Parquet file need not be read at all; a JSONL row may lack an optional one.
-    for row in raw_rows(system, path, kind, spec.source, spec.fields):
+    required = [name for name in spec.fields if name not in spec.optional]
+    optional = [name for name in spec.fields if name in spec.optional]
+    for row in raw_rows(system, path, kind, spec.source, required, optional):
         if row.values is None:
             yield _reject(spec, row.number, row.problem, row.raw or b"")
         else:

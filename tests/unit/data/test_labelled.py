@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -108,6 +109,90 @@ def test_rejects_name_row_and_field_and_the_others_go_on(tmp_path: Path) -> None
         (10, "invalid_json"),
     ]
     assert all(r.source == str(path) and r.id == f"s/{r.row}" for r in rejects)
+
+
+BLANKS: dict[str, tuple[dict[str, Any], LabelledRow]] = {
+    "columns": (
+        {"anchor": "q", "positive": ["\u3000", "p", None], "negative": ["n", " \n", None, ""], "negative_2": "  "},
+        LabelledRow("s/1", "q", "p", ("n",)),
+    ),
+    "flagembedding": (
+        {"query": "q", "pos": ["p", "\t"], "neg": [" ", None, "n"]},
+        LabelledRow("s/1", "q", "p", ("n",)),
+    ),
+    "tevatron": (
+        {
+            "query": "q",
+            "positive_passages": [{"title": "T", "text": " "}, None, {"title": None, "text": "p"}],
+            "negative_passages": [{"text": None}, {"docid": "2"}, {"text": "n"}, {}],
+        },
+        LabelledRow("s/1", "q", "p", ("n",)),
+    ),
+    "swift": (
+        {
+            "messages": [None, {"role": "user", "content": " "}, {"role": "user", "content": "q"}],
+            "positive_messages": [[{"role": "user", "content": ""}], None, [{"role": "user", "content": "p"}]],
+            "negative_messages": [[], [{"role": "user", "content": None}], [None, {"role": "user", "content": "n"}]],
+        },
+        LabelledRow("s/1", "q", "p", ("n",)),
+    ),
+    "swift 3.5": (
+        {"query": "q", "response": ["p", " "], "rejected_response": ["", None, "\r\n", "n"]},
+        LabelledRow("s/1", "q", "p", ("n",)),
+    ),
+    "answers of SQuAD": (
+        {"question": "q", "answers": {"text": ["", None, "p"]}},
+        LabelledRow("s/1", "q", "p"),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", BLANKS)
+def test_a_blank_or_null_entry_of_a_list_loses_only_itself(tmp_path: Path, form: str) -> None:
+    record, wanted = BLANKS[form]
+    assert read(written(tmp_path, [record])) == ([wanted], [])
+
+
+def test_a_record_whose_positives_are_all_blank_is_a_reject(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"query": "q", "pos": [" ", None], "neg": ["n"]},
+        {"query": "q", "positive_passages": [{"text": ""}], "negative_passages": []},
+        {"query": "q", "positive_passages": [], "negative_passages": []},
+        {"query": "q", "positive_passages": None},
+        {"messages": [{"role": "user", "content": "q"}], "positive_messages": [[{"role": "user", "content": " "}]]},
+        {"messages": [{"role": "user", "content": " "}], "positive_messages": [[{"role": "user", "content": "p"}]]},
+    ]
+    codes = ["no_positive", "no_positive", "no_positive", "missing_field", "no_positive", "empty_field"]
+    for record, code in zip(records, codes, strict=True):
+        rows, rejects = read(written(tmp_path, [record]))
+        assert (rows, [r.code for r in rejects]) == ([], [code]), record
+
+
+def texts_of(values: list[list[bytes]], kind: str) -> pa.Array:
+    """A column of lists of texts that are these bytes, UTF-8 or not."""
+    offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
+    raw = pa.array([one for value in values for one in value], pa.binary())
+    if kind == "binary":
+        return pa.ListArray.from_arrays(offsets, raw)
+    flat = raw.view(pa.string())
+    if kind == "dictionary":
+        flat = pa.DictionaryArray.from_arrays(pa.array(range(len(flat)), pa.int32()), flat)
+    elif kind == "large":
+        return pa.LargeListArray.from_arrays(offsets.astype(np.int64), flat.cast(pa.large_string()))
+    elif kind == "struct":
+        flat = pa.StructArray.from_arrays([flat], ["text"])
+    return pa.ListArray.from_arrays(offsets, flat)
+
+
+@pytest.mark.parametrize("kind", ["string", "large", "dictionary", "binary", "struct"])
+def test_bytes_in_a_list_that_are_not_utf8_are_a_reject_of_their_row(tmp_path: Path, kind: str) -> None:
+    values = [[b"p1"], [b"fine", b"caf\xe9"], ["p3 \u00fc".encode()]]
+    names = ["query", "positive_passages"] if kind == "struct" else ["query", "pos"]
+    table = pa.table([pa.array(["q1", "q2", "q3"]), texts_of(values, kind)], names=names)
+    pq.write_table(table, tmp_path / "x.parquet")
+    rows, rejects = read(tmp_path / "x.parquet")
+    assert [(r.query, r.positive) for r in rows] == [("q1", "p1"), ("q3", "p3 \u00fc")]
+    assert [(r.row, r.code) for r in rejects] == [(2, "invalid_utf8")] and "byte 3" in rejects[0].reason
 
 
 def test_several_positives_are_rows_of_their_own_and_never_negatives(tmp_path: Path) -> None:

@@ -235,6 +235,19 @@ def test_missing_columns_name_what_there_is(tmp_path: Path) -> None:
         read(sheet, "csv")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+def test_columns_that_a_row_may_lack_need_not_be_there(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        path.write_text('{"id": "1", "text": "a"}\n{"id": "2", "text": "b"}\n')
+    elif kind == "parquet":
+        pq.write_table(pa.table({"id": ["1", "2"], "text": ["a", "b"]}), path)
+    else:
+        path.write_text("id{0}text\n1{0}a\n2{0}b\n".format("," if kind == "csv" else "\t"))
+    found = read(path, kind, title_field="title", id_field="id", language="en", language_field="lang")
+    assert found == [Passage(i, text, "", "en", str(path)) for i, text in (("1", "a"), ("2", "b"))]
+
+
 def test_unknown_kind_and_language_fail_before_reading(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown kind 'xml'"):
         read(tmp_path / "x", "xml")
