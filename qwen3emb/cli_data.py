@@ -126,9 +126,9 @@ def _words(texts: list[str]) -> list[int]:
 def _tokens(texts: list[str], model: str) -> list[int]:
     from qwen3emb.model.fetch import resolve_model
     from qwen3emb.model.loading import load_tokenizer
+    from qwen3emb.templates import TextTokenizer
 
-    tokenizer = load_tokenizer(resolve_model(model))
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return [len(ids) for ids in TextTokenizer(load_tokenizer(resolve_model(model))).ids(texts)]
 
 
 def _examples(cfg: LabelledSetConfig, rows: list[LabelledRow], count: int) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Training, mining, evaluation, export and serving all call these functions, so that a served score is the trained
 score. Token ids are returned instead of strings where truncation matters: only the text of the user is ever cut,
-never the template around it.
+never the template around it. What a user wrote (query, document, instruction) is text and nothing else: where it spells
+a control token, the token's characters are tokenised, so that no text can close its own part of a template.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from qwen3emb.errors import UserError
@@ -20,9 +22,12 @@ __all__ = [
     "DEFAULT_RERANK_INSTRUCTION",
     "EmbeddingTemplate",
     "RerankTemplate",
+    "TextTokenizer",
+    "control_ids",
     "query_prompt",
     "score_template",
     "token_id",
+    "without_control_tokens",
 ]
 
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
@@ -32,7 +37,8 @@ _SYSTEM = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
 )
-_RERANK_HEAD = "<|im_start|>system\n" + _SYSTEM + "<|im_end|>\n<|im_start|>user\n"
+_RERANK_CONTROL = "<|im_start|>system\n" + _SYSTEM + "<|im_end|>\n<|im_start|>"  # up to the last control token
+_RERANK_HEAD = _RERANK_CONTROL + "user\n"
 _RERANK_TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
@@ -47,10 +53,73 @@ def token_id(tokenizer: Any, token: str) -> int:
     Raises:
         UserError: the tokenizer splits it or does not know it.
     """
-    ids = tokenizer.encode(token, add_special_tokens=False)
+    ids = _template_ids(tokenizer, token)
     if len(ids) != 1:
         raise UserError(f"the tokenizer splits {token!r} into {len(ids)} tokens; it must be one token")
     return int(ids[0])
+
+
+def _template_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of our own text, whose control tokens are meant, even where the tokenizer was saved with them split."""
+    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False))
+
+
+def control_ids(backend: Any) -> frozenset[int]:
+    """Ids of what no text may turn into: special tokens, and other added ones in brackets (Qwen3's `<think>`).
+
+    Added tokens that are words or runs of spaces are ordinary parts of a text.
+    """
+    known = backend.get_added_tokens_decoder()
+    return frozenset(number for number, token in known.items() if token.special or _bracketed(token.content))
+
+
+def _bracketed(token: str) -> bool:
+    return len(token) > 2 and token[0] + token[-1] in ("<>", "[]")
+
+
+def without_control_tokens(backend: Any) -> Any:
+    """A copy of a `tokenizers.Tokenizer` that reads control tokens as the characters they are written with."""
+    from tokenizers import Tokenizer
+
+    content, control = json.loads(backend.to_str()), control_ids(backend)
+    for token in content["added_tokens"]:
+        token["special"] = token["id"] in control  # only special tokens can be read as text
+    out = Tokenizer.from_str(json.dumps(content))
+    out.encode_special_tokens = True
+    out.no_truncation()
+    out.no_padding()
+    return out
+
+
+class TextTokenizer:
+    """Tokenises what users wrote, for templates and everything that counts tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """With a fast Hugging Face tokenizer."""
+        self._tokenizer = tokenizer
+        self.control = control_ids(tokenizer.backend_tokenizer)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, none of them a control token's.
+
+        The tokenizer reads all texts as it does; those in which it found a control token are read again without.
+        """
+        if not texts:
+            return []
+        found = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=False)["input_ids"]
+        again = [i for i, ids in enumerate(found) if not self.control.isdisjoint(ids)]
+        if again:
+            plain = self._plain.encode_batch([texts[i] for i in again], add_special_tokens=False)
+            for i, encoding in zip(again, plain, strict=True):
+                found[i] = encoding.ids
+        return list(found)
+
+    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[Any]]:
+        return TextTokenizer, (self._tokenizer,)  # a pickled tokenizer forgets what it was told to read as text
+
+    @cached_property
+    def _plain(self) -> Any:
+        return without_control_tokens(self._tokenizer.backend_tokenizer)  # takes a second with a large vocabulary
 
 
 @dataclass(frozen=True)
@@ -72,7 +141,7 @@ class EmbeddingTemplate:
 
     def prefix(self, instruction: str | None) -> list[int]:
         """Ids of the instruction prefix that all queries of a task share; empty without an instruction."""
-        return self._ids(query_prompt(instruction)) if instruction else []
+        return self.text_tokenizer.ids([query_prompt(instruction)])[0] if instruction else []
 
     def encode(
         self, texts: Sequence[str], max_tokens: int, instruction: str | None = None
@@ -88,11 +157,12 @@ class EmbeddingTemplate:
         if room < 1:
             raise UserError(f"max_tokens {max_tokens} leaves no room after an instruction of {len(prefix)} tokens")
         end = self.end_id
-        batch = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return prefix, [[*ids[:room], end] for ids in batch]
+        return prefix, [[*ids[:room], end] for ids in self.text_tokenizer.ids(texts)]
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+    @cached_property
+    def text_tokenizer(self) -> TextTokenizer:
+        """What users' texts are tokenised with."""
+        return TextTokenizer(self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -129,9 +199,14 @@ class RerankTemplate:
     def prefix(self, query: str, instruction: str | None = None, max_query_tokens: int | None = None) -> list[int]:
         """Ids of the shared part; a query longer than `max_query_tokens` loses its end."""
         if max_query_tokens is not None:
-            ids = self._ids(query)
+            ids = self.text_tokenizer.ids([query])[0]
             query = self.tokenizer.decode(ids[:max_query_tokens]) if len(ids) > max_query_tokens else query
-        return self._ids(self.shared_text(query, instruction))
+        text = self.shared_text(query, instruction)
+        whole = _template_ids(self.tokenizer, text)
+        if self._controls(whole) == self._controls(self._head):
+            return whole
+        # the query or the instruction spells control tokens: only those of the head are meant
+        return [*self._head, *self.text_tokenizer.ids([text.removeprefix(_RERANK_CONTROL)])[0]]
 
     def leaves(self, documents: Sequence[str], room: int) -> list[list[int]]:
         """Ids of ` {document}` + suffix for each document, at most `room` tokens each.
@@ -141,15 +216,27 @@ class RerankTemplate:
         Raises:
             UserError: the suffix alone does not fit.
         """
-        tail = self._ids(_RERANK_TAIL)
+        tail = self._tail
         if room <= len(tail):
             raise UserError(f"{room} tokens are left for document and suffix, the suffix alone has {len(tail)}")
         texts = [f" {document}" for document in documents]
-        batch = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return [[*ids[: room - len(tail)], *tail] for ids in batch]
+        return [[*ids[: room - len(tail)], *tail] for ids in self.text_tokenizer.ids(texts)]
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+    @cached_property
+    def text_tokenizer(self) -> TextTokenizer:
+        """What users' texts are tokenised with."""
+        return TextTokenizer(self.tokenizer)
+
+    @cached_property
+    def _head(self) -> list[int]:
+        return _template_ids(self.tokenizer, _RERANK_CONTROL)
+
+    @cached_property
+    def _tail(self) -> list[int]:
+        return _template_ids(self.tokenizer, _RERANK_TAIL)
+
+    def _controls(self, ids: Sequence[int]) -> int:
+        return sum(map(self.text_tokenizer.control.__contains__, ids))
 
 
 def score_template(instruction: str) -> str:

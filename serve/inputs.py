@@ -164,7 +164,7 @@ class RerankInputs:
         Raises:
             ApiError: 400 for a query, a document or a request that is too long.
         """
-        size = len(self._plain(query))
+        size = self._size(query)
         if size > self.max_query_tokens and not truncate:
             raise bad_request(
                 f"query has {size} tokens, at most {self.max_query_tokens} fit; {_HINT}",
@@ -173,7 +173,7 @@ class RerankInputs:
             )
         chosen = instruction or self.instruction or DEFAULT_RERANK_INSTRUCTION
         prefix = self.template.prefix(query, chosen, self.max_query_tokens)
-        suffix = len(self.template.leaves([""], _UNLIMITED)[0]) - len(self._plain(" "))
+        suffix = len(self.template.leaves([""], _UNLIMITED)[0]) - self._size(" ")
         fits = min(self.max_document_tokens, self.context - len(prefix) - suffix)
         if fits < 1:
             raise bad_request(
@@ -193,8 +193,8 @@ class RerankInputs:
         leaves = self.template.leaves(documents, room + suffix) if long else whole
         return _bounded(Prepared(prefix, leaves, long), "documents")
 
-    def _plain(self, text: str) -> list[int]:
-        return list(self.template.tokenizer.encode(text, add_special_tokens=False))
+    def _size(self, text: str) -> int:
+        return len(self.template.text_tokenizer.ids([text])[0])
 
 
 def _bounded(prepared: Prepared, param: str) -> Prepared:

@@ -10,6 +10,7 @@ from qwen3emb.data.chunking import TokenOffsets, chunk_text
 from qwen3emb.data.corpus_rows import Chunker
 from qwen3emb.errors import UserError
 from qwen3emb.model.fetch import resolve_model
+from qwen3emb.templates import control_ids, without_control_tokens
 
 __all__ = ["chunker", "token_offsets"]
 
@@ -31,7 +32,7 @@ def chunker(model: str, max_tokens: int, overlap_tokens: int) -> Chunker:
 
 @lru_cache(maxsize=1)
 def token_offsets(model: str) -> TokenOffsets:
-    """The tokenizer of a model as `chunk_text` wants it, special tokens left out; loaded once per process.
+    """The tokenizer of a model as `chunk_text` wants it, control tokens read as text; loaded once per process.
 
     Raises:
         UserError: there is no such model, or it cannot tell where tokens begin and end.
@@ -41,8 +42,14 @@ def token_offsets(model: str) -> TokenOffsets:
     backend.no_truncation()
     backend.no_padding()
 
+    control = control_ids(backend)
+    plain = lru_cache(maxsize=1)(lambda: without_control_tokens(backend))
+
     def offsets(text: str) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = backend.encode(text, add_special_tokens=False).offsets
+        encoding = backend.encode(text, add_special_tokens=False)
+        if not control.isdisjoint(encoding.ids):
+            encoding = plain().encode(text, add_special_tokens=False)
+        found: list[tuple[int, int]] = encoding.offsets
         return found
 
     return offsets
