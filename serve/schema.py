@@ -8,11 +8,12 @@ is an error, and so is every input that would otherwise be answered with a wrong
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 __all__ = [
     "MAX_INPUTS",
@@ -34,6 +35,7 @@ MAX_INPUTS = 2048
 MAX_TOKENS = 300_000
 """OpenAI's limits of one request."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _INPUT = "input must be a string, a list of strings, a list of token ids, or a list of lists of token ids"
 
 
@@ -90,6 +92,8 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         return bad_request(f"the body is not JSON: {message}")
+    if not place and first["type"] == "string_unicode":
+        return bad_request(f"there is no field {first['input']!r}")
     if not place and first["type"] != "value_error":
         return bad_request("the body is not a JSON object; send one with Content-Type: application/json")
     named = ".".join(place)
@@ -98,6 +102,28 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _characters(cls, value: Any, info: ValidationInfo) -> Any:
+        """Every text of every request; pydantic looks at plain fields only, not at those of several types."""
+        place = _half_pair(value)
+        if place is not None:
+            raise ValueError(f"{info.field_name}{place} holds half of a surrogate pair, which is no character")
+        return value
+
+
+def _half_pair(value: Any) -> str | None:
+    """Where in a field's value a lone surrogate stands, which no tokenizer takes; None where nowhere."""
+    if isinstance(value, str):
+        return "" if _SURROGATE.search(value) else None
+    if isinstance(value, dict):  # other fields of a document are ignored
+        found = _half_pair(value.get("text"))
+        return None if found is None else f".text{found}"
+    for number, one in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(one, str | list | dict) and (found := _half_pair(one)) is not None:
+            return f"[{number}]{found}"
+    return None
 
 
 class EmbeddingRequest(_Request):
@@ -205,6 +231,15 @@ class RerankRequest(_Request):
     """The task, in one sentence; default the model's own."""
     truncate: bool = False
     """Cut inputs that are too long, and say which in `truncated`, instead of refusing them."""
+
+    @field_validator("documents", mode="before")
+    @classmethod
+    def _shape(cls, value: Any) -> Any:
+        for number, one in enumerate(value if isinstance(value, list) else ()):
+            text = one.get("text") if isinstance(one, dict) else one
+            if not isinstance(text, str | DocumentObject):
+                raise ValueError(f"documents[{number}] must be a text, or an object with a text")
+        return value
 
     def texts(self) -> list[str]:
         """The documents' texts."""

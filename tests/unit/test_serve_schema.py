@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import subprocess
 import sys
 from typing import Any
@@ -175,3 +176,44 @@ def test_schema_imports_no_ray() -> None:
         "sys.exit(any(m.split('.')[0] == 'ray' for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "place"),
+    [
+        (EmbeddingRequest, {"input": "a \ud83d b"}, "input"),
+        (EmbeddingRequest, {"input": ["a", "b \ud83d"]}, "input[1]"),
+        (EmbeddingRequest, {"input": "a", "instruction": "\udc00"}, "instruction"),
+        (EmbeddingRequest, {"input": "a", "model": "\udc00"}, "model"),
+        (EmbeddingRequest, {"input": "a", "user": "\udc00"}, "user"),
+        (RerankRequest, {"query": "k \ud83d", "documents": ["x"]}, "query"),
+        (RerankRequest, {"query": "k", "documents": ["x", "y \ud83d"]}, "documents[1]"),
+        (RerankRequest, {"query": "k", "documents": ["x", {"text": "\udfff y"}]}, "documents[1].text"),
+        (RerankRequest, {"query": "k", "documents": ["x"], "instruction": "\udc00"}, "instruction"),
+        (SearchRequest, {"query": "\ude00\ud83d"}, "query"),
+        (SearchRequest, {"query": "k", "instruction": "\ud83d"}, "instruction"),
+    ],
+)
+def test_half_a_surrogate_pair_is_named_wherever_a_text_stands(model: Any, body: dict[str, Any], place: str) -> None:
+    error = _complaint(model, json.loads(json.dumps(body)))  # as JSON writes it: "\ud83d"
+    assert error["param"] == place.partition("[")[0]
+    assert f" {place} holds half of a surrogate pair" in error["message"]
+    json.dumps(error, ensure_ascii=False).encode("utf-8")
+
+
+def test_whole_pairs_and_control_characters_are_texts() -> None:
+    text = json.loads('"\\ud83c\\udf75 \\u0000 \\u0007"')
+    assert EmbeddingRequest(input=[text]).inputs() == [text]
+    assert RerankRequest.model_validate({"query": text, "documents": [{"text": text}]}).texts() == [text]
+
+
+def test_a_field_whose_name_is_no_text_can_be_named_in_an_answer() -> None:
+    error = _complaint(SearchRequest, {"query": "k", "a\ud83d": 1})
+    assert error["message"] == r"there is no field 'a\ud83d'"
+    json.dumps(error, ensure_ascii=False).encode("utf-8")
+
+
+@pytest.mark.parametrize("document", [None, 3, ["a"], {"text": None}, {}])
+def test_documents_that_are_no_texts_are_named(document: Any) -> None:
+    error = _complaint(RerankRequest, {"query": "q", "documents": ["a", document]})
+    assert error["param"] == "documents" and "documents[1] must be a text" in error["message"]

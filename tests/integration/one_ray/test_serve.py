@@ -319,6 +319,26 @@ def test_wrong_requests_have_openais_error_shape(server: Server) -> None:
     assert (status, error["code"]) == (404, "model_not_found")
     assert server.refusal("/v1/rerank", query="a", documents=["b"], model="tiny-embedding")[0] == 404
     assert server.refusal("/v1/nothing", input="a")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        ("/v1/embeddings", {"input": "a \ud83d b"}, "input"),
+        ("/v1/embeddings", {"input": ["a", "b \ud83d"]}, "input[1]"),
+        ("/v1/rerank", {"query": "k", "documents": ["x \ud83d"]}, "documents[0]"),
+        ("/v1/rerank", {"query": "k", "documents": [{"text": "x \ud83d"}]}, "documents[0].text"),
+        ("/search", {"query": "k \ud83d"}, "query"),
+    ],
+)
+def test_half_a_surrogate_pair_is_the_clients_mistake(
+    server: Server, path: str, body: dict[str, Any], place: str
+) -> None:
+    content = json.dumps(body)  # with escapes, as clients cut in the middle of an emoji send it
+    answer = httpx.post(server.url + path, content=content, headers={"Content-Type": "application/json"}, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == place.partition("[")[0]
+    assert f" {place} holds half of a surrogate pair" in answer.json()["error"]["message"]
     for content, kind in (
         (b"{", "application/json"),
         (b"[1]", "application/json"),
