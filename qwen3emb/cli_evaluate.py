@@ -42,7 +42,7 @@ def evaluate(
             "bitext (one .tsv: lang, sentence1, sentence2). A name that mteb does not know becomes a task.",
         ),
     ] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Evaluate on this split; may be repeated.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Evaluate on this split only; may be repeated.")] = None,
     instructions: Annotated[
         Path | None, typer.Option(help="YAML or JSON: task -> instruction, where it is not mteb's.")
     ] = None,
@@ -169,16 +169,22 @@ def _instructions(file: Path | None) -> Mapping[str, Any]:
 
 
 def _show(summary: Mapping[str, Any]) -> None:
-    """The scores as a table, tasks that were skipped below."""
-    table = Table("task", *summary["scores"])
-    tasks = list(dict.fromkeys(task for scores in summary["scores"].values() for task in scores))
-    for task in tasks:
+    """The scores as a table, a row for each split, the main one first; tasks that were skipped below."""
+    by_model = summary["splits"]
+    table = Table("task", "split", *by_model)
+    rows = dict.fromkeys(
+        (task, split) for found in by_model.values() for task, points in found.items() for split in points
+    )
+    shown: set[str] = set()
+    for task, split in rows:
         cells = []
-        for name, scores in summary["scores"].items():
-            score = f"{scores[task]:.2f}" if task in scores else "-"
-            gain = summary["differences"].get(name, {}).get(task)
-            cells.append(score + (f" ({gain['mean']:+.2f}, {gain['low']:+.2f} to {gain['high']:+.2f})" if gain else ""))
-        table.add_row(task, *cells)
+        for name, scores in by_model.items():
+            score = scores.get(task, {}).get(split)
+            gain = summary["differences"].get(name, {}).get(task) if task not in shown else None
+            interval = f" ({gain['mean']:+.2f}, {gain['low']:+.2f} to {gain['high']:+.2f})" if gain else ""
+            cells.append("-" if score is None else f"{score:.2f}{interval}")
+        table.add_row("" if task in shown else task, split, *cells)
+        shown.add(task)
     console = Console()
     console.print(table)
     for task, reason in summary["skipped"].items():

@@ -18,6 +18,7 @@ from qwen3emb.distributed.encoding import Encoders, Rerankers
 from qwen3emb.distributed.progress import paced
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.by_language import Query, by_language, few_rows_line, trained_on
+from qwen3emb.evaluate.metrics import own_documents
 from qwen3emb.evaluate.ranking import (
     Ranking,
     best_weight,
@@ -64,6 +65,9 @@ def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
     cfg = ctx.cfg.evaluate
     data = evaluation_set(cfg, ctx.input("corpus"))
     say(f"evaluate: {len(data.queries)} queries, {len(data.corpus)} documents from {cfg.dataset}")
+    own = sum(map(len, own_documents(data)))
+    if own:
+        say(f"evaluate: {own} queries are documents too; a query's own document does not count")
     results: dict[str, dict[str, float]] = {}
     per_query: _PerQuery = {}
     with _Pools(cfg.workers, ctx.cfg.cluster.gpus_per_worker) as pools:
@@ -190,7 +194,7 @@ def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_tok
         max_tokens=cfg.max_document_tokens,
         progress=paced(e.say, f"evaluate: {name}: documents embedded"),
     )
-    return nearest(queries, documents, max(_RUN_DEPTH, cfg.rerank_top, *cfg.recall_at))
+    return nearest(queries, documents, max(_RUN_DEPTH, cfg.rerank_top, *cfg.recall_at), own_documents(data))
 
 
 def _reranked(e: _Evaluation, weight: float | None) -> Ranking:

@@ -6,16 +6,16 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qwen3emb.distributed.encoding import Encoders, Rerankers
-from qwen3emb.errors import UserError
-from qwen3emb.evaluate.bootstrap import paired_bootstrap
-from qwen3emb.evaluate.harness_model import HarnessEncoder, Instructions, TwoStageSearch, model_meta
+from qwen3emb.evaluate.comparison import baseline_figures, compared
+from qwen3emb.evaluate.harness_model import HarnessEncoder, Instructions, TwoStageSearch, leave_out_own, model_meta
+from qwen3emb.evaluate.per_query import PER_QUERY, figure_key, main_first
 from qwen3emb.evaluate.vector_cache import VectorCache
 from qwen3emb.model.fetch import is_endpoint
 from qwen3emb.storage import Storage
@@ -23,7 +23,8 @@ from qwen3emb.storage import Storage
 __all__ = ["HarnessSettings", "evaluate_tasks"]
 
 _Say = Callable[[str], None]
-_PER_QUERY = "per_query"
+_Points = dict[str, dict[str, float]]
+"""Task -> split, the main one first -> main score in points."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,24 @@ def evaluate_tasks(tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -
         say: takes lines of progress.
 
     Returns:
-        {"scores": {model: {task: main score in points}}, "skipped": {task: reason}, "differences": {...}}.
+        {"scores": {model: {task: main score of the main split, in points}},
+        "splits": {model: {task: {split: points, the main one first}}},
+        "skipped": {task: reason},
+        "differences": {model: {task: of the main split}},
+        "not_compared": {model: {task: reason}}}.
 
     Raises:
-        UserError: a model cannot be loaded.
+        UserError: a model cannot be loaded, or the baseline holds no results.
     """
+    baseline = baseline_figures(settings.baseline)  # before hours of work are lost to a mistyped folder
     reached, skipped = _reached(tasks, say)
+    for task in reached:
+        leave_out_own(task, say)
     revision = _revision(settings.model)
     options: dict[str, Any] = {"workers": settings.workers, "gpus_per_worker": settings.gpus_per_worker}
     by_type = {task.metadata.name: task.abstask_prompt for task in reached}
     instructions = Instructions(settings.instructions, by_type)
-    scores: dict[str, dict[str, float]] = {}
+    splits: dict[str, _Points] = {}
     with Encoders(settings.model, end_token=settings.end_token, **options) as pool:
 
         def embed(texts: list[str], instruction: str | None) -> np.ndarray:
@@ -89,11 +97,20 @@ def evaluate_tasks(tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -
         folder = Storage(str(settings.out)) / f"vectors/{revision}-{settings.max_tokens}"
         cache = VectorCache(folder) if revision else None  # what a server answers may change at any time
         encoder = HarnessEncoder(embed, cache, instructions, meta)
-        scores[settings.name] = _scores(encoder, reached, settings, say)
+        splits[settings.name] = _scores(encoder, reached, settings, say)
         if settings.reranker:
-            scores |= _two_stages(encoder, reached, settings, instructions, say)
-    summary = {"scores": scores, "skipped": skipped, "differences": _differences(scores, settings)}
-    Storage(str(settings.out)).write_json("summary.json", summary)
+            splits |= _two_stages(encoder, reached, settings, instructions, say)
+    out = Storage(str(settings.out))
+    scores = {
+        model: {task: next(iter(found.values())) for task, found in tasks.items()} for model, tasks in splits.items()
+    }
+    summary: dict[str, Any] = {"scores": scores, "splits": splits, "skipped": skipped}
+    out.write_json("summary.json", summary | {"differences": {}, "not_compared": {}})  # first what took long
+    summary["differences"], summary["not_compared"] = compared(splits, out, settings.name, baseline)
+    out.write_json("summary.json", summary)
+    for model, tasks in summary["not_compared"].items():
+        for task, reason in tasks.items():
+            say(f"evaluate: {model}: {task} is not compared: {reason}")
     return summary
 
 
@@ -126,13 +143,13 @@ def _revision(model: str) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _scores(model: Any, tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -> dict[str, float]:
-    """task -> main score in points, from mteb."""
+def _scores(model: Any, tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -> _Points:
+    """The main scores of each task, from mteb."""
     import datasets
     import mteb
 
     datasets.disable_progress_bars()
-    found: dict[str, float] = {}
+    found: _Points = {}
     name = model.mteb_model_meta.name
     predictions = settings.out / "predictions" / name.replace("/", "__")
     for task in tasks:
@@ -148,9 +165,21 @@ def _scores(model: Any, tasks: Sequence[Any], settings: HarnessSettings, say: _S
                 co2_tracker=False,
             )
         task_name = task.metadata.name
-        found[task_name] = round(100 * float(result.task_results[0].get_score()), 3)
-        say(f"evaluate: {name}: {task_name}: {task.metadata.main_score} {found[task_name]:.2f}")
+        found[task_name] = _by_split(task, result.task_results[0].scores)
+        assert found[task_name], f"mteb gave no score of {task_name} in {list(task.eval_splits)}"
+        shown = ", ".join(f"{split} {points:.2f}" for split, points in found[task_name].items())
+        say(f"evaluate: {name}: {task_name}: {task.metadata.main_score} {shown}")
         _keep_per_query(task, predictions / f"{task_name}_predictions.json", settings.out, name)
+    return found
+
+
+def _by_split(task: Any, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    """split -> points, the mean over the task's subsets; of what is asked for, since mteb adds what it has kept."""
+    found = {}
+    for split in main_first(task.eval_splits):
+        values = [float(row["main_score"]) for row in scores.get(split, ()) if row["hf_subset"] in task.hf_subsets]
+        if values:
+            found[split] = round(100 * sum(values) / len(values), 3)
     return found
 
 
@@ -160,7 +189,7 @@ def _two_stages(
     settings: HarnessSettings,
     instructions: Instructions,
     say: _Say,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, _Points]:
     """The retrieval tasks once more, with the reranker behind the embedding model."""
     assert settings.reranker is not None
     retrieval = [task for task in tasks if hasattr(task, "k_values")]
@@ -173,7 +202,8 @@ def _two_stages(
         def judge(queries: list[str], documents: list[list[str]], instruction: str | None) -> list[np.ndarray]:
             return pool.score(queries, documents, max_tokens=2 * settings.max_tokens, instruction=instruction)
 
-        search = TwoStageSearch(encoder, judge, instructions, settings.rerank_top, meta)
+        own = [task.metadata.name for task in retrieval if task.ignore_identical_ids]
+        search = TwoStageSearch(encoder, judge, instructions, settings.rerank_top, meta, own)
         return {meta.name: _scores(search, retrieval, settings, say)}
 
 
@@ -188,35 +218,9 @@ def _keep_per_query(task: Any, predictions: Path, out: Path, model: str) -> None
     for subset, splits in content.items():
         for split, run in splits.items() if subset in task.dataset else ():
             qrels = task.dataset[subset][split]["relevant_docs"]
+            if task.ignore_identical_ids:  # mteb writes the ranking before it leaves them out
+                run = {query: {d: s for d, s in hits.items() if d != query} for query, hits in run.items()}
             judged = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
-            figures |= {f"{subset}/{split}/{query}": row["ndcg_cut_10"] for query, row in judged.items()}
-    Storage(str(out)).write_json(f"{_PER_QUERY}/{model.replace('/', '__')}/{task.metadata.name}.json", figures)
+            figures |= {figure_key(subset, split, query): row["ndcg_cut_10"] for query, row in judged.items()}
+    Storage(str(out)).write_json(f"{PER_QUERY}/{model.replace('/', '__')}/{task.metadata.name}.json", figures)
     predictions.unlink()
-
-
-def _differences(scores: Mapping[str, Mapping[str, float]], settings: HarnessSettings) -> dict[str, Any]:
-    """Each model against what it is compared with, task by task, in points of nDCG@10 with a 95 % interval.
-
-    The two stages are compared with the first alone, the model with the one in the baseline's folder.
-    """
-    found: dict[str, Any] = {}
-    root = Storage(str(settings.out)) / _PER_QUERY
-    for name, tasks in scores.items():
-        mine = root / name.replace("/", "__")
-        against = root / settings.name.replace("/", "__") if name != settings.name else _baseline(settings.baseline)
-        for task in tasks if against is not None else ():
-            if against is not None and mine.exists(f"{task}.json") and against.exists(f"{task}.json"):
-                gain = paired_bootstrap(mine.read_json(f"{task}.json"), against.read_json(f"{task}.json"))
-                points = {key: round(100 * value, 2) for key, value in asdict(gain).items() if key != "queries"}
-                found.setdefault(name, {})[task] = points | {"queries": gain.queries, "sure": gain.sure}
-    return found
-
-
-def _baseline(out: Path | None) -> Storage | None:
-    """Figures by query of the model in another folder of results: of the first stage, where there are two."""
-    if out is None:
-        return None
-    kept = sorted({name.split("/")[0] for name in (Storage(str(out)) / _PER_QUERY).names()}, key=len)
-    if not kept:
-        raise UserError(f"--baseline {out}: no {_PER_QUERY}/ there; name the --out of another evaluation")
-    return Storage(str(out)) / _PER_QUERY / kept[0]

@@ -122,7 +122,8 @@ def with_figures(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> list[dict[str
         if row.against:
             other = rows[row.against]
             gain = paired_bootstrap(per_query[row.run][row.model], per_query[other.run][other.model])
-            line |= {"against": row.against, **asdict(gain), "sure": gain.sure}
+            if gain is not None:
+                line |= {"against": row.against, **asdict(gain), "sure": gain.sure}
         found.append(line)
     return found
 

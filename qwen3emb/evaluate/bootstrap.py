@@ -34,16 +34,18 @@ class Difference:
 
 def paired_bootstrap(
     one: Mapping[str, float], other: Mapping[str, float], rounds: int = 10_000, seed: int = 0
-) -> Difference:
-    """The difference of two systems over the queries that both have, resampled with replacement.
+) -> Difference | None:
+    """The difference of two systems over the queries that both have, resampled with replacement; None without any.
 
     Args:
         one: query -> figure of one system.
-        other: of the other; not all queries need to be in both, but one must be.
+        other: of the other; not all queries need to be in both.
         rounds: samples drawn.
         seed: of the samples.
     """
     shared = sorted(one.keys() & other.keys())
+    if not shared:
+        return None
     gains = np.array([one[query] - other[query] for query in shared])
     random, block = np.random.default_rng(seed), max(1, 10_000_000 // len(gains))
     means = np.concatenate(

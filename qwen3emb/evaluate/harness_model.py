@@ -1,16 +1,20 @@
-"""Our encoders and rerankers as `mteb` wants its models: an encoder, and a search in two stages."""
+"""Our encoders and rerankers as `mteb` wants its models: an encoder, and a search in two stages; own documents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from qwen3emb.evaluate.metrics import own_documents
+from qwen3emb.evaluate.retrieval import RetrievalSet
 from qwen3emb.evaluate.vector_cache import VectorCache
 
-__all__ = ["HarnessEncoder", "Instructions", "TwoStageSearch", "model_meta"]
+__all__ = ["HarnessEncoder", "Instructions", "TwoStageSearch", "leave_out_own", "model_meta"]
+
+_LOCAL = "local"  # the revision of tasks that `harness_tasks` makes of a folder
 
 Embed = Callable[[list[str], str | None], np.ndarray]
 """(n, dimensions) float32 unit vectors of n texts, as queries with an instruction or as documents with None."""
@@ -97,7 +101,15 @@ class HarnessEncoder:
 class TwoStageSearch:
     """The embedding model's best documents, the first of them ordered by a reranker (RECIPE section 5)."""
 
-    def __init__(self, encoder: HarnessEncoder, judge: Judge, instructions: Instructions, top: int, meta: Any) -> None:
+    def __init__(
+        self,
+        encoder: HarnessEncoder,
+        judge: Judge,
+        instructions: Instructions,
+        top: int,
+        meta: Any,
+        own_left_out: Collection[str] = (),
+    ) -> None:
         """Take over both models.
 
         Args:
@@ -106,11 +118,14 @@ class TwoStageSearch:
             instructions: of the queries.
             top: documents that the reranker reads.
             meta: what mteb is told of the pair.
+            own_left_out: names of tasks in which the document with the query's own id does not count, so that it must
+                not take the place of another one that the reranker could read.
         """
         from mteb.models import SearchEncoderWrapper
 
         self._search = SearchEncoderWrapper(encoder)
         self._judge, self._instructions, self._top = judge, instructions, top
+        self._own_left_out = frozenset(own_left_out)
         self._texts: dict[str, str] = {}
         self.mteb_model_meta = meta
 
@@ -122,6 +137,8 @@ class TwoStageSearch:
     def search(self, queries: Any, *, task_metadata: Any, top_k: int, **more: Any) -> dict[str, dict[str, float]]:
         """query id -> {document id: score}; documents that the reranker has read stand above all others."""
         found = self._search.search(queries, task_metadata=task_metadata, top_k=top_k, **more)
+        if task_metadata.name in self._own_left_out:
+            found = {query: {d: score for d, score in hits.items() if d != query} for query, hits in found.items()}
         texts = dict(zip(queries["id"], queries["text"], strict=True))
         best = {query: sorted(hits, key=lambda d: (-hits[d], d))[: self._top] for query, hits in found.items()}
         asked = [query for query, documents in best.items() if documents]
@@ -133,3 +150,24 @@ class TwoStageSearch:
             # cosines are at most 1, and probabilities at least 0
             found[query] |= {d: 2.0 + float(score) for d, score in zip(best[query], judged, strict=True)}
         return found
+
+
+def leave_out_own(task: Any, say: Callable[[str], None]) -> None:
+    """Have mteb leave out documents with the query's id in a folder of our own whose queries are documents too.
+
+    mteb goes by the id alone, so the folder must not judge such a document relevant to its query.
+    """
+    if not hasattr(task, "k_values") or task.metadata.dataset.get("revision") != _LOCAL:
+        return
+    splits = [split for by_split in task.dataset.values() for split in by_split.values()]
+    sets = [_as_set(split) for split in splits]
+    own = sum(len(places) for data in sets for places in own_documents(data))
+    judged = any(found.get(query, 0) > 0 for data in sets for query, found in data.qrels.items())
+    if own and not judged:
+        task.ignore_identical_ids = True
+        say(f"evaluate: {task.metadata.name}: {own} queries are documents too; a query's own document does not count")
+
+
+def _as_set(split: Mapping[str, Any]) -> RetrievalSet:
+    corpus = {row["id"]: (row.get("title") or "", row["text"]) for row in split["corpus"]}
+    return RetrievalSet({row["id"]: row["text"] for row in split["queries"]}, corpus, split["relevant_docs"])

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen3emb.errors import UserError
+from qwen3emb.evaluate.per_query import of_split
 
 __all__ = ["TOLERANCE", "Verdict", "judged", "promote", "roll_back"]
 
@@ -113,22 +114,22 @@ def _by_interval(
     """The verdict of a task with figures by query."""
     from qwen3emb.evaluate.bootstrap import paired_bootstrap  # numpy; the command line reads TOLERANCE from here
 
-    shared = len(mine.keys() & other.keys())
-    if shared < _FEWEST:
+    found = paired_bootstrap(mine, other)
+    if found is None or found.queries < _FEWEST:
+        shared = 0 if found is None else found.queries
         reason = f"{shared} queries are in both results, too few to tell; evaluate both models on the same data"
         gain = 100 * (sum(mine.values()) / len(mine) - sum(other.values()) / len(other))
         return Verdict(task, against, gain, None, None, shared, tolerance, "undecided", reason)
-    found = paired_bootstrap(mine, other)
     gain, low, high = (100 * value for value in (found.mean, found.low, found.high))
     outcome: Outcome = "undecided"
-    reason = f"interval of +-{(high - low) / 2:.2f} with {shared} queries, tolerance {tolerance:g}"
+    reason = f"interval of +-{(high - low) / 2:.2f} with {found.queries} queries, tolerance {tolerance:g}"
     if low >= -tolerance - _ROUNDING:
         outcome = "passed"
     elif high < -tolerance:
         outcome = "worse"
     else:
         reason += "; more queries or a larger tolerance decide"
-    return Verdict(task, against, gain, low, high, shared, tolerance, outcome, reason)
+    return Verdict(task, against, gain, low, high, found.queries, tolerance, outcome, reason)
 
 
 def promote(
@@ -230,7 +231,7 @@ def _check_model(model: Path) -> None:
 
 
 def _scores(folder: Path) -> dict[str, float]:
-    """task -> points of the model itself, not of its two stages."""
+    """task -> points of the model itself, not of its two stages, in the task's main split."""
     try:
         scores: dict[str, dict[str, float]] = json.loads((folder / "summary.json").read_text())["scores"]
         return scores[min(scores, key=len)]
@@ -239,9 +240,12 @@ def _scores(folder: Path) -> dict[str, float]:
 
 
 def _by_query(folder: Path, task: str) -> dict[str, float]:
+    """Figures by query of the model itself in the main split, whose points `scores` holds."""
     found = sorted(folder.glob(f"per_query/*/{task}.json"), key=lambda path: len(path.parent.name))
     figures: dict[str, float] = json.loads(found[0].read_text()) if found else {}
-    return figures
+    by_split = json.loads((folder / "summary.json").read_text()).get("splits", {})
+    splits = by_split[min(by_split, key=len)].get(task) if by_split else None
+    return of_split(figures, next(iter(splits), None) if splits else None)
 
 
 def _id(model: Path) -> str:

@@ -41,9 +41,14 @@ class Ranking:
     scores: np.ndarray
 
 
-def nearest(queries: np.ndarray, documents: np.ndarray, depth: int) -> Ranking:
-    """The `depth` nearest of (C, D) document vectors for each of (Q, D) query vectors."""
-    rows, scores = top_k(queries, documents, min(depth, len(documents)))
+def nearest(
+    queries: np.ndarray, documents: np.ndarray, depth: int, own: Sequence[Sequence[int]] | None = None
+) -> Ranking:
+    """The `depth` nearest of (C, D) document vectors for each of (Q, D) query vectors, without those of `own`.
+
+    `own` holds the rows that do not count, for each query (`metrics.own_documents`).
+    """
+    rows, scores = top_k(queries, documents, min(depth, len(documents)), own)
     return Ranking(rows, scores)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mteb
@@ -78,3 +79,17 @@ def test_two_stages_on_a_local_task(tiny_qwen3: Path, folder: Path, tmp_path: Pa
     again = evaluate_tasks(open_tasks(["functions"], {"functions": folder}), settings, said.append)
     assert again["scores"] == summary["scores"]
     assert again["differences"] == summary["differences"]
+
+    (tmp_path / "other/per_query/test__tiny").mkdir(parents=True)
+    (tmp_path / "other/per_query/test__tiny/functions.json").write_text('{"default/test/unknown": 1.0}')
+    rows = (folder / "qrels/test.tsv").read_text().splitlines()
+    (folder / "qrels/validation.tsv").write_text("\n".join(rows[:3]))
+    both = replace(settings, out=tmp_path / "both", reranker=None, baseline=tmp_path / "other")
+    tasks = open_tasks(["functions"], {"functions": folder}, ["validation", "test"])
+    split = evaluate_tasks(tasks, both, said.append)
+    points = split["splits"]["test/tiny"]["functions"]
+    assert list(points) == ["test", "validation"] and points["test"] == found[0] != points["validation"]
+    assert split["scores"]["test/tiny"]["functions"] == found[0]
+    assert "no query of the split test" in split["not_compared"]["test/tiny"]["functions"]
+    assert json.loads((tmp_path / "both/summary.json").read_text()) == split
+    assert any("functions is not compared" in line for line in said)

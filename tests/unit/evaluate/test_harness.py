@@ -12,10 +12,12 @@ import pytest
 
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.bootstrap import paired_bootstrap
-from qwen3emb.evaluate.harness_model import HarnessEncoder, Instructions, TwoStageSearch, model_meta
+from qwen3emb.evaluate.comparison import baseline_figures, compared
+from qwen3emb.evaluate.harness_model import HarnessEncoder, Instructions, TwoStageSearch, leave_out_own, model_meta
 from qwen3emb.evaluate.harness_tasks import open_tasks
 from qwen3emb.evaluate.metrics import retrieval_metrics
-from qwen3emb.evaluate.retrieval import read_beir
+from qwen3emb.evaluate.per_query import main_first, of_split
+from qwen3emb.evaluate.retrieval import RetrievalSet, read_beir
 from qwen3emb.evaluate.vector_cache import VectorCache
 from qwen3emb.storage import Storage
 
@@ -81,6 +83,55 @@ def test_the_reranker_orders_the_first_documents_only(tmp_path: Path) -> None:
     assert two_stages(5) == pytest.approx(1.0)
     assert {len(found) for found in seen} == {5}
     assert two_stages(1) == pytest.approx(score(encoder(), task)), "one document cannot change its place"
+
+
+def itself(folder: Path) -> Path:
+    """A folder whose queries are documents too, under the same ids."""
+    beir(folder)
+    rows = [{"_id": i, "text": text} for i, text in QUERIES.items()]
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.writelines("\n" + json.dumps(row | {"title": ""}) for row in rows)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["ArguAna", "pets"])
+def test_a_query_does_not_find_itself(tmp_path: Path, name: str) -> None:
+    folder, said = itself(tmp_path / name), []
+    [task] = open_tasks([name], {name: folder})
+    leave_out_own(task, said.append)
+    assert len(said) == (name == "pets"), "mteb's own tasks are as mteb says"
+    data = read_beir(Storage(str(folder)), "test")
+    told = task.metadata.prompt and task.metadata.prompt["query"]
+    scores = letters(list(data.queries.values()), told) @ letters(data.texts(), None).T
+    alone = []
+    for place, (query, text) in enumerate(data.queries.items()):  # a corpus without the query, for each of them
+        kept = [i for i, name in enumerate(data.corpus) if name != query]
+        corpus = {name: document for name, document in data.corpus.items() if name != query}
+        one = RetrievalSet({query: text}, corpus, {query: data.qrels[query]})
+        alone.append(retrieval_metrics(one, scores[place : place + 1, kept], [1])["ndcg@10"])
+    wanted = sum(alone) / len(alone)
+    assert score(encoder(), task) == pytest.approx(wanted, abs=1e-4)
+    assert retrieval_metrics(data, scores, [1])["ndcg@10"] == pytest.approx(wanted, abs=1e-4)
+    read: list[tuple[str, str]] = []
+
+    def judge(queries: list[str], documents: list[list[str]], instruction: str | None) -> list[np.ndarray]:
+        read.extend((query, text) for query, found in zip(queries, documents, strict=True) for text in found)
+        return [np.zeros(len(found)) for found in documents]
+
+    meta = model_meta("test/two", "1", 26)
+    score(TwoStageSearch(encoder(), judge, Instructions({}, {}), 1, meta, [name]), task)
+    assert len(read) == 3 and all(query != text for query, text in read)
+
+
+def test_ids_that_are_equal_by_chance_count(tmp_path: Path) -> None:
+    folder, said = beir(tmp_path / "pets"), []
+    rows = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+    (folder / "queries.jsonl").write_text("\n".join(json.dumps(r | {"_id": r["_id"].replace("q1", "a")}) for r in rows))
+    (folder / "qrels/test.tsv").write_text((folder / "qrels/test.tsv").read_text().replace("q1", "a"))
+    [task] = open_tasks(["pets"], {"pets": folder})
+    leave_out_own(task, said.append)
+    [without] = open_tasks(["pets too"], {"pets too": beir(tmp_path / "too")})
+    assert said == [] and score(encoder(), task) == score(encoder(), without)
 
 
 def test_sts_classification_and_bitext_folders_are_told_apart(tmp_path: Path) -> None:
@@ -149,9 +200,38 @@ def test_the_bootstrap_is_sure_of_what_is_always_so_and_of_nothing_else() -> Non
     base = {str(i): float(x) for i, x in enumerate(rng.random(200))}
     better = {query: value + 0.1 for query, value in base.items()}
     gain = paired_bootstrap(better, base)
+    assert gain is not None
     assert (round(gain.mean, 6), round(gain.low, 6), round(gain.high, 6)) == (0.1, 0.1, 0.1) and gain.sure
     noise = {query: value + float(rng.normal(0, 0.2)) for query, value in base.items()}
     other = paired_bootstrap(noise, base | {"only here": 1.0})
+    assert gain is not None and other is not None
     error = np.std([noise[q] - base[q] for q in base]) / len(base) ** 0.5
     assert other.queries == 200
     assert (other.high - other.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_results_that_share_no_query_are_not_compared_and_it_is_said(tmp_path: Path) -> None:
+    assert paired_bootstrap({"a": 1.0}, {"b": 0.5}) is None
+    assert paired_bootstrap({}, {}) is None
+    out, earlier = Storage(str(tmp_path / "out")), Storage(str(tmp_path / "earlier"))
+    tests = {f"default/test/q{i}": 0.5 for i in range(20)}
+    for place, figures in ((out, {key: 0.75 for key in tests}), (earlier, tests)):
+        place.write_json(
+            "per_query/test__model/same.json", figures | {f"default/validation/q{i}": 0.0 for i in range(9)}
+        )
+    out.write_json("per_query/test__model/other.json", {"default/test/q1": 1.0})
+    earlier.write_json("per_query/test__model/other.json", {"default/test/another": 1.0})
+    out.write_json("per_query/test__model/new.json", {"default/test/q1": 1.0})
+    splits = {"test/model": {task: {"test": 75.0} for task in ("same", "other", "new", "an STS task")}}
+    found, left_out = compared(splits, out, "test/model", baseline_figures(tmp_path / "earlier"))
+    assert found == {"test/model": {"same": {"mean": 25.0, "low": 25.0, "high": 25.0, "queries": 20, "sure": True}}}
+    assert left_out["test/model"].keys() == {"other", "new"}
+    assert "no query of the split test is in" in left_out["test/model"]["other"]
+    with pytest.raises(UserError, match="no per_query/ there"):
+        baseline_figures(tmp_path / "nothing")
+
+
+def test_the_main_split_is_test_and_else_the_first() -> None:
+    assert main_first(["validation", "test", "dev"]) == ["test", "validation", "dev"]
+    assert main_first(["dev", "validation"]) == ["dev", "validation"]
+    assert of_split({"s/test/a/b": 1.0, "s/dev/test": 0.5}, "test") == {"s/test/a/b": 1.0}

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3emb.evaluate.metrics import per_query, retrieval_metrics, run_metrics, top_run
+from qwen3emb.evaluate.metrics import own_documents, per_query, retrieval_metrics, run_metrics, top_run
+from qwen3emb.evaluate.ranking import nearest, ranking_metrics
 from qwen3emb.evaluate.retrieval import RetrievalSet
 
 DOCUMENTS = [f"d{i}" for i in range(14)]
@@ -94,3 +95,59 @@ def test_score_matrix_and_its_run_give_the_same() -> None:
         assert set(run[query]) == {DOCUMENTS[i] for i in np.argsort(-row)[:5]}
     full = {q: dict(zip(DOCUMENTS, row, strict=True)) for q, row in zip(("a", "b"), scores, strict=True)}
     assert retrieval_metrics(data, scores, [1, 10]) == run_metrics(data, full, [1, 10])
+
+
+def arguments() -> tuple[RetrievalSet, np.ndarray, np.ndarray]:
+    """Six arguments that are documents too, each with a counter-argument that is its nearest other document."""
+    rng, count = np.random.default_rng(0), 6
+    documents = rng.normal(size=(2 * count, 8)).astype(np.float32)
+    documents[count:] = documents[:count] + 0.05 * rng.normal(size=(count, 8))
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    texts = {f"arg{i}": f"argument {i}" for i in range(count)}
+    corpus = {i: ("", t) for i, t in texts.items()} | {f"counter{i}": ("", f"answer {i}") for i in range(count)}
+    qrels = {f"arg{i}": {f"counter{i}": 1} for i in range(count)}
+    return RetrievalSet(texts, corpus, qrels), documents[:count], documents
+
+
+def as_pytrec(data: RetrievalSet, scores: np.ndarray, depth: int) -> dict[str, float]:
+    """What pytrec_eval says of the best documents that are not the query's own id, as BEIR and mteb do."""
+    import pytrec_eval
+
+    run = {}
+    for query, row in zip(data.queries, scores, strict=True):
+        found = {d: float(s) for d, s in zip(data.corpus, row, strict=True) if d != query}
+        run[query] = dict(sorted(found.items(), key=lambda item: -item[1])[:depth])
+    judged = pytrec_eval.RelevanceEvaluator(data.qrels, {"ndcg_cut.10", "recall.1,2"}).evaluate(run)
+    names = {"ndcg@10": "ndcg_cut_10", "recall@1": "recall_1", "recall@2": "recall_2"}
+    return {name: round(float(np.mean([row[theirs] for row in judged.values()])), 5) for name, theirs in names.items()}
+
+
+def test_a_query_does_not_find_itself() -> None:
+    data, queries, documents = arguments()
+    scores = queries @ documents.T
+    wanted = as_pytrec(data, scores, 10)
+    assert wanted["recall@1"] == 1.0
+    for depth in (1, 2, 10, 100):
+        ranking = nearest(queries, documents, depth, own_documents(data))
+        assert ranking.rows.shape[1] == min(depth, 12)
+        found = ranking_metrics(data, ranking, [1, 2])
+        assert {name: found[name] for name in wanted} == as_pytrec(data, scores, depth), depth
+    for found in (
+        retrieval_metrics(data, scores, [1, 2]),
+        ranking_metrics(data, nearest(queries, documents, 10), [1, 2]),
+    ):
+        assert {name: found[name] for name in wanted} == wanted
+    assert all(len(found) == 3 and query not in found for query, found in top_run(data, scores, 3).items())
+
+
+@pytest.mark.parametrize("grades", [{"0": 1, "9": 1}, {"9": 1}])
+@pytest.mark.parametrize(("title", "text"), [("", "Ein  Text"), ("Ein", "Text"), ("t", "Ein Text")])
+@pytest.mark.parametrize("other", [False, True])
+def test_own_is_the_same_id_and_text_and_not_what_is_judged_relevant(
+    grades: dict[str, int], title: str, text: str, other: bool
+) -> None:
+    data = RetrievalSet({"0": "Ein Text"}, {"9": ("", "x"), "0": (title, "another" if other else text)}, {"0": grades})
+    left_out = not other and "0" not in grades
+    assert own_documents(data) == [[1] if left_out else []]
+    found = per_query(data, {"0": {"0": 2.0, "9": 1.0}}, [1])
+    assert found["0"]["mrr@10"] == (1.0 if left_out or "0" in grades else 0.5)

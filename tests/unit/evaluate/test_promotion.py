@@ -107,6 +107,19 @@ def test_a_few_queries_or_none_in_common_have_no_interval(tmp_path: Path) -> Non
     assert (found.outcome, found.queries) == ("undecided", 0) and "same data" in found.reason
 
 
+def test_the_gate_is_the_main_split(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, figure in zip(folders, (0.5, 0.9), strict=True):
+        scores(folder, [0.5], 80.0)
+        by_query = {f"default/test/q{i}": 0.5 for i in range(40)} | {f"default/dev/q{i}": figure for i in range(400)}
+        (folder / "per_query/test__model/Search.json").write_text(json.dumps(by_query))
+        content = json.loads((folder / "summary.json").read_text())
+        content["splits"] = {"test/model": {"Search": {"test": 50.0, "dev": 100 * figure}}, "test/model+reranker": {}}
+        (folder / "summary.json").write_text(json.dumps(content))
+    [found] = judged(folders[1], folders[0], ["Search"])
+    assert (found.gain, found.queries) == (0.0, 40)
+
+
 def test_small_losses_do_not_add_up(tmp_path: Path) -> None:
     registry, base = tmp_path / "registry", [0.1, 0.5, 0.9, 0.3] * 10
     found = [scores(tmp_path / f"s{n}", [value - 0.008 * n for value in base], 80.0) for n in range(3)]
