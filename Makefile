@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two test processes share two cores; their libraries must not take both for themselves.
 TESTING := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --quiet --numprocesses=2
 
-.PHONY: help install legacy demo test check format serve constraints clean
+.PHONY: help install legacy s3 demo test check format serve constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,10 +23,10 @@ demo: install ## corpus to served model, end to end (CONFIG=examples/demo.yaml)
 	@$(PY) -m qwen3emb.cli fetch-model all-minilm-l6-v2
 	@$(PY) -m jobs.pipeline --config "$(CONFIG)"
 
-legacy: install
-	@scripts/legacy.sh
+legacy s3: install
+	@scripts/beside.sh $@
 
-test: install legacy ## unit tests, then integration tests
+test: install legacy s3 ## unit tests, then integration tests
 	@$(TESTING) --dist=worksteal --durations=5 tests/unit
 	@$(TESTING) --dist=loadgroup --no-loadscope-reorder --durations=10 tests/integration
 

@@ -16,6 +16,7 @@ from qwen3emb.config import RunConfig, load_config
 from qwen3emb.data.card import count_rows, write_card
 from qwen3emb.errors import UserError
 from qwen3emb.exits import guarded
+from qwen3emb.location import redacted
 from qwen3emb.pipeline import STAGES, StageContext, asked_for, identity, needs, own_folder, stage_folder
 
 __all__ = ["command_line", "guarded", "run_stage", "say", "table_console"]
@@ -25,8 +26,8 @@ _CARDS = {"corpus": ("passages", "pairs"), "filter": ("pairs", "dropped"), "mine
 
 
 def say(message: str) -> None:
-    """One line of progress on standard error, with the time."""
-    print(f"{datetime.now(UTC):%H:%M:%S} {message}", file=sys.stderr, flush=True)
+    """One line of progress on standard error, with the time and without passwords in URIs."""
+    print(f"{datetime.now(UTC):%H:%M:%S} {redacted(message)}", file=sys.stderr, flush=True)
 
 
 def table_console() -> Console:
@@ -62,13 +63,13 @@ def _run(name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, 
     for need in needs(cfg, name):
         # "different" counts as missing: what this stage wrote would be recorded as made from other inputs.
         if state_of(stage_folder(cfg, need), known[need]) != "done":
-            folder = stage_folder(cfg, need).uri
+            folder = stage_folder(cfg, need)
             raise UserError(f"stage {name} reads {folder}, which is not complete for this config; run {need} first")
     state = start(out, what, arguments.replace)
     if state == "done":
-        say(f"{name}: reused {out.uri} ({what.fingerprint})")
+        say(f"{name}: reused {out} ({what.fingerprint})")
         return
-    say(f"{name}: {'resuming' if state == 'unfinished' else 'starting'} {out.uri}")
+    say(f"{name}: {'resuming' if state == 'unfinished' else 'starting'} {out}")
     with connected(cfg.cluster):
         result = run(StageContext(cfg, STAGES[name], out, state == "unfinished"))
     if name in _CARDS:

@@ -48,7 +48,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         folder = stage_folder(cfg, stage.name)
         command = " ".join(["python -m", stage.module, *stage.arguments])
         if state == "done":
-            say(f"{stage.name}: reused {folder.uri}")
+            say(f"{stage.name}: reused {folder}")
         elif arguments.dry_run:
             say(f"{stage.name}: {state}, would run {command}")
         elif state == "different" and not arguments.replace:

@@ -6,6 +6,9 @@ identity: its resolved configuration, the fingerprints of its inputs and the cod
 - `artifact.json` with the same fingerprint: done, nothing happens again.
 - only `started.json` with the same fingerprint: unfinished, the stage resumes.
 - another fingerprint: refused with what differs, unless replacing is asked for.
+
+Replacing is three steps, and a kill after any of them leaves nothing that looks complete or can be resumed: first
+`started.json` says that the folder is being cleared, then `artifact.json` goes, then all else.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.storage import Storage
 
 __all__ = ["Identity", "StageResult", "State", "complete", "finished", "read_record", "start", "state_of"]
+
+_CLEARED = "(being cleared)"
+"""In place of the fingerprint in `started.json`: what else lies in the folder is the rest of replaced output."""
 
 State = Literal["new", "unfinished", "done", "different"]
 STARTED, FINISHED = "started.json", "artifact.json"
@@ -49,20 +55,24 @@ class StageResult:
         rows_out: rows written as usable output.
         rejected: reason -> rows written to the rejects or dropped files.
         metrics: figures of the stage.
+        scratch: files and folders that only an unfinished run needs; removed once the record is written.
     """
 
     rows_in: int
     rows_out: int
     rejected: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    scratch: tuple[str, ...] = ()
 
 
 def state_of(folder: Storage, identity: Identity) -> State:
     """Where the stage in `folder` stands, compared with `identity`."""
     for name, same in ((FINISHED, "done"), (STARTED, "unfinished")):
-        if folder.exists(name):
-            matches = folder.read_json(name).get("fingerprint") == identity.fingerprint
-            return same if matches else "different"  # type: ignore[return-value]
+        if not folder.exists(name):
+            continue
+        present = folder.read_json(name).get("fingerprint")
+        if present != _CLEARED:
+            return same if present == identity.fingerprint else "different"  # type: ignore[return-value]
     return "new"
 
 
@@ -79,11 +89,22 @@ def start(folder: Storage, identity: Identity, replace: bool = False) -> State:
     if state == "different":
         if not replace:
             raise UserError(_refusal(folder, identity))
-        folder.delete()
+        folder.write_json(STARTED, {"fingerprint": _CLEARED})
         state = "new"
     if state == "new":
+        _clear(folder)
         folder.write_json(STARTED, _record(identity))
     return state
+
+
+def _clear(folder: Storage) -> None:
+    """Remove what is left of replaced output, the record first: without it nothing counts as complete."""
+    if not folder.exists(STARTED):
+        return
+    folder.delete(FINISHED)
+    for name in folder.entries():
+        if name != STARTED:
+            folder.delete(name)
 
 
 def complete(folder: Storage, identity: Identity, result: StageResult, seconds: float) -> None:
@@ -98,8 +119,12 @@ def complete(folder: Storage, identity: Identity, result: StageResult, seconds: 
             f"stage {identity.stage}: {result.rows_in} rows in, but {result.rows_out} out and "
             f"{sum(result.rejected.values())} rejected: {lost} unaccounted for"
         )
-    record = _record(identity) | asdict(result) | {"seconds": round(seconds, 2)}
-    folder.write_json(FINISHED, record | {"finished": datetime.now(UTC).isoformat(timespec="seconds")})
+    facts = asdict(result)
+    record = _record(identity) | {key: value for key, value in facts.items() if key != "scratch"}
+    record |= {"seconds": round(seconds, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    folder.write_json(FINISHED, record)
+    for name in result.scratch:  # not before: a kill in between would leave some of it, which a resume takes for all
+        folder.delete(name)
 
 
 def finished(folder: Storage) -> bool:
@@ -114,7 +139,7 @@ def read_record(folder: Storage) -> dict[str, Any]:
         UserError: the stage is not complete.
     """
     if not finished(folder):
-        raise UserError(f"{folder.uri}: not complete (no {FINISHED}); run that stage first")
+        raise UserError(f"{folder}: not complete (no {FINISHED}); run that stage first")
     record: dict[str, Any] = folder.read_json(FINISHED)
     return record
 
@@ -128,7 +153,7 @@ def _refusal(folder: Storage, identity: Identity) -> str:
     changes = _differences({k: present.get(k) for k in asdict(identity)}, asdict(identity))
     shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
     return (
-        f"{folder.uri} holds output of another configuration ({present.get('fingerprint')}, now "
+        f"{folder} holds output of another configuration ({present.get('fingerprint')}, now "
         f"{identity.fingerprint}): {shown}. Give --replace to throw it away, or another storage"
     )
 

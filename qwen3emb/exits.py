@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from qwen3emb.errors import StageFailure, UserError
+from qwen3emb.location import redacted
 
 __all__ = ["INTERRUPTED", "guarded"]
 
@@ -16,7 +17,10 @@ INTERRUPTED = 130
 
 
 def guarded(action: Callable[[], None], debug: bool) -> int:
-    """Run `action`; 0, 2 for a user's mistake, 1 for a failure, each in one sentence on standard error."""
+    """Run `action`; 0, 2 for a user's mistake, 1 for a failure, each in one sentence on standard error.
+
+    Passwords in URIs are not shown, whoever wrote the message.
+    """
     try:
         action()
     except KeyboardInterrupt:
@@ -24,9 +28,9 @@ def guarded(action: Callable[[], None], debug: bool) -> int:
         return INTERRUPTED
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            print(redacted(traceback.format_exc()), file=sys.stderr)
         message, code = _verdict(_root_cause(error))
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {redacted(message)}", file=sys.stderr, flush=True)
         return code
     return 0
 

@@ -11,6 +11,7 @@ from qwen3emb.artifact import Identity, State, state_of
 from qwen3emb.config import RunConfig
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.errors import UserError
+from qwen3emb.location import redacted, with_secrets_of
 from qwen3emb.model.fetch import is_endpoint, resolve_model
 from qwen3emb.storage import Storage, external_fingerprint
 
@@ -113,7 +114,9 @@ def needs(cfg: RunConfig, name: str) -> list[str]:
 def stage_folder(cfg: RunConfig, name: str) -> Storage:
     """Where a stage of this run lies on storage: in the run's own, or where `borrow` found it."""
     own = Storage(cfg.storage) / name
-    return Storage(own.read_json(_ELSEWHERE)["uri"]) if own.exists(_ELSEWHERE) else own
+    if not own.exists(_ELSEWHERE):
+        return own
+    return Storage(with_secrets_of(cfg.storage, own.read_json(_ELSEWHERE)["uri"]))
 
 
 def borrow(cfg: RunConfig, lender: RunConfig) -> list[str]:
@@ -132,7 +135,7 @@ def borrow(cfg: RunConfig, lender: RunConfig) -> list[str]:
         own.delete(_ELSEWHERE)
         what = identity(cfg, name, known)
         if state_of(own, what) == "new" and state_of(theirs, what) == "done":
-            own.write_json(_ELSEWHERE, {"uri": theirs.uri, "fingerprint": what.fingerprint})
+            own.write_json(_ELSEWHERE, {"uri": str(theirs), "fingerprint": what.fingerprint})
             found.append(name)
     return found
 
@@ -145,7 +148,7 @@ def own_folder(cfg: RunConfig, name: str) -> Storage:
     """
     own, folder = Storage(cfg.storage) / name, stage_folder(cfg, name)
     if folder.uri != own.uri and state_of(folder, identity(cfg, name)) != "done":
-        raise UserError(f"{own.uri} stands for {folder.uri}, which is of another configuration now; remove {own.uri}")
+        raise UserError(f"{own} stands for {folder}, which is of another configuration now; remove {own}")
     return folder
 
 
@@ -182,7 +185,7 @@ def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity
     inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
     inputs |= {f"models.{f}": _model_fingerprint(_model_name(cfg, f)) for f in models}
     inputs |= {place: _source_fingerprint(place) for place in _external(cfg, name)}
-    return Identity(name, __version__, config, inputs)
+    return Identity(name, __version__, redacted(config), redacted(inputs))
 
 
 def plan(cfg: RunConfig) -> list[tuple[Stage, State]]:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import posixpath
+import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -19,8 +21,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from qwen3emb.errors import UserError
+from qwen3emb.location import checked_name, encoded, is_uri, joined, parent_and_name, redacted
 
 __all__ = ["Storage", "absolute_uri", "external_fingerprint", "project_root"]
+
+_TEMPORARY = ".tmp-"
 
 
 def project_root() -> Path:
@@ -55,7 +60,7 @@ def absolute_uri(uri: str) -> str:
     A relative file that lies in the current folder is taken from there, so that a Ray job reads the personas
     that were uploaded with its working directory; folders are not, since they may be outputs.
     """
-    if "://" in uri:
+    if is_uri(uri):
         return uri
     path = Path(uri).expanduser()
     if path.is_file():
@@ -64,21 +69,51 @@ def absolute_uri(uri: str) -> str:
 
 
 class Storage:
-    """A folder on a file system; names below are relative to it, with forward slashes."""
+    """A folder on a file system; names below are relative to it, with forward slashes.
+
+    `uri` is what another process opens it by, with its options and credentials; `str()` is for messages and records
+    and has no secrets.
+    """
 
     def __init__(self, uri: str) -> None:
-        self.uri = absolute_uri(uri).rstrip("/")
-        if "://" in self.uri:
-            self.filesystem, self.root = pafs.FileSystem.from_uri(self.uri)
+        """Open a folder, which need not be there.
+
+        Raises:
+            UserError: no file system is known for the URI, or it cannot be parsed.
+        """
+        place = absolute_uri(uri)
+        if is_uri(place):
+            self.uri = encoded(place)
+            self.filesystem, self.root = _opened(self.uri)
         else:
-            self.filesystem, self.root = pafs.LocalFileSystem(), self.uri
+            self.filesystem, self.root = pafs.LocalFileSystem(), place.rstrip("/") or "/"
+        if self.is_local:
+            self.uri = self.root
+
+    @classmethod
+    def of_file(cls, uri: str) -> tuple[Storage, str]:
+        """The folder that a file lies in, and the file's name below it."""
+        folder, name = parent_and_name(absolute_uri(uri))
+        return cls(folder), name
 
     def __truediv__(self, name: str) -> Storage:
-        return Storage(posixpath.join(self.uri, name))
+        """The folder `name` below this one, on the same file system with the same options."""
+        below = object.__new__(Storage)
+        below.uri, below.filesystem, below.root = joined(self.uri, name), self.filesystem, self.path(name)
+        return below
+
+    def __str__(self) -> str:
+        """Where it is, without passwords and secret options."""
+        return str(redacted(self.uri))
 
     def path(self, name: str = "") -> str:
-        """The path of `name` as `self.filesystem` wants it."""
-        return posixpath.join(self.root, name) if name else self.root
+        """The path of `name` as `self.filesystem` wants it.
+
+        Raises:
+            UserError: the name leads out of the folder.
+        """
+        below = checked_name(name)
+        return posixpath.join(self.root, below) if below else self.root
 
     @property
     def is_local(self) -> bool:
@@ -95,12 +130,13 @@ class Storage:
             return bytes(stream.read())
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file so that readers see all of it or nothing."""
+        """Write a file so that readers see all of it or nothing, whoever else writes it at the same time."""
         target = self.path(name)
+        whole = memoryview(content)  # a stream that was opened on S3 replaces the file, also when nothing is written
         self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
-        temporary = f"{target}.tmp-{os.getpid()}" if self.is_local else target
+        temporary = f"{target}{_TEMPORARY}{_writer()}" if self.is_local else target
         with self.filesystem.open_output_stream(temporary) as stream:
-            stream.write(content)
+            stream.write(whole)
         if temporary != target:
             self.filesystem.move(temporary, target)
 
@@ -113,13 +149,22 @@ class Storage:
         self.write_bytes(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     def names(self, name: str = "", suffix: str = "") -> list[str]:
-        """Sorted names of the files below a folder; empty where it does not exist."""
+        """Sorted names of the files below a folder; empty where it does not exist. Half-written ones are left out."""
         selector = pafs.FileSelector(self.path(name), recursive=True, allow_not_found=True)
         files = (i.path for i in self.filesystem.get_file_info(selector) if i.type == pafs.FileType.File)
-        return sorted(posixpath.relpath(f, self.root) for f in files if f.endswith(suffix))
+        below = (posixpath.relpath(f, self.root) for f in files if f.endswith(suffix))
+        return sorted(f for f in below if _TEMPORARY not in posixpath.basename(f))
+
+    def entries(self) -> list[str]:
+        """Sorted names of the files and folders directly in this folder, half-written ones too."""
+        selector = pafs.FileSelector(self.root, allow_not_found=True)
+        return sorted(posixpath.basename(i.path) for i in self.filesystem.get_file_info(selector))
 
     def delete(self, name: str = "") -> None:
-        """Remove a file or folder; nothing happens where it does not exist."""
+        """Remove a file or folder; nothing happens where it does not exist.
+
+        A kill leaves some of a folder's files, in no order. What says that the others are complete goes first, alone.
+        """
         kind = self.filesystem.get_file_info(self.path(name)).type
         if kind == pafs.FileType.Directory:
             self.filesystem.delete_dir(self.path(name))
@@ -134,7 +179,7 @@ class Storage:
         """
         files = [name] if name.endswith(".parquet") else self.names(name, ".parquet")
         if not files and schema is None:
-            raise UserError(f"{self.uri}/{name}: no Parquet files there")
+            raise UserError(f"{self / name}: no Parquet files there")
         tables = [pq.read_table(self.path(f), filesystem=self.filesystem) for f in files]
         return pa.concat_tables(tables) if tables else pa.Table.from_pylist([], schema=schema)
 
@@ -159,9 +204,9 @@ class Storage:
         below = self.filesystem.get_file_info(pafs.FileSelector(self.path(name), recursive=True))
         state = sorted((i.path, i.size, i.mtime_ns) for i in below if i.type == pafs.FileType.File)
         key = hashlib.sha256(repr((self.uri, name, state)).encode()).hexdigest()[:16]
-        cache = Path(tempfile.gettempdir()) / "qwen3emb-cache"
+        cache = Path(tempfile.gettempdir()) / f"qwen3emb-cache-{os.getuid()}"  # another user's cannot be written to
         if not (cache / key).is_dir():
-            cache.mkdir(parents=True, exist_ok=True)
+            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
             partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
             pafs.copy_files(self.path(name), str(partial), source_filesystem=self.filesystem)
             try:
@@ -176,6 +221,19 @@ class Storage:
             return
         self.filesystem.create_dir(self.path(name), recursive=True)
         pafs.copy_files(str(folder), self.path(name), destination_filesystem=self.filesystem)
+
+
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{redacted(uri)}: not a place that can be opened ({redacted(str(error))})") from error
+    return filesystem, str(root)
+
+
+def _writer() -> str:
+    """Host, process and chance: two hosts with the same pid may write one file on a shared disk."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def external_fingerprint(uri: str, suffix: str = "") -> str:

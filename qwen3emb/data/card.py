@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qwen3emb.location import redacted
 from qwen3emb.storage import Storage
 
 __all__ = ["CARD", "PAGE", "count_rows", "markdown_card", "write_card"]
@@ -57,8 +58,9 @@ def count_rows(out: Storage, folders: Sequence[str]) -> dict[str, Any]:
 
 def write_card(out: Storage, title: str, card: Mapping[str, Any]) -> None:
     """Write `card.json` and `card.md` into an artifact's folder."""
-    out.write_json(CARD, dict(card))
-    out.write_bytes(PAGE, markdown_card(title, card).encode())
+    shown = redacted(dict(card))
+    out.write_json(CARD, shown)
+    out.write_bytes(PAGE, markdown_card(title, shown).encode())
 
 
 def _lengths(column: pa.ChunkedArray) -> list[int]:

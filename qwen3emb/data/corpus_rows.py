@@ -24,6 +24,7 @@ from qwen3emb.data.python_source import SourceItem, extract_items, labelled_pair
 from qwen3emb.data.readers import read_file
 from qwen3emb.data.rows import Passage, Reject, escaped, text_problem
 from qwen3emb.errors import UserError
+from qwen3emb.location import redacted
 
 __all__ = ["CANDIDATE", "KEYS", "PLACES", "Chunker", "file_rows", "python_rows", "text_rows"]
 
@@ -219,7 +220,7 @@ def _row(
         "title": title,
         "query": query,
         "language": language,
-        "source": source,
+        "source": redacted(source),
         "reason": reason,
         "row": row,
     }

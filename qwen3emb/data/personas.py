@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qwen3emb.data.nearest import top_k
 from qwen3emb.data.rows import Reject, escaped, text_problem
 from qwen3emb.errors import UserError
-from qwen3emb.storage import Storage, absolute_uri
+from qwen3emb.storage import Storage
 
 __all__ = ["index_name", "nearest_personas", "parse_personas", "persona_vectors", "read_personas"]
 
@@ -30,15 +30,14 @@ def read_personas(uri: str) -> tuple[list[str], list[Reject]]:
     Raises:
         UserError: the file cannot be read, or has no usable persona.
     """
-    place = absolute_uri(uri)
-    folder, _, name = place.rpartition("/")
+    folder, name = Storage.of_file(uri)
     try:
-        content = _content(Storage(folder or "/"), name)
+        content = _content(folder, name)
     except FileNotFoundError as error:
         raise UserError(f"synthesize.personas {uri}: no such file") from error
     except OSError as error:
         raise UserError(f"synthesize.personas {uri}: cannot be read: {error}") from error
-    personas, rejects = parse_personas(content, place)
+    personas, rejects = parse_personas(content, str(folder / name))
     if not personas:
         first = f" (row {rejects[0].row}: {rejects[0].reason})" if rejects else ""
         raise UserError(

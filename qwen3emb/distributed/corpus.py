@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,7 @@ def build_corpus(ctx: StageContext, progress: Progress | None = None) -> StageRe
     verdict = decide(_keys(out, parts), cfg, seed)
     for name in _OUTPUTS:
         out.delete(name)
-    result = _write(out, parts, verdict, len(files))
-    out.delete(CANDIDATES)
-    return result
+    return replace(_write(out, parts, verdict, len(files)), scratch=(CANDIDATES,))
 
 
 def _keys(out: Storage, parts: Sequence[str]) -> pa.Table:

@@ -165,4 +165,4 @@ def write_ablation(cfg: RunConfig, lines: Sequence[Mapping[str, Any]], left_out:
     """Write the rows, and why variants are left out, into the run's storage; where they lie."""
     storage = Storage(cfg.storage)
     storage.write_json(ABLATION, {"rows": list(lines), "left_out": dict(left_out)})
-    return f"{storage.uri}/{ABLATION}"
+    return str(storage / ABLATION)

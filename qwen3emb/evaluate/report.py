@@ -150,12 +150,11 @@ def print_report(
     records = recorded(cfg, done)
     seconds = {name: ran.get(name, record.get("seconds")) for name, record in records.items()}
     console.print(seconds_table(seconds, [name for name in records if name not in ran]))
-    storage = Storage(cfg.storage).uri
     if "evaluate" in records:
         for table in quality_tables(cfg):
             console.print(table)
-        console.print(f"summary    {storage}/{SUMMARY}", soft_wrap=True, highlight=False)
-    console.print(f"artifacts  {storage}", soft_wrap=True, highlight=False)
+        console.print(f"summary    {Storage(cfg.storage) / SUMMARY}", soft_wrap=True, highlight=False)
+    console.print(f"artifacts  {Storage(cfg.storage)}", soft_wrap=True, highlight=False)
     for line in _next(records, config):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
