@@ -120,7 +120,9 @@ def _half_pair(value: Any) -> str | None:
     if isinstance(value, dict):  # other fields of a document are ignored
         found = _half_pair(value.get("text"))
         return None if found is None else f".text{found}"
-    for number, one in enumerate(value if isinstance(value, list) else ()):
+    if not isinstance(value, list) or (value and isinstance(value[0], int)):  # token ids may be 300,000
+        return None
+    for number, one in enumerate(value):
         if isinstance(one, str | list | dict) and (found := _half_pair(one)) is not None:
             return f"[{number}]{found}"
     return None
