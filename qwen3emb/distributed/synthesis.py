@@ -22,7 +22,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from qwen3emb.artifact import StageResult
-from qwen3emb.config import RunConfig, given
+from qwen3emb.config import ModelsConfig, RunConfig, given
 from qwen3emb.data.blocks import Block, Plan, Segment, plan_blocks, read_block
 from qwen3emb.data.decontamination import EvaluationNgrams, evaluation_texts
 from qwen3emb.data.personas import index_name, nearest_personas, persona_vectors, read_personas
@@ -30,9 +30,10 @@ from qwen3emb.data.requirements import weighted_languages, weighted_words
 from qwen3emb.data.rows import Reject
 from qwen3emb.data.task_rows import Row
 from qwen3emb.distributed.query_writer import QueryWriter
+from qwen3emb.distributed.retrieval_model import embedded, retrieval_model
 from qwen3emb.distributed.synthesis_end import drop_overlapping, drop_repeated, result
 from qwen3emb.distributed.tally import counting, figures
-from qwen3emb.distributed.vllm_engine import EngineLost, VllmEngine, engine_resources, located
+from qwen3emb.distributed.vllm_engine import EngineLost, VllmEngine, engine_resources
 from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.evaluate.index import document_text
 from qwen3emb.pipeline import StageContext
@@ -47,7 +48,6 @@ _PASSAGES = "passages"
 _DEATHS = 2  # after so many engines have died with a block, its rows are asked one at a time
 _READER_CPUS = 0.5
 _ENGINES_PER_READER = 4
-_EMBEDDED_CHARACTERS = 4000  # of a passage; the retrieval model reads less than that
 
 
 def synthesize(ctx: StageContext, say: _Say) -> StageResult:
@@ -138,12 +138,12 @@ def _dataset(
     corpus, choice = (ctx.input("corpus") / _PASSAGES).uri, replace(plan, blocks=())
     blocks = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _Reader,
-        fn_constructor_args=(corpus, choice, ctx.cfg.storage, [ray.put(personas)], wanted, ctx.cfg.models.retrieval),
+        fn_constructor_args=(corpus, choice, ctx.cfg.storage, [ray.put(personas)], wanted, ctx.cfg.models),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=-(-engines // _ENGINES_PER_READER)),
         num_cpus=_READER_CPUS,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}},
     )
     return blocks.map_batches(
         _Writer,
@@ -173,10 +173,12 @@ class _Reader:
     The vectors of the personas lie in the run's storage: made once, used by every reader and by later runs.
     """
 
-    def __init__(self, corpus: str, plan: Plan, run: str, personas: list[Any], count: int, model: str) -> None:
+    def __init__(
+        self, corpus: str, plan: Plan, run: str, personas: list[Any], count: int, models: ModelsConfig
+    ) -> None:
         self._corpus, self._plan, self._run = Storage(corpus), plan, Storage(run)
         self._personas: list[str] = ray.get(personas[0])
-        self._count, self._model_name = count, model
+        self._count, self._models = count, models
         self._model: Any = None
         self._vectors: Any = None
 
@@ -186,11 +188,11 @@ class _Reader:
         block = Block(work["name"], tuple(Segment(**s) for s in json.loads(work["segments"])))
         passages = read_block(self._corpus, self._plan, block)
         if self._model is None:
-            self._model = _retrieval_model(self._model_name)
-            name = index_name(self._personas, self._model_name)
+            self._model = retrieval_model(self._models)
+            name = index_name(self._personas, str(self._models.retrieval))
             self._vectors = persona_vectors(self._run, name, lambda: self._encode(self._personas))
         documents = [document_text(p["title"] or "", p["text"] or "") for p in passages]
-        vectors = self._encode([d[:_EMBEDDED_CHARACTERS] for d in documents])
+        vectors = self._encode(documents)
         found = nearest_personas(vectors, self._vectors, self._count)
         rows = [
             {"passage": p, "document": d, "candidates": [self._personas[i] for i in near]}
@@ -199,13 +201,7 @@ class _Reader:
         return pa.table({"block": [block.name], "rows": [json.dumps(rows)]})
 
     def _encode(self, texts: list[str]) -> Any:
-        return self._model.encode(texts, batch_size=32, convert_to_numpy=True, show_progress_bar=False)
-
-
-def _retrieval_model(name: str) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(located(name), device="cpu")
+        return embedded(self._model, texts)
 
 
 class _Writer:

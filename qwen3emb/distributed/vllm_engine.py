@@ -13,6 +13,7 @@ from typing import Any
 
 from qwen3emb.config_data import SynthesizeConfig
 from qwen3emb.data.prompts import Message, defused
+from qwen3emb.distributed.chat_form import chat_form
 from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.model.fetch import resolve_model
 
@@ -72,17 +73,18 @@ class VllmEngine:
         llm: vLLM's own engine.
 
     Raises:
-        UserError: the engine is not installed, the model has no chat template, or the engine refuses it.
+        UserError: the engine is not installed, the model's chat template cannot hold our prompts, or the engine
+            refuses the model.
         StageFailure: it cannot be started for another reason.
     """
 
     def __init__(self, model: str, cfg: SynthesizeConfig, gpus: bool) -> None:
         """Load `model` (a name, directory or hub id, see `resolve_model`)."""
         self._cfg = cfg
-        self.llm = _load(located(model), cfg, gpus)
-        self._tokenizer = self.llm.get_tokenizer()
-        if not self._tokenizer.chat_template:
-            raise UserError(f"models.generator {model}: it has no chat template; name an instruction-tuned model")
+        folder = located(model)
+        self._form = chat_form(model, folder)  # before the engine, which takes minutes to load
+        self.llm = _load(folder, cfg, gpus)
+        self._tokenizer = self._form.tokenizer
         tokens = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
         self._special_tokens = sorted(tokens, key=len, reverse=True)
 
@@ -112,10 +114,7 @@ class VllmEngine:
         return answers
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        text = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return list(self._tokenizer.encode(self._form.text(messages), add_special_tokens=False))
 
     def sampling(self, question: Question) -> Any:
         """The engine's parameters for one question."""
@@ -199,6 +198,8 @@ def _load(model: str, cfg: SynthesizeConfig, gpus: bool) -> Any:
 def _options(cfg: SynthesizeConfig, gpus: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         "dtype": cfg.dtype,
+        "load_format": "safetensors",  # else pickled weights are read where there are no others
+        "trust_remote_code": False,
         "max_model_len": cfg.max_model_len,
         "max_num_seqs": cfg.max_num_seqs,
         "tensor_parallel_size": cfg.tensor_parallel,

@@ -38,11 +38,22 @@ def dtype_of(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def load_tokenizer(model_dir: Path) -> Any:
-    """The model's tokenizer; code inside the model directory never runs."""
+def load_tokenizer(model_dir: Path | str) -> Any:
+    """The tokenizer of a model directory (or hub id); code inside the directory never runs.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{model_dir}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
+        # without its files transformers makes an empty one of the model's kind, for which all texts are alike
+        raise UserError(f"{model_dir}: no tokenizer in it; copy tokenizer.json there from the model's own directory")
+    return tokenizer
 
 
 def load_trunk(model_dir: Path, dtype: str) -> Any:
@@ -101,6 +112,9 @@ def _load(auto: Any, model_dir: Path, dtype: str, trunk: bool) -> Any:
             ignore_mismatched_sizes=True,  # they are named below
             output_loading_info=True,
         )
+    if not hasattr(getattr(model, "model", model), "layers"):
+        kind = type(model).__name__
+        raise UserError(f"model directory {model_dir}: {kind} is no decoder of the Qwen3 and Llama families")
     require_complete(model_dir, names, mapping, info, trunk)
     add_shortcuts(model)
     return model.eval()

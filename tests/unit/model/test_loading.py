@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from qwen3emb.errors import UserError
 from qwen3emb.model.encoder import Encoder
-from qwen3emb.model.loading import load_causal, load_trunk
+from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
 from qwen3emb.model.reranker import Reranker
 
 Weights = dict[str, torch.Tensor]
@@ -211,3 +211,23 @@ def test_another_shape_or_a_broken_file_is_named(
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model\.safetensors.*cannot be read"):
         load(tmp_path / "broken", "float32")
+
+
+def test_a_directory_without_a_tokenizer_is_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
+    """transformers makes an empty one up, with which every text has the same vector."""
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_qwen3, folder, ignore=shutil.ignore_patterns("tokenizer*", "*.jinja"))
+    with pytest.raises(UserError, match="no tokenizer in it"):
+        Encoder(folder, end_token="<|endoftext|>", dtype="float32")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="its tokenizer cannot be loaded"):
+        load_tokenizer(folder)
+
+
+def test_a_model_of_another_family_is_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"vocab_size": 64, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    BertModel(BertConfig(**sizes, num_attention_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="BertModel is no decoder of the Qwen3 and Llama families"):
+        load_trunk(tmp_path, "float32")

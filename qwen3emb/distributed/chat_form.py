@@ -1,0 +1,85 @@
+"""How a generator takes a chat: its template is tried with the tokenizer alone, before an engine is loaded.
+
+Our prompts are a system turn, examples as user and assistant turns, and a request. Many templates refuse the system
+role or leave it out without a word; its text then stands at the head of the first user turn instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3emb.data.prompts import Message
+from qwen3emb.errors import UserError
+
+__all__ = ["ChatForm", "chat_form"]
+
+_ROLES = ("system", "user", "assistant", "user")
+_PROBE = [{"role": role, "content": f"marker{number}"} for number, role in enumerate(_ROLES)]
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """A generator's tokenizer and what its template makes of a system turn.
+
+    Attributes:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        folded: the system turn's text goes before that of the first user turn.
+    """
+
+    tokenizer: Any
+    folded: bool
+
+    def text(self, messages: list[Message]) -> str:
+        """The prompt, up to where the answer begins."""
+        turns = _folded(messages) if self.folded else messages
+        return str(
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
+
+
+def chat_form(model: str, folder: str) -> ChatForm:
+    """What works with the chat template of a generator.
+
+    Args:
+        model: its name in the config, for messages.
+        folder: its directory, or a hub id.
+
+    Raises:
+        UserError: it has no tokenizer or chat template, or the template fails or leaves turns out in any form.
+    """
+    from qwen3emb.model.loading import load_tokenizer  # torch, which the driver does without
+
+    try:
+        tokenizer = load_tokenizer(folder)
+    except UserError as error:
+        raise UserError(f"models.generator {error}") from error
+    if not tokenizer.chat_template:
+        raise UserError(f"models.generator {model}: it has no chat template; name an instruction-tuned model")
+    complaint = None
+    for form in (ChatForm(tokenizer, folded=False), ChatForm(tokenizer, folded=True)):
+        try:
+            shown = form.text(_PROBE)
+        except Exception as error:  # a template is a program of its own: it may raise anything
+            complaint = _one_line(error)
+            continue
+        lost = [turn["role"] for turn in _PROBE if turn["content"] not in shown]
+        if not lost:
+            return form
+        complaint = f"it leaves out the turn of the {lost[0]}"
+    raise UserError(
+        f"models.generator {model}: its chat template cannot hold our prompts (a system turn, then user and "
+        f"assistant turns): {complaint}"
+    )
+
+
+def _folded(messages: list[Message]) -> list[Message]:
+    """The chat without a system turn, whose text stands before the first user turn's, a blank line between."""
+    if not messages or messages[0]["role"] != "system":
+        return messages
+    system, first, *rest = messages
+    return [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

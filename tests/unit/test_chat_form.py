@@ -1,0 +1,105 @@
+"""Chat templates that refuse, drop or garble turns; each is a real tokenizer directory with another template."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwen3emb.data.prompts import Configuration as Chosen
+from qwen3emb.data.prompts import query_messages
+from qwen3emb.data.requirements import Requirement
+from qwen3emb.distributed.chat_form import ChatForm, chat_form
+from qwen3emb.errors import UserError
+
+TURN = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+EACH = "{% for message in messages %}" + TURN + "{% endfor %}"
+ASKING = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+REFUSES = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + EACH
+    + ASKING
+)
+ALTERNATES = (
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    + TURN
+    + "{% endfor %}"
+    + ASKING
+)
+DROPS = "{% for message in messages if message['role'] != 'system' %}" + TURN + "{% endfor %}" + ASKING
+KNOWS_TWO_ROLES = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"
+    "{% elif message['role'] == 'assistant' %} {{ message['content'] }}{% endif %}{% endfor %}"
+)
+CHAT = query_messages("Rye dough tears.", "a baker", Chosen(0, "summary", "phd"), Requirement("5-10", "en", "English"))
+
+
+@pytest.fixture
+def generator(tiny_qwen3: Path, tmp_path: Path) -> Callable[[str | None], str]:
+    """The directory of a generator with a given chat template."""
+
+    def made(template: str | None) -> str:
+        folder = tmp_path / "generator"
+        shutil.copytree(tiny_qwen3, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.jinja"))
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template)
+        return str(folder)
+
+    return made
+
+
+def form(folder: str) -> ChatForm:
+    return chat_form("gen", folder)
+
+
+def test_a_template_with_a_system_role_gets_the_chat_as_it_is(generator: Callable[[str | None], str]) -> None:
+    found = form(generator(EACH + ASKING))
+    turns = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in CHAT]
+    assert not found.folded
+    assert found.text(CHAT) == "".join(turns) + "<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("template", [REFUSES, ALTERNATES, DROPS])
+def test_the_system_text_goes_before_the_first_user_turn(generator: Callable[[str | None], str], template: str) -> None:
+    system, first, answer, last = CHAT
+    found = form(generator(template))
+    assert found.text(CHAT) == (
+        f"<|im_start|>user\n{system['content']}\n\n{first['content']}<|im_end|>\n"
+        f"<|im_start|>assistant\n{answer['content']}<|im_end|>\n"
+        f"<|im_start|>user\n{last['content']}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    alone = [{"role": "user", "content": "Hi"}]
+    assert found.text(alone) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_templates_that_know_two_roles_only_lose_nothing(generator: Callable[[str | None], str]) -> None:
+    shown = form(generator(KNOWS_TWO_ROLES)).text(CHAT)
+    assert all(turn["content"] in shown for turn in CHAT)
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        (None, "it has no chat template; name an instruction-tuned model"),
+        ("{{ raise_exception('Only one turn,\n please') }}", "Only one turn, please"),
+        ("{% for message in messages %}", "Unexpected end of template"),
+        ("{{ messages[0]['content'][0]['text'] + 1 }}", "."),
+        ("{{ messages[-1]['content'] }}", "it leaves out the turn of the"),
+        ("{{ 'always the same' }}", "it leaves out the turn of the"),
+    ],
+)
+def test_other_failures_are_one_sentence(
+    generator: Callable[[str | None], str], template: str | None, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=r"^models\.generator gen: ") as caught:
+        form(generator(template))
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_generator_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(UserError, match=r"^models\.generator /.*: no tokenizer in it"):
+        form(str(tmp_path))
