@@ -7,10 +7,12 @@ role or leave it out without a word; its text then stands at the head of the fir
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from qwen3emb.data.prompts import Message
+from qwen3emb.data.prompts import Message, defused
 from qwen3emb.errors import UserError
+from qwen3emb.templates import control_ids
 
 __all__ = ["ChatForm", "chat_form"]
 
@@ -31,11 +33,19 @@ class ChatForm:
     folded: bool
 
     def text(self, messages: list[Message]) -> str:
-        """The prompt, up to where the answer begins."""
-        turns = _folded(messages) if self.folded else messages
+        """The prompt, up to where the answer begins; no turn's text can end its turn."""
+        safe = [turn | {"content": defused(turn["content"], self.control_tokens)} for turn in messages]
+        turns = _folded(safe) if self.folded else safe
         return str(
             self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         )
+
+    @cached_property
+    def control_tokens(self) -> list[str]:
+        """What no text in a chat may spell, longest first."""
+        backend = self.tokenizer.backend_tokenizer
+        known, control = backend.get_added_tokens_decoder(), control_ids(backend)
+        return sorted((known[number].content for number in control), key=len, reverse=True)
 
 
 def chat_form(model: str, folder: str) -> ChatForm:

@@ -85,13 +85,11 @@ class VllmEngine:
         self._form = chat_form(model, folder)  # before the engine, which takes minutes to load
         self.llm = _load(folder, cfg, gpus)
         self._tokenizer = self._form.tokenizer
-        tokens = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
-        self._special_tokens = sorted(tokens, key=len, reverse=True)
 
     def shown(self, text: str) -> str:
         """`text` as a prompt may hold it: no tokens of the chat format, at most `max_passage_tokens` long."""
         most = self._cfg.max_passage_tokens
-        safe = defused(text[: most * _CHARACTERS_PER_TOKEN], self._special_tokens)
+        safe = defused(text[: most * _CHARACTERS_PER_TOKEN], self._form.control_tokens)
         ids = self._tokenizer.encode(safe, add_special_tokens=False)
         return safe if len(ids) <= most else str(self._tokenizer.decode(ids[:most])).rstrip("\ufffd")
 
