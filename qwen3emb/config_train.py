@@ -107,7 +107,7 @@ class _TrainConfig(Section):
     num_workers: int = Field(default=2, ge=1)
     """Ray Train workers = world size."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads per worker; default the machine's cores / num_workers."""
+    """CPU threads per worker; default the cores of its node (affinity and CPU quota) / the workers there."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and schedule."""
     steps: int = Field(ge=1)

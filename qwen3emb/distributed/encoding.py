@@ -20,7 +20,6 @@ from qwen3emb.distributed.workers import (
     first_or_stop,
     spread,
     stop,
-    threads_per_worker,
 )
 from qwen3emb.model.fetch import is_endpoint
 from qwen3emb.storage import Storage
@@ -51,17 +50,14 @@ class Encoders:
             model_dir: directory, URI or address of the model (see `model.foreign`).
             end_token: needed for directories that are not ours.
             dtype: of the weights; default as stored.
-            workers: actors. On CPU each gets cores / workers threads.
+            workers: actors. On CPU those of a node share its cores (`workers.threads_here`).
             gpus_per_worker: GPUs of each.
 
         Raises:
             UserError: the model cannot be loaded.
         """
-        threads = threads_per_worker(workers)
-        start = ray.remote(EncodeWorker).options(
-            **actor_options(threads, gpus_per_worker), max_restarts=-1, max_task_retries=3
-        )
-        self._actors: list[Any] = [start.remote(threads) for _ in range(workers)]
+        start = ray.remote(EncodeWorker).options(**actor_options(gpus_per_worker), max_restarts=-1, max_task_retries=3)
+        self._actors: list[Any] = [start.remote(workers, gpus_per_worker) for _ in range(workers)]
         self.use(model_dir, end_token, dtype)
 
     def use(self, model_dir: str, end_token: str | None = None, dtype: str | None = None) -> None:
@@ -127,12 +123,9 @@ class Rerankers:
         self, model_dir: str, *, dtype: str | None = None, workers: int = 1, gpus_per_worker: float = 0
     ) -> None:
         """Start the actors and load the model in each; arguments and errors as of `Encoders`."""
-        threads = threads_per_worker(workers)
-        start = ray.remote(RerankWorker).options(
-            **actor_options(threads, gpus_per_worker), max_restarts=-1, max_task_retries=3
-        )
+        start = ray.remote(RerankWorker).options(**actor_options(gpus_per_worker), max_restarts=-1, max_task_retries=3)
         uri = Storage(model_dir).uri
-        self._actors = [start.remote(uri, dtype, threads) for _ in range(workers)]
+        self._actors = [start.remote(uri, dtype, workers, gpus_per_worker) for _ in range(workers)]
         self.context = int(first_or_stop(self._actors, "context"))
 
     def score(

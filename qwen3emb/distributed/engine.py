@@ -120,5 +120,4 @@ def save(engine: Any, folder: Path, state: dict[str, Any]) -> None:
 def restore(engine: Any, folder: Path) -> dict[str, Any]:
     """Load what `save` wrote and return its `state`."""
     _, state = engine.load_checkpoint(str(folder), tag=TAG)
-    torch.set_rng_state(state["rng"])
     return dict(state)

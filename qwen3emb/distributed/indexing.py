@@ -26,7 +26,7 @@ from qwen3emb.config import RunConfig
 from qwen3emb.data.readers import read_file
 from qwen3emb.data.rows import Reject
 from qwen3emb.distributed.encoding import Progress
-from qwen3emb.distributed.workers import EncodeWorker, ModelPlace, actor_options, threads_per_worker
+from qwen3emb.distributed.workers import EncodeWorker, ModelPlace, actor_options
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.index import SHARDS, IndexInfo, document_text, shard_table, write_info
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
@@ -176,17 +176,16 @@ def _embed(rows: Any, cfg: RunConfig, model: str, out: Storage, found: Survey, p
     """Embed the rows that `found` leaves, one shard per block."""
     workers, gpus = cfg.index.workers, cfg.cluster.gpus_per_worker
     block = min(2048, max(32, found.pending // (workers * 4)))
-    threads = threads_per_worker(workers)
     embedded = (
         rows.map_batches(_pending, fn_kwargs={"skip": found.skip}, batch_format="pyarrow", batch_size=None, **_TINY)
         .repartition(target_num_rows_per_block=block)
         .map_batches(
             _Embed,
-            fn_constructor_args=(model, threads, cfg.index.max_tokens),
+            fn_constructor_args=(model, workers, gpus, cfg.index.max_tokens),
             compute=ActorPoolStrategy(size=workers),
             batch_format="pyarrow",
             batch_size=None,
-            **actor_options(threads, gpus),
+            **actor_options(gpus),
         )
         .map_batches(_write, fn_args=(out.uri,), batch_format="pyarrow", batch_size=None, **_TINY)
     )
@@ -208,8 +207,8 @@ def _pending(rows: pa.Table, skip: set[tuple[str, int]]) -> pa.Table:
 class _Embed:
     """UDF: rows with a `vector` column."""
 
-    def __init__(self, model: str, threads: int, max_tokens: int) -> None:
-        self._worker, self._model = EncodeWorker(threads), ModelPlace(model)
+    def __init__(self, model: str, workers: int, gpus: float, max_tokens: int) -> None:
+        self._worker, self._model = EncodeWorker(workers, gpus), ModelPlace(model)
         self._max_tokens = max_tokens
 
     def __call__(self, rows: pa.Table) -> pa.Table:

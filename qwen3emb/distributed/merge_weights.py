@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import ray
 import torch
 
 from qwen3emb.config_train import MergeConfig
+from qwen3emb.cores import usable_cores
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.retrieval import read_retrieval_set
 from qwen3emb.merge.positions import Interpolation, cocktail_weights, self_position
@@ -96,7 +96,7 @@ def probe_rows(ctx: StageContext) -> list[TrainingRow]:
 
 def _weights(probe: _Probe) -> tuple[list[float], list[str]]:
     """Ray task: (weights, lines to say)."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cores())
     folders = [Path(Storage(uri).local()) for uri in probe.checkpoints]
     device = "cuda" if probe.gpus else "cpu"
     template = EmbeddingTemplate(load_tokenizer(folders[0]), probe.end_token)

@@ -6,12 +6,13 @@ import json
 import logging
 import math
 import os
-import shutil
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,20 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.session import OWN_CLUSTER
-from qwen3emb.config_train import OptimizerConfig
+from qwen3emb.config_train import TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.cores import threads_of, usable_cores
 from qwen3emb.distributed.engine import ZeroEngine, build_engine, full_weights, restore, save, set_learning_rate
 from qwen3emb.distributed.resharding import saved_world_size, universal
 from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.storage import Storage
 from qwen3emb.train.allocator import give_back, keep_freed
+from qwen3emb.train.checkpoints import checkpoint_name, checkpoint_names, drop_oldest, export_checkpoint, sweep
 from qwen3emb.train.gather import rank_and_world
 from qwen3emb.train.history import History
 from qwen3emb.train.mixture import Mixture
 from qwen3emb.train.rows import TrainingRow
 from qwen3emb.train.schedule import learning_rate
+from qwen3emb.train.seeding import seed_step
 from qwen3emb.train.tasks import EmbeddingTask, RerankerTask
 
 __all__ = ["TrainJob", "fit"]
@@ -72,25 +76,23 @@ def fit(job: TrainJob) -> dict[str, Any]:
         StageFailure: the workers failed more often than `max_failures`.
     """
     cfg, out = job.task.cfg, Storage(job.out)
+    sweep(out)
     if not _finished(out, cfg.steps):
         _train(job, out)
+        sweep(out)  # a worker that was lost and replaced may have left something too
     history, kept = History.read(out), checkpoint_names(out)
     if not _finished(out, cfg.steps):
         raise StageFailure(f"training in {out.uri} ended after {history.steps()} of {cfg.steps} steps")
     out.delete(_RUN_NAME)  # optimizer state: only an unfinished run needs it
     best = history.best_step()
-    model = f"checkpoints/{_checkpoint_name(best)}" if best and cfg.stop_after else kept[-1]
+    model = f"checkpoints/{checkpoint_name(best)}" if best and cfg.stop_after else kept[-1]
     return {"model": model, "checkpoints": kept, **history.summary()}
 
 
 def _finished(out: Storage, steps: int) -> bool:
     names, history = checkpoint_names(out), History.read(out)
     done = history.steps() == steps or history.stopped
-    return done and bool(names) and names[-1].endswith(_checkpoint_name(history.steps()))
-
-
-def _checkpoint_name(step: int) -> str:
-    return f"step_{step:06d}"
+    return done and bool(names) and names[-1].endswith(checkpoint_name(history.steps()))
 
 
 def _train(job: TrainJob, out: Storage) -> None:
@@ -133,11 +135,6 @@ class _Trainer(TorchTrainer):
         return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
-def checkpoint_names(out: Storage) -> list[str]:
-    """Exported checkpoints of a training stage, oldest first."""
-    return sorted({os.path.dirname(n) for n in out.names("checkpoints", "/qwen3emb.json")})
-
-
 def _worker(config: dict[str, Any]) -> None:
     """What each worker runs; a failure that would only repeat itself is not tried a second time."""
     job: TrainJob = config["job"]
@@ -156,15 +153,16 @@ def _loop(job: TrainJob) -> None:
     """The steps from the latest checkpoint to the end."""
     cfg = job.task.cfg
     _quieten()
-    torch.set_num_threads(cfg.threads or max(1, len(os.sched_getaffinity(0)) // cfg.num_workers))
-    torch.manual_seed(job.seed)
+    here = ray.train.get_context().get_local_world_size()  # workers of this training on this node
+    torch.set_num_threads(cfg.threads or threads_of(usable_cores(), here))
+    torch.manual_seed(job.seed)  # of what loading draws, the same on every rank: adapters
     keep_freed()
     model = job.task.load()
     if cfg.activation_checkpointing:
         model.gradient_checkpointing_enable()
     if job.gpus:
         model.to(ray.train.torch.get_device())
-    engine, history, first = _resumed(model.train(), cfg.optimizer)
+    engine, history, first = _resumed(model.train(), cfg)
     mixture = job.mixture()
     began = time.monotonic()
     for step in range(first, cfg.steps):
@@ -192,6 +190,7 @@ def _step(job: TrainJob, engine: Any, mixture: Mixture, step: int) -> dict[str, 
         StageFailure: more than `max_bad_steps` such batches.
     """
     cfg = job.task.cfg
+    seed_step(job.seed, step)
     dataset, numbers = mixture.batch(step)
     rows = [job.rows[dataset][i] for i in numbers]
     lr = learning_rate(step, cfg.steps, cfg.optimizer)
@@ -220,12 +219,12 @@ def _bad_batch(job: TrainJob, step: int, dataset: str, rows: Sequence[TrainingRo
         )
 
 
-def _resumed(model: Any, optimizer: OptimizerConfig) -> tuple[Any, History, int]:
+def _resumed(model: Any, cfg: TrainEmbeddingConfig | TrainRerankerConfig) -> tuple[Any, History, int]:
     """Engine, metrics so far and the step to go on with, from Ray Train's latest registered checkpoint.
 
     The checkpoint may be of another world size: the sample sequence is the global one and goes on.
     """
-    checkpoint = ray.train.get_checkpoint()
+    checkpoint, optimizer = ray.train.get_checkpoint(), cfg.optimizer
     if checkpoint is None:
         return build_engine(model, optimizer), History(), 0
     with checkpoint.as_directory() as given, tempfile.TemporaryDirectory() as own:
@@ -237,7 +236,22 @@ def _resumed(model: Any, optimizer: OptimizerConfig) -> tuple[Any, History, int]
         state = restore(engine, folder)
         if world > 1:
             torch.distributed.barrier()  # before the converting rank removes its folder
+    _say_what_differs(cfg, int(state["step"]), int(state.get("world", world)))
     return engine, History(state["history"]), int(state["step"])
+
+
+def _say_what_differs(cfg: TrainEmbeddingConfig | TrainRerankerConfig, step: int, before: int) -> None:
+    """One line where the run that goes on is not the one that was interrupted, bit for bit."""
+    rank, world = rank_and_world()
+    if rank or world == before:
+        return
+    dropped = "; dropout draws other numbers" if cfg.lora and cfg.lora.dropout else ""
+    print(
+        f"going on after step {step} with {world} workers instead of {before}: the same global batches, but sums are "
+        f"rounded otherwise{dropped}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _of_node(own: Path) -> Path:
@@ -256,10 +270,11 @@ def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None
     history.validated(step, job.task.validate(engine), job.task.cfg.stop_after)
     engine.train()
     weights = full_weights(engine)
-    name = _checkpoint_name(step)
     if rank_and_world()[0] == 0:
-        _export(job, weights, engine.module.config, name, history.best_step())
-        history.write(Storage(job.out))
+        out = Storage(job.out)
+        export_checkpoint(out, step, partial(job.task.export, weights=weights, config=engine.module.config))
+        drop_oldest(out, job.task.cfg.keep_checkpoints, history.best_step())
+        history.write(out)
         history.show(job.task.cfg.steps, force=True)
     del weights
     give_back()
@@ -268,29 +283,6 @@ def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        save(engine, Path(folder), {"step": step, "history": history.rows, "rng": torch.get_rng_state()})
+        save(engine, Path(folder), {"step": step, "history": history.rows, "world": rank_and_world()[1]})
         state = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=state, checkpoint_dir_name=name)
-
-
-def _export(job: TrainJob, weights: dict[str, torch.Tensor], config: Any, name: str, best: int | None) -> None:
-    """Write checkpoints/NAME so that it is there as a whole or not at all, and drop the oldest beyond the limit.
-
-    The checkpoint with the best validation stays as well.
-    """
-    out = Storage(job.out)
-    target = Path(out.path(f"checkpoints/{name}")) if out.is_local else None
-    parent = target.parent if target else None
-    if parent:
-        parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix=".export-"))
-    job.task.export(folder, weights, config)
-    if target:
-        shutil.rmtree(target, ignore_errors=True)
-        folder.rename(target)
-    else:
-        out.upload(folder, f"checkpoints/{name}")
-        shutil.rmtree(folder)
-    for old in checkpoint_names(out)[: -job.task.cfg.keep_checkpoints]:
-        if best is None or not old.endswith(_checkpoint_name(best)):
-            out.delete(old)
+        ray.train.report(metrics, checkpoint=state, checkpoint_dir_name=checkpoint_name(step))

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+import torch
 from ray.util import ActorPool
 
+from qwen3emb.cores import threads_of, usable_cores
 from qwen3emb.model.fetch import is_endpoint
 from qwen3emb.model.foreign import AnyEncoder, open_encoder
 from qwen3emb.model.loading import stored_dtype
@@ -25,25 +27,33 @@ __all__ = [
     "first_or_stop",
     "spread",
     "stop",
-    "threads_per_worker",
+    "threads_here",
 ]
 
-
-def threads_per_worker(workers: int) -> int:
-    """CPU threads of one of `workers` processes that share this machine's cores."""
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+_CPUS = 0.5
 
 
-def actor_options(threads: int, gpus: float) -> dict[str, Any]:
-    """Ray's options of an encoding actor.
+def threads_here(workers: int, gpus: float = 0) -> int:
+    """CPU threads of this process, one of a pool of `workers` that Ray spreads over its nodes (`actor_options`).
+
+    What this node's cores give each of the pool's workers that are here, counted as the most that fall to a node.
+
+    Args:
+        workers: of the pool.
+        gpus: of each; nodes without so many hold none.
+    """
+    wanted = {"CPU": _CPUS, "GPU": gpus}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    able = sum(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes)
+    return threads_of(usable_cores(), -(-workers // max(1, able)))
+
+
+def actor_options(gpus: float) -> dict[str, Any]:
+    """Ray's options of an encoding actor; it finds the number of its threads itself (`threads_here`).
 
     Half a logical CPU each, so that slots stay free for the tasks that feed them.
     """
-    return {
-        "num_cpus": 0.5,
-        "num_gpus": gpus,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
-    }
+    return {"num_cpus": _CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
 
 
 class ModelPlace(NamedTuple):
@@ -61,9 +71,9 @@ class EncodeWorker:
     loaded in the constructor: Ray hides what a constructor raised, and a missing model is the user's to mend.
     """
 
-    def __init__(self, threads: int) -> None:
-        """Nothing is loaded yet; `threads` are of the CPU."""
-        self._threads = threads
+    def __init__(self, workers: int, gpus: float = 0) -> None:
+        """Nothing is loaded yet; arguments as of `threads_here`."""
+        self._pool = workers, gpus
         self._model: ModelPlace | None = None
         self._encoder: AnyEncoder | None = None
 
@@ -76,7 +86,8 @@ class EncodeWorker:
         if self._encoder is None or self._model != model:
             self._encoder = None  # one at a time in memory
             place = model.uri if is_endpoint(model.uri) else Storage(model.uri).local()
-            self._encoder = open_encoder(place, end_token=model.end_token, dtype=model.dtype, threads=self._threads)
+            torch.set_num_threads(threads_here(*self._pool))  # Ray has set OMP_NUM_THREADS by `num_cpus`, to 1
+            self._encoder = open_encoder(place, end_token=model.end_token, dtype=model.dtype)
             self._model = model
         return self._encoder
 
@@ -111,9 +122,9 @@ class EncodeWorker:
 class RerankWorker:
     """A reranker in one process, loaded at first use for the reason given at `EncodeWorker`."""
 
-    def __init__(self, model_dir: str, dtype: str | None, threads: int) -> None:
-        """Remember what to load; `dtype` None takes the one the weights are stored in."""
-        self._arguments = (model_dir, dtype, threads)
+    def __init__(self, model_dir: str, dtype: str | None, workers: int, gpus: float = 0) -> None:
+        """Remember what to load; `dtype` None takes the one the weights are stored in, others as of `threads_here`."""
+        self._arguments, self._pool = (model_dir, dtype), (workers, gpus)
         self._reranker: Reranker | None = None
 
     def reranker(self) -> Reranker:
@@ -123,9 +134,10 @@ class RerankWorker:
             UserError: it cannot be loaded.
         """
         if self._reranker is None:
-            uri, dtype, threads = self._arguments
+            uri, dtype = self._arguments
             folder = Storage(uri).local()
-            self._reranker = Reranker(folder, dtype=dtype or stored_dtype(folder), threads=threads)
+            torch.set_num_threads(threads_here(*self._pool))
+            self._reranker = Reranker(folder, dtype=dtype or stored_dtype(folder))
         return self._reranker
 
     def context(self) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from qwen3emb.cores import usable_cores
 from qwen3emb.errors import UserError
 from qwen3emb.merge.pieces import Piece, lay_out, merge_piece
 from qwen3emb.merge.slerp import MergeReport, SlerpReport, normalise_weights
@@ -33,7 +34,7 @@ _NOT_COPIED = PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".
 
 def _on_threads(pieces: Sequence[Piece]) -> Iterable[list[SlerpReport]]:
     """Pieces side by side, one thread each: torch's own would only wait for each other."""
-    pool = ThreadPoolExecutor(max_workers=min(_THREADS, len(os.sched_getaffinity(0)), max(1, len(pieces))))
+    pool = ThreadPoolExecutor(max_workers=min(_THREADS, usable_cores(), max(1, len(pieces))))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

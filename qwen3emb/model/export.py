@@ -134,7 +134,11 @@ def _dtype(state: dict[str, Tensor]) -> torch.dtype:
 
 def _save_weights(output: Path, state: dict[str, Tensor], file: str = _WEIGHTS) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, output / file, metadata={"format": "pt"})
+    path = output / file
+    path.touch()
+    mode = path.stat().st_mode  # as the umask has it; safetensors would leave a file that nobody else may read
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _save_config(output: Path, config: Any, tokenizer: Any, dtype: torch.dtype, changes: dict[str, Any]) -> None:

@@ -166,4 +166,6 @@ def _dequantise(gguf: Path, output: Path) -> None:
     fresh = causal.from_config(config, dtype=torch.bfloat16)
     fresh.load_state_dict({k: v.to(torch.bfloat16) for k, v in loaded.state_dict().items()})
     fresh.save_pretrained(output)
+    for file in output.glob("*.safetensors"):  # safetensors leaves files that nobody else may read
+        file.chmod((output / "config.json").stat().st_mode)
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(output)
