@@ -24,15 +24,17 @@ class History:
         self.rows = rows or []
         self._shown = 0.0
         self._first = len(self.rows)
+        self._before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
         self._on_board = len(self.rows)
 
     def add(self, step: int, metrics: dict[str, Any], seconds: float) -> None:
         """Metrics of a finished step (0-based); `seconds` since this process began training.
 
+        The row's `seconds` are those of all processes up to here, as its tokens are: a resumed run goes on counting.
         NaN and infinity become null, so that every reader of JSON can read them.
         """
         figures = {k: _figure(v) if isinstance(v, float) else v for k, v in metrics.items()}
-        self.rows.append({"step": step + 1, **figures, "seconds": round(seconds, 2)})
+        self.rows.append({"step": step + 1, **figures, "seconds": round(self._before + seconds, 2)})
 
     def validated(self, step: int, metrics: dict[str, float], patience: int = 0) -> None:
         """Validation metrics of a step that is already there; with the first of them the run is judged.
@@ -71,10 +73,10 @@ class History:
     def summary(self) -> dict[str, Any]:
         """First and last loss, speed, and validation metrics by step."""
         speed = {}
-        tail = [r for r in self.rows if r["seconds"] > 0]
-        if tail:
+        seconds = self.rows[-1]["seconds"]
+        if seconds > 0:
             tokens = sum(r["tokens"] for r in self.rows)
-            speed = {"tokens_per_second_per_worker": round(tokens / max(r["seconds"] for r in tail), 1)}
+            speed = {"tokens_per_second_per_worker": round(tokens / seconds, 1)}
         dev = {str(r["step"]): {k: v for k, v in r.items() if k.startswith("dev_")} for r in self.rows}
         return {
             "first_loss": self.rows[0]["loss"],
@@ -104,9 +106,10 @@ class History:
             return
         self._shown = now
         row, mine = self.rows[-1], self.rows[self._first :]
-        per_step = row["seconds"] / max(1, len(mine))
+        seconds = row["seconds"] - self._before
+        per_step = seconds / max(1, len(mine))
         rate = row["rows"] / per_step if per_step else 0.0
-        tokens = sum(r["tokens"] for r in mine) / max(1e-9, row["seconds"])
+        tokens = sum(r["tokens"] for r in mine) / max(1e-9, seconds)
         loss = math.nan if row["loss"] is None else row["loss"]
         dev = " ".join(f"{k} {v:.3f}" for k, v in row.items() if k.startswith("dev_"))
         print(

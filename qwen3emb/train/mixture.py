@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qwen3emb.train.schedule import batch_rows
+from qwen3emb.train.schedule import SampleOrder
 
 __all__ = ["Mixture"]
 
@@ -37,6 +37,7 @@ class Mixture:
         self._ends = np.cumsum(kept / kept.sum())
         self._sizes = [sizes[name] for name in self.names]
         self._batch, self._seed = batch_size, seed
+        self.orders = [SampleOrder(size, seed) for size in self._sizes]
         self._drawn: list[int] = []
         self._nth: list[int] = []
         self._counts = [0] * len(self.names)
@@ -49,8 +50,8 @@ class Mixture:
             self._counts[chosen] += 1
             self._drawn.append(chosen)
         number = self._drawn[step]
-        rows = self._sizes[number]
-        return self.names[number], batch_rows(self._nth[step], min(self._batch, rows), rows, self._seed)
+        size = min(self._batch, self._sizes[number])
+        return self.names[number], self.orders[number].batch(self._nth[step], size)
 
     def _draw(self, step: int) -> int:
         point = np.random.default_rng([self._seed, 1, step]).random()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
 from qwen3emb.config_train import OptimizerConfig
 
-__all__ = ["batch_rows", "learning_rate"]
+__all__ = ["SampleOrder", "learning_rate"]
 
 
 def learning_rate(step: int, total: int, cfg: OptimizerConfig) -> float:
@@ -24,15 +23,32 @@ def learning_rate(step: int, total: int, cfg: OptimizerConfig) -> float:
     return cfg.lr * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * shape)
 
 
-def batch_rows(step: int, batch_size: int, rows: int, seed: int) -> list[int]:
-    """Row numbers of global batch `step`: epochs of shuffled rows, one after the other.
+class SampleOrder:
+    """Epochs of the shuffled rows of one data set, one after the other: a pure function of (seed, position).
 
-    A pure function of (seed, step), whatever the world size.
+    The permutation of the epoch that was asked for last is kept, and no other: steps go forward.
+
+    Attributes:
+        shuffled: how many permutations were computed so far.
     """
-    first = step * batch_size
-    return [int(_shuffled(seed, n // rows, rows)[n % rows]) for n in range(first, first + batch_size)]
 
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self.shuffled = 0
 
-@lru_cache(maxsize=8)
-def _shuffled(seed: int, epoch: int, rows: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+    def batch(self, number: int, size: int) -> list[int]:
+        """Row numbers of the batch `number` (from 0) of `size` rows, whatever the world size."""
+        first, end, found = number * size, (number + 1) * size, []
+        while first < end:
+            epoch, place = divmod(first, self._rows)
+            part = self._of(epoch)[place : place + end - first]
+            found.extend(part.tolist())
+            first += len(part)
+        return found
+
+    def _of(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+            self.shuffled += 1
+        return self._order

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3emb.config_train import OptimizerConfig
-from qwen3emb.train.schedule import batch_rows, learning_rate
+from qwen3emb.train.schedule import SampleOrder, learning_rate
+
+FROZEN = [[4, 6, 7, 2], [0, 3, 5, 10], [9, 8, 1, 7]]
+
+
+def batch_rows(step: int, size: int, rows: int, seed: int) -> list[int]:
+    return SampleOrder(rows, seed).batch(step, size)
 
 
 @given(rows=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 5))
@@ -23,6 +29,14 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
     assert batch_rows(7, 4, 11, 0) == batch_rows(7, 4, 11, 0)
     assert batch_rows(0, 11, 11, 0) != batch_rows(0, 11, 11, 1)
     assert batch_rows(0, 11, 11, 0) != batch_rows(1, 11, 11, 0)
+
+
+def test_the_order_is_that_of_earlier_versions() -> None:
+    """Figures of 9856602: a run that was begun then goes on with the same batches."""
+    assert [batch_rows(step, 4, 11, 0) for step in range(3)] == FROZEN
+    order = SampleOrder(11, 0)
+    assert [order.batch(step, 4) for step in range(3)] == FROZEN and order.shuffled == 2
+    assert order.batch(0, 4) == FROZEN[0], "asked for again, a position gives the same"
 
 
 def test_learning_rate_warms_up_and_decays_to_its_floor() -> None:
