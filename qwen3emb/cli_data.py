@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +35,9 @@ def describe(
     task: Annotated[str, typer.Option(help="Task of a file: retrieval, bitext, classification or sts.")] = "retrieval",
     split: Annotated[str, typer.Option(help="Judgments of a BEIR folder.")] = "train",
     model: Annotated[str | None, typer.Option(help="Model whose tokenizer counts tokens.", show_default=False)] = None,
+    min_grade: Annotated[
+        float | None, typer.Option(help="Pairs of a file with a lower grade are no positives.", show_default=False)
+    ] = None,
     rows: Annotated[int, typer.Option(help="Look at this many rows at most.", min=1)] = 10_000,
     examples: Annotated[int, typer.Option(help="Rendered examples.", min=0)] = 2,
     as_json: Json = False,
@@ -47,7 +49,7 @@ def describe(
     """
 
     def body() -> None:
-        content = _described(name, _set_of(name, catalogue, task, split), rows, examples, model)
+        content = _described(name, _set_of(name, catalogue, task, split, min_grade), rows, examples, model)
         if as_json:
             print_json(content)
         else:
@@ -56,7 +58,7 @@ def describe(
     finish(body, debug)
 
 
-def _set_of(name: str, catalogue: Path, task: str, split: str) -> LabelledSetConfig:
+def _set_of(name: str, catalogue: Path, task: str, split: str, min_grade: float | None) -> LabelledSetConfig:
     """The entry of the catalogue, or the file or folder as a set."""
     from pydantic import ValidationError
 
@@ -74,7 +76,7 @@ def _set_of(name: str, catalogue: Path, task: str, split: str) -> LabelledSetCon
     try:
         beir = place.is_dir() and (place / "qrels").is_dir()
         form = {"format": "beir", "split": split} if beir else {}
-        return LabelledSetConfig.model_validate({"path": name, "task": task, **form})
+        return LabelledSetConfig.model_validate({"path": name, "task": task, "min_grade": min_grade, **form})
     except ValidationError as error:
         raise UserError(f"--task {task}: {error.errors()[0]['msg']}") from error
 
@@ -83,7 +85,7 @@ def _described(name: str, cfg: LabelledSetConfig, most: int, examples: int, mode
     from qwen3emb.data.labelled import LabelledRow, read_labelled
     from qwen3emb.data.rows import Reject
 
-    found = list(islice(read_labelled(name, cfg, 0), most))
+    found = list(read_labelled(name, cfg, 0, most))
     rows = [row for row in found if isinstance(row, LabelledRow)]
     rejects = Counter(item.code for item in found if isinstance(item, Reject))
     if not rows:
@@ -94,6 +96,7 @@ def _described(name: str, cfg: LabelledSetConfig, most: int, examples: int, mode
         "rows": len(rows),
         "complete": len(found) < most,
         "rejected": dict(rejects),
+        **sum((Counter(row.left_out) for row in rows), Counter[str]()),
         "negatives_per_row": round(sum(len(row.negatives) for row in rows) / len(rows), 2),
     }
     return {

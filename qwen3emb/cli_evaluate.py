@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,9 +88,10 @@ def evaluate(
             _instructions(instructions),
             baseline,
         )
-        tasks = open_tasks(task, _folders(data or []), split or [])
+        say = partial(print, file=sys.stderr, flush=True)
+        tasks = open_tasks(task, _folders(data or []), split or [], say)
         with connected(ClusterConfig()):
-            summary = evaluate_tasks(tasks, settings, lambda line: print(line, file=sys.stderr, flush=True))
+            summary = evaluate_tasks(tasks, settings, say)
         if as_json:
             print_json(summary)
         else:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
+from typing import TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -15,7 +16,9 @@ from pyarrow import fs as pafs
 
 from qwen3emb.errors import NotThere, UserError
 
-__all__ = ["SUFFIXES", "file_prefixes", "first_line", "list_files", "resolve"]
+__all__ = ["SUFFIXES", "file_prefixes", "first_line", "list_files", "reached", "resolve"]
+
+_HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp", "botocore"}
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 
@@ -59,10 +62,11 @@ def list_files(uri: str, kind: str, filesystem: pafs.FileSystem | None = None) -
     base, pattern = _split_glob(uri)
     system, path = resolve(base or ".", filesystem)
     try:
-        info = system.get_file_info([path])[0]
+        info = _info(system, path, uri)
         found = _search(system, info, pattern, kind)
     except OSError as error:
-        raise UserError(f"{uri} cannot be listed ({first_line(error)}).") from error
+        kind_of_error = NotThere if _is_uri(uri) else UserError  # behind a URI it is the connection or the rights
+        raise kind_of_error(f"{uri} cannot be listed ({first_line(error)}).") from error
     if info.type == pafs.FileType.File and pattern is None:
         return [uri]
     if not found:
@@ -70,6 +74,13 @@ def list_files(uri: str, kind: str, filesystem: pafs.FileSystem | None = None) -
         problem = "does not exist" if info.type == pafs.FileType.NotFound else f"holds no {wanted}"
         raise NotThere(f"{uri} {problem}; give a {kind} file, a directory of them, or a glob.")
     return sorted(_join(base, found))
+
+
+def _info(system: pafs.FileSystem, path: str, uri: str) -> pafs.FileInfo:
+    try:
+        return system.get_file_info([path])[0]
+    except ValueError as error:  # huggingface_hub's, of a name that is none
+        raise UserError(f"{uri} is not a URI that can be opened ({first_line(error)}).") from error
 
 
 def file_prefixes(files: Sequence[str]) -> dict[str, str]:
@@ -99,6 +110,32 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class name where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
+_Item = TypeVar("_Item")
+
+
+def reached(items: Iterator[_Item], uri: str) -> Iterator[_Item]:
+    """What `items` yields from `uri`, with what its file system raises where it cannot be reached as `NotThere`.
+
+    Only a URI is remote, and any other error than a file system's is a mistake of ours, which stays what it is.
+    """
+    try:
+        yield from items
+    except Exception as error:
+        if not (_is_uri(uri) and _of_file_system(error)):
+            raise
+        raise NotThere(f"{uri} cannot be reached ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _of_file_system(error: Exception) -> bool:
+    """Whether an error is what file systems raise: OSError (pyarrow, huggingface_hub), or their HTTP library's.
+
+    Those of HTTP libraries are told by their module, since which one fsspec's file systems use changes: httpx's
+    ConnectError and aiohttp's ClientPayloadError are no OSError.
+    """
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, OSError) or not modules.isdisjoint(_HTTP_LIBRARIES)
 
 
 def _is_uri(path: str) -> bool:

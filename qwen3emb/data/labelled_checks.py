@@ -12,7 +12,7 @@ from qwen3emb.config_labelled import LabelledConfig
 from qwen3emb.data.decontamination import EvaluationNgrams, near_matches
 from qwen3emb.data.dedup import minhashes
 from qwen3emb.data.identity import content_hash
-from qwen3emb.data.labelled import STAGE, LabelledRow
+from qwen3emb.data.labelled_rows import STAGE, LabelledRow
 from qwen3emb.data.rows import Reject, escaped
 
 __all__ = ["Evaluation", "decontaminated", "evaluation_of", "without_duplicates"]

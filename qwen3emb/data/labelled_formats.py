@@ -11,14 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from qwen3emb.config_labelled import ColumnNames
-from qwen3emb.data.rows import clean_newlines, text_problem
+from qwen3emb.data.rows import BadRecord, clean_newlines, text_problem
 from qwen3emb.evaluate.index import document_text
 
-__all__ = ["FORMATS", "BadRecord", "Record", "detect", "read_record"]
-
-
-class BadRecord(ValueError):
-    """A record that cannot be used; the message is `<code>: <detail>`."""
+__all__ = ["FORMATS", "Record", "class_text", "clean_text", "detect", "read_record"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,9 @@ class Record:
         positives: documents that answer it; none for a text with a label.
         negatives: documents that do not.
         grade: human score of the pair, where the set has one.
+        grade_field: the field that it, or the relation, is in.
+        relation: entailment, neutral, contradiction, ...: what NLI says of a pair.
+        binary: the format says that grade 1 is a positive and 0 is none (ms-swift).
         label: class of the text, where the set has classes.
     """
 
@@ -37,6 +36,9 @@ class Record:
     positives: tuple[str, ...] = ()
     negatives: tuple[str, ...] = ()
     grade: float | None = None
+    grade_field: str = ""
+    relation: str = ""
+    binary: bool = False
     label: str = ""
 
 
@@ -45,7 +47,15 @@ _POSITIVE = (
     *("positive", "pos", "positives", "document", "passage", "answer", "answers", "context", "response"),
     *("sentence2", "text2", "hypothesis", "title2", "sentence_B"),
 )
-_GRADE = ("score", "similarity_score", "relatedness_score", "grade", "label")
+_GRADE = (
+    *("score", "similarity_score", "relatedness_score", "grade", "label", "gold_label"),
+    *("similarity", "relevance", "is_duplicate", "is_paraphrase"),
+)
+_NLI_CLASSES = ("entailment", "neutral", "contradiction")  # their numbers are 0, 1, 2 in SNLI, MultiNLI, XNLI, ANLI
+_NLI_WORDS = {
+    **{word: word for word in _NLI_CLASSES},
+    **{"entails": "entailment", "not_entailment": "no entailment", "-": "no agreement"},
+}
 _NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?([-_]?\d+)?")
 _LABELS = ("label_text", "label", "class", "intent", "category")
 
@@ -86,13 +96,30 @@ def _columns(values: Mapping[str, object], names: ColumnNames) -> Record:
     positive = names.positive or _first([f for f in values if f != query], _POSITIVE) or "positive"
     taken = {query, positive}
     negatives = names.negatives or tuple(f for f in values if f not in taken and _NEGATIVE.fullmatch(f))
-    grade = names.grade or ("" if negatives else _first(values, _GRADE) or "")
     return Record(
         _text(values.get(query), query),
         _texts(values.get(positive), positive),
         tuple(text for name in negatives for text in _texts(values.get(name), name, optional=True)),
-        _grade(values.get(grade), grade) if grade else None,
+        *_judged(values, names.grade or _first([f for f in values if f not in taken], _GRADE), bool(negatives)),
     )
+
+
+def _judged(values: Mapping[str, object], name: str | None, negatives: bool) -> tuple[float | None, str, str]:
+    """(grade, its field, what NLI says) of a pair.
+
+    Beside negatives of its own only a label counts: scores there are margins, or lists of them.
+    """
+    value = values.get(name) if name else None
+    if name is None or (negatives and (name not in ("label", "gold_label") or isinstance(value, list))):
+        return None, "", ""
+    word = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    relation = _NLI_WORDS.get(word.strip().lower(), "") if isinstance(word, str) else ""
+    if relation:
+        return None, name, relation
+    grade = _grade(value, name)
+    if grade is not None and {"premise", "hypothesis"} <= values.keys() and name in ("label", "gold_label"):
+        relation = {-1.0: "no agreement", **dict(enumerate(_NLI_CLASSES))}.get(grade, "")
+    return grade, name, relation
 
 
 def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
@@ -100,6 +127,7 @@ def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
         _text(values.get("query"), "query"),
         _texts(values.get("pos"), "pos"),
         _texts(values.get("neg"), "neg", optional=True),
+        *_judged(values, names.grade or _first(values, _GRADE), bool(values.get("neg"))),
     )
 
 
@@ -117,26 +145,26 @@ def _passages(value: object, name: str) -> tuple[str, ...]:
     for passage in _list(value, name):
         if not isinstance(passage, Mapping):
             raise BadRecord(f"not_a_list: field {name!r} is no list of passages")
-        title, text = passage.get("title"), _said(passage.get("text"), f"{name}.text")
+        title, text = passage.get("title"), clean_text(passage.get("text"), f"{name}.text")
         if text:
-            found.append(document_text(str(title) if type(title) is int else _said(title, f"{name}.title"), text))
+            found.append(document_text(str(title) if type(title) is int else clean_text(title, f"{name}.title"), text))
     return tuple(found)
 
 
 def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
-    grade = _grade(values.get("label"), "label")
+    label = {"grade": _grade(values.get("label"), "label"), "grade_field": "label", "binary": True}
     if "messages" not in values:
         return Record(
             _text(values.get("query"), "query"),
             _texts(values.get("response"), "response"),
             _texts(values.get("rejected_response"), "rejected_response", optional=True),
-            grade,
+            **label,
         )
     query = _chat(values["messages"], "messages")
     if not query:
         raise BadRecord("empty_field: 'messages' has no turn with a text but the system's")
     positives = _some(_chats(values.get("positive_messages"), "positive_messages"), values, "positive_messages")
-    return Record(query, positives, _chats(values.get("negative_messages"), "negative_messages"), grade)
+    return Record(query, positives, _chats(values.get("negative_messages"), "negative_messages"), **label)
 
 
 def _chats(value: object, name: str) -> tuple[str, ...]:
@@ -149,18 +177,30 @@ def _chat(value: object, name: str) -> str:
     turns = _list(value, name)
     if not all(isinstance(t, Mapping) for t in turns):
         raise BadRecord(f"not_a_list: field {name!r} is no list of messages")
-    roles = [(_said(t.get("role"), f"{name}.role"), t.get("content")) for t in turns if isinstance(t, Mapping)]
-    said = [_said(content, f"{name}.content") for role, content in roles if role != "system"]
+    roles = [(clean_text(t.get("role"), f"{name}.role"), t.get("content")) for t in turns if isinstance(t, Mapping)]
+    said = [clean_text(content, f"{name}.content") for role, content in roles if role != "system"]
     return "\n".join(text for text in said if text)
 
 
 def _classification(values: Mapping[str, object], names: ColumnNames) -> Record:
     query = names.query or "text"
     label = names.label or _first(values, _LABELS) or "label"
-    found = values.get(label)
-    if isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)
-    return Record(_text(values.get(query), query), label=_text(found, label))
+    return Record(_text(values.get(query), query), label=class_text(values.get(label), label))
+
+
+def class_text(value: object, name: str) -> str:
+    """The class that a label names: 1, 1.0 and the text "1" are one class.
+
+    Raises:
+        BadRecord: codes missing_field (no label is no class), and those of `clean_text`.
+    """
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, float) and math.isnan(value):
+        value = None
+    elif isinstance(value, int | float):
+        value = str(int(value) if value == value // 1 else value)
+    return _text(value, name)
 
 
 FORMATS: dict[str, Callable[[Mapping[str, object], ColumnNames], Record]] = {
@@ -187,7 +227,7 @@ def _list(value: object, name: str) -> list[object]:
     return [entry for entry in value if entry is not None]
 
 
-def _said(value: object, name: str) -> str:
+def clean_text(value: object, name: str) -> str:
     """A text, stripped, with LF line ends; "" where it is null or blank."""
     if value is None:
         return ""
@@ -207,7 +247,7 @@ def _said(value: object, name: str) -> str:
 
 def _text(value: object, name: str) -> str:
     """The text of a field that must have one."""
-    text = _said(value, name)
+    text = clean_text(value, name)
     if not text:
         raise BadRecord(f"missing_field: {name!r}" if value is None else f"empty_field: {name!r}")
     return text
@@ -220,7 +260,7 @@ def _texts(value: object, name: str, optional: bool = False) -> tuple[str, ...]:
     """
     if isinstance(value, Mapping):
         value = value.get("text")
-    texts = tuple(text for v in (value if isinstance(value, list) else [value]) if (text := _said(v, name)))
+    texts = tuple(text for v in (value if isinstance(value, list) else [value]) if (text := clean_text(v, name)))
     return texts if optional else _some(texts, {name: value}, name)
 
 

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -18,7 +18,7 @@ from pyarrow import fs as pafs
 
 from qwen3emb.data.files import first_line
 from qwen3emb.data.plain_files import parquet_rows
-from qwen3emb.errors import UserError
+from qwen3emb.errors import NotThere, UserError
 
 __all__ = ["TABLE_KINDS", "RawRow", "guarded", "open_lines", "raw_rows"]
 
@@ -35,12 +35,19 @@ class RawRow:
         values: field -> value; None where the row cannot be read.
         problem: why not, as `<code>: <detail>`; codes: invalid_utf8, invalid_json, invalid_csv.
         raw: the row as it stands in the file; None for Parquet.
+        line: of the file, from 1, which the row ends on; 0 for Parquet.
     """
 
     number: int
     values: Mapping[str, object] | None
     problem: str = ""
     raw: bytes | str | None = None
+    line: int = 0
+
+    @property
+    def where(self) -> str:
+        """Its place in the file, for messages."""
+        return f"line {self.line}" if self.line else f"row {self.number}"
 
 
 def raw_rows(
@@ -50,6 +57,7 @@ def raw_rows(
     source: str,
     fields: Sequence[str] | None = None,
     optional: Sequence[str] = (),
+    header: Sequence[str] = (),
 ) -> Iterator[RawRow]:
     """The rows of one file, in its order.
 
@@ -60,6 +68,7 @@ def raw_rows(
         source: its name in messages.
         fields: columns that must be there (CSV, TSV, Parquet); default all.
         optional: further columns, which may be missing; a Parquet file is read for no others than these and `fields`.
+        header: names of the columns of a CSV or TSV file without a header row.
 
     Raises:
         UserError: a missing column, an unreadable header.
@@ -67,14 +76,21 @@ def raw_rows(
     """
     if kind == "parquet":
         return _parquet(system, path, source, fields, optional)
-    return _KINDS[kind](system, path, source, fields)
+    if kind == "jsonl":
+        return _jsonl(system, path)
+    return _table(system, path, kind, source, fields or (), header)
 
 
 _Row = TypeVar("_Row")
 
 
 def guarded(rows: Iterator[_Row], source: str) -> Iterator[_Row]:
-    """What `rows` yields, with the errors of an unreadable file told as the user's to mend."""
+    """What `rows` yields, with the errors of an unreadable file told as the user's to mend.
+
+    Raises:
+        NotThere: a remote file is gone, or its connection.
+        UserError: the file cannot be read.
+    """
     done = 0
     try:
         for item in rows:
@@ -82,7 +98,8 @@ def guarded(rows: Iterator[_Row], source: str) -> Iterator[_Row]:
             done += 1
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         where = f" after row {done}" if done else ""
-        raise UserError(
+        gone = "://" in source and isinstance(error, FileNotFoundError | ConnectionError | TimeoutError)
+        raise (NotThere if gone else UserError)(
             f"{source} cannot be read{where} ({first_line(error)}); "
             "check that it exists, may be read, and is of the kind that the config names."
         ) from error
@@ -93,7 +110,7 @@ def open_lines(system: pafs.FileSystem, path: str) -> io.BufferedReader:
     return io.BufferedReader(system.open_input_stream(path, compression="detect"), buffer_size=1 << 20)
 
 
-def _jsonl(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None) -> Iterator[RawRow]:
+def _jsonl(system: pafs.FileSystem, path: str) -> Iterator[RawRow]:
     with open_lines(system, path) as lines:
         for number, line in enumerate(lines, start=1):
             raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -105,12 +122,12 @@ def _json_row(raw: bytes, number: int) -> RawRow:
     try:
         values = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return RawRow(number, None, f"invalid_utf8: byte {error.start} of the line", raw)
+        return RawRow(number, None, f"invalid_utf8: byte {error.start} of the line", raw, number)
     except (ValueError, RecursionError) as error:
-        return RawRow(number, None, f"invalid_json: {first_line(error)}", raw)
+        return RawRow(number, None, f"invalid_json: {first_line(error)}", raw, number)
     if not isinstance(values, dict):
-        return RawRow(number, None, f"invalid_json: {type(values).__name__} instead of an object", raw)
-    return RawRow(number, values, raw=raw)
+        return RawRow(number, None, f"invalid_json: {type(values).__name__} instead of an object", raw, number)
+    return RawRow(number, values, raw=raw, line=number)
 
 
 def _parquet(
@@ -120,22 +137,10 @@ def _parquet(
         yield RawRow(number, values)
 
 
-def _csv(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None) -> Iterator[RawRow]:
-    yield from _table(system, path, source, fields, delimiter=",", quoting=csv.QUOTE_MINIMAL)
-
-
-def _tsv(system: pafs.FileSystem, path: str, source: str, fields: Sequence[str] | None) -> Iterator[RawRow]:
-    yield from _table(system, path, source, fields, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
 def _table(
-    system: pafs.FileSystem,
-    path: str,
-    source: str,
-    fields: Sequence[str] | None,
-    delimiter: str,
-    quoting: Literal[0, 3],
+    system: pafs.FileSystem, path: str, kind: str, source: str, fields: Sequence[str], header: Sequence[str]
 ) -> Iterator[RawRow]:
+    delimiter, quoting = _TABLES[kind]
     # csv has one limit per process and its default (128 KiB) refuses ordinary long documents.
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
     raw_lines: list[str] = []  # the lines of the record being read, for a reject's payload
@@ -143,7 +148,7 @@ def _table(
         # Undecodable bytes become lone surrogates, so that only their row is refused.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         records = csv.reader(_tap(text, raw_lines), delimiter=delimiter, quoting=quoting, strict=True)
-        header = _table_header(records, source, fields or ())
+        columns = list(header) or _table_header(records, source, fields)
         number = 0
         while True:
             raw_lines.clear()
@@ -151,13 +156,13 @@ def _table(
                 record = next(records, None)
             except csv.Error as error:
                 number += 1
-                yield RawRow(number, None, f"invalid_csv: {error}", "".join(raw_lines))
+                yield RawRow(number, None, f"invalid_csv: {error}", "".join(raw_lines), records.line_num)
                 continue
             if record is None:
                 return
             if record:  # a blank line is an empty record
                 number += 1
-                yield _table_row(record, header, number, "".join(raw_lines))
+                yield _table_row(record, columns, number, "".join(raw_lines), records.line_num)
 
 
 def _tap(lines: Iterator[str], seen: list[str]) -> Iterator[str]:
@@ -177,15 +182,15 @@ def _table_header(records: Iterator[list[str]], source: str, fields: Sequence[st
     return header
 
 
-def _table_row(record: list[str], header: list[str], number: int, raw: str) -> RawRow:
+def _table_row(record: list[str], header: list[str], number: int, raw: str, line: int) -> RawRow:
     if not raw.isascii() and _UNDECODED.search(raw):
-        return RawRow(number, None, "invalid_utf8: in the row", raw.encode("utf-8", "surrogateescape"))
+        return RawRow(number, None, "invalid_utf8: in the row", raw.encode("utf-8", "surrogateescape"), line)
     if len(record) != len(header):
-        return RawRow(number, None, f"invalid_csv: {len(record)} columns, the header has {len(header)}", raw)
-    return RawRow(number, dict(zip(header, record, strict=True)), raw=raw)
+        return RawRow(number, None, f"invalid_csv: {len(record)} columns, the header has {len(header)}", raw, line)
+    return RawRow(number, dict(zip(header, record, strict=True)), raw=raw, line=line)
 
 
-_Kind = Callable[[pafs.FileSystem, str, str, Sequence[str] | None], Iterator[RawRow]]
-_KINDS: dict[str, _Kind] = {"jsonl": _jsonl, "csv": _csv, "tsv": _tsv}
-TABLE_KINDS = ("jsonl", "parquet", "csv", "tsv")
+_Quoting = Literal[0, 3]
+_TABLES: dict[str, tuple[str, _Quoting]] = {"csv": (",", csv.QUOTE_MINIMAL), "tsv": ("\t", csv.QUOTE_NONE)}
+TABLE_KINDS = ("jsonl", "parquet", *_TABLES)
 """Kinds of files whose rows have fields."""

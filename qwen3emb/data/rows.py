@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["Passage", "Reject", "clean_newlines", "escaped", "text_problem"]
+__all__ = ["BadRecord", "Passage", "Reject", "clean_newlines", "escaped", "text_problem"]
 
 PAYLOAD_CHARACTERS = 10_000  # a reject keeps this much of its row; source and row number lead to the rest
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class BadRecord(ValueError):
+    """A record that cannot be used; the message is `<code>: <detail>`."""
 
 
 @dataclass(frozen=True)

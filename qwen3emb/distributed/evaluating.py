@@ -68,6 +68,8 @@ def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
     own = sum(map(len, own_documents(data)))
     if own:
         say(f"evaluate: {own} queries are documents too; a query's own document does not count")
+    for note in data.notes:
+        say(f"evaluate: {note}")
     results: dict[str, dict[str, float]] = {}
     per_query: _PerQuery = {}
     with _Pools(cfg.workers, ctx.cfg.cluster.gpus_per_worker) as pools:

@@ -4,22 +4,28 @@ A folder has one of these layouts (`<lang>/` only for tasks of several languages
 
 - retrieval: a BEIR folder, `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`;
 - STS: `[<lang>/]<split>.tsv` with `sentence1`, `sentence2`, `score`;
-- classification: `[<lang>/]<split>.jsonl` with `text`, `label`, a `train` split among them;
+- classification: `[<lang>/]<split>.jsonl` with `text`, `label`, a `train` split among them; the labels 1, 1.0 and "1"
+  are one class;
 - bitext: one table with `lang`, `sentence1`, `sentence2`; a language is the subset `<lang>-eng`.
 
-Each file may be gzip'ed. A folder given for a task of mteb's name takes the place of its data; the metrics, prompts and
-main score stay mteb's. A folder of another name becomes a task of its own.
+Each file may be JSONL, Parquet, TSV or CSV, and gzip'ed; a task of one language also takes a folder with only one
+language in it. A row that cannot be used is an error: leaving it out would change the scores. A folder given for a task
+of mteb's name takes the place of its data; the metrics, prompts and main score stay mteb's. A folder of another name
+becomes a task of its own.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from qwen3emb.data.beir import exact_text, has_beir_corpus
+from qwen3emb.data.labelled_formats import class_text
+from qwen3emb.data.rows import BadRecord
+from qwen3emb.data.table_files import TableFile, find_table, table_file, table_rows
 from qwen3emb.errors import NotThere, UserError
 from qwen3emb.evaluate.retrieval import read_beir
 from qwen3emb.storage import Storage
@@ -36,13 +42,19 @@ _MAIN = {
 }
 
 
-def open_tasks(names: Sequence[str], folders: Mapping[str, Path], splits: Sequence[str] = ()) -> list[Any]:
+def open_tasks(
+    names: Sequence[str],
+    folders: Mapping[str, Path],
+    splits: Sequence[str] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Any]:
     """mteb's tasks, those with a folder loaded from it.
 
     Args:
         names: of tasks or benchmarks ("MTEB(eng, v2)"); a name that mteb does not know needs a folder.
         folders: name -> folder with its data.
         splits: evaluate on these; default the task's own.
+        say: takes lines about what is odd in the data.
 
     Raises:
         UserError: mteb knows no task of that name, or a folder does not hold what the task needs.
@@ -59,7 +71,7 @@ def open_tasks(names: Sequence[str], folders: Mapping[str, Path], splits: Sequen
         if splits:
             task.filter_eval_splits(list(splits))
         if task.metadata.name in folders:
-            _load(task, folders[task.metadata.name])
+            _load(task, folders[task.metadata.name], say)
     return tasks
 
 
@@ -113,26 +125,40 @@ def _kind(folder: Path) -> tuple[str, list[str]]:
     Raises:
         UserError: it has none of the layouts.
     """
-    if _there(folder, "corpus.jsonl"):
+    if has_beir_corpus(Storage(str(folder))):
         return "Retrieval", []
-    for place in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
-        subsets = [] if place == folder else sorted(path.name for path in folder.glob("*") if path.is_dir())
-        if _there(place, "test.tsv"):
-            return "STS", subsets
-        if _there(place, "test.jsonl"):
-            return "Classification", subsets
-    tables = sorted(folder.glob("*.tsv*"))
-    if tables:
-        return "BitextMining", sorted({f"{row['lang']}-eng" for row in _table(tables[0])})
-    raise UserError(f"{folder}: none of the layouts that can be evaluated; see `qwen3emb evaluate --help`")
+    inside = _folders(folder)
+    for place in (folder, *inside):
+        test = find_table(Storage(str(place)), "test")
+        if test is not None:
+            there = [path.name for path in inside if find_table(Storage(str(path)), "test")]
+            return _kind_of_rows(test), [] if place == folder else there
+    pairs = _pairs_table(folder)
+    if pairs is not None:
+        languages = {language for language, _ in _pairs(pairs)}
+        return "BitextMining", sorted(f"{language}-eng" for language in languages)
+    retrieval = [path.name for path in inside if has_beir_corpus(Storage(str(path)))]
+    hint = f"; {', '.join(retrieval)} in it can, each as a task of its own" if retrieval else ""
+    raise UserError(f"{folder}: none of the layouts that can be evaluated{hint}; see `qwen3emb evaluate --help`")
 
 
-def _there(folder: Path, name: str) -> Path | None:
-    """The file, or its gzip'ed form."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
-def _load(task: Any, folder: Path) -> None:
+def _kind_of_rows(file: TableFile) -> str:
+    """What the fields of a file's first row are those of."""
+    row = next(table_rows(file), None)
+    fields = set(row.values if row and row.values else ())
+    if {"sentence1", "sentence2"} <= fields:
+        return "STS"
+    if "text" in fields:
+        return "Classification"
+    said = ", ".join(sorted(fields)) or "none"
+    raise UserError(f"{file.source}: expected the fields sentence1, sentence2, score, or text, label; it has {said}")
+
+
+def _load(task: Any, folder: Path, say: Callable[[str], None]) -> None:
     """Put the folder's data where the task's own would be."""
     from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskRetrieval, AbsTaskSTS
 
@@ -141,7 +167,8 @@ def _load(task: Any, folder: Path) -> None:
     if isinstance(task, AbsTaskBitextMining):
         task.dataset = _bitext(folder, task.hf_subsets)
     else:
-        readers = {AbsTaskRetrieval: _retrieval, AbsTaskSTS: _sts, AbsTaskClassification: _classification}
+        readers: dict[Any, Any] = {AbsTaskRetrieval: partial(_retrieval, say=say)}
+        readers |= {AbsTaskSTS: _sts, AbsTaskClassification: _classification}
         reader = next((read for kind, read in readers.items() if isinstance(task, kind)), None)
         if reader is None:
             kind = task.metadata.type
@@ -156,11 +183,29 @@ def _load(task: Any, folder: Path) -> None:
             task.hf_subsets = here
             task.dataset = {subset: _by_split(reader, folder / subset, splits) for subset in here}
         else:
-            found = _by_split(reader, folder, splits)
+            found = _by_split(reader, _one_folder(folder, isinstance(task, AbsTaskRetrieval)), splits)
             task.dataset = {"default": found} if isinstance(task, AbsTaskRetrieval) else found
         if isinstance(task, AbsTaskClassification):
             task.dataset = _numbered(task.dataset)
     task.data_loaded = True
+
+
+def _one_folder(folder: Path, retrieval: bool) -> Path:
+    """The folder itself, or the one folder in it where nothing else is there: that of a language.
+
+    Raises:
+        UserError: there are several.
+    """
+    names = ("corpus",) if retrieval else ("test", "validation", "dev", "train")
+    if any(find_table(Storage(str(folder)), name) for name in names):
+        return folder
+    inside = [path for path in _folders(folder) if any(find_table(Storage(str(path)), name) for name in names)]
+    if len(inside) > 1:
+        there = ", ".join(path.name for path in inside)
+        raise UserError(
+            f"{folder}: the task has one language, but there are data in {there}; name one of these folders"
+        )
+    return inside[0] if inside else folder
 
 
 def _by_split(reader: Any, folder: Path, splits: Sequence[str]) -> dict[str, Any]:
@@ -177,10 +222,12 @@ def _by_split(reader: Any, folder: Path, splits: Sequence[str]) -> dict[str, Any
     return found
 
 
-def _retrieval(folder: Path, split: str) -> dict[str, Any]:
+def _retrieval(folder: Path, split: str, say: Callable[[str], None]) -> dict[str, Any]:
     from datasets import Dataset
 
     data = read_beir(Storage(str(folder)), split)
+    for note in data.notes:
+        say(f"{folder}, {split}: {note}")
     corpus = [{"id": i, "title": title, "text": text} for i, (title, text) in data.corpus.items()]
     queries = [{"id": i, "text": text} for i, text in data.queries.items()]
     return {
@@ -194,15 +241,30 @@ def _retrieval(folder: Path, split: str) -> dict[str, Any]:
 def _sts(folder: Path, split: str) -> Any:
     from datasets import Dataset
 
-    rows = list(_table(_needed(folder, f"{split}.tsv")))
-    return Dataset.from_list([{**row, "score": float(row["score"])} for row in rows])
+    def read(values: Mapping[str, object]) -> dict[str, Any]:
+        sentences = {name: exact_text(values.get(name), name) for name in ("sentence1", "sentence2")}
+        return sentences | {"score": _score(values.get("score"))}
+
+    return Dataset.from_list(list(_read(_needed(folder, split, "tsv"), read)))
 
 
 def _classification(folder: Path, split: str) -> Any:
     from datasets import Dataset
 
-    content = Storage(str(folder)).read_bytes(_needed(folder, f"{split}.jsonl").name)
-    return Dataset.from_list([json.loads(line) for line in content.splitlines() if line.strip()])
+    def read(values: Mapping[str, object]) -> dict[str, Any]:
+        return {"text": exact_text(values.get("text"), "text"), "label": class_text(values.get("label"), "label")}
+
+    return Dataset.from_list(list(_read(_needed(folder, split, "jsonl"), read)))
+
+
+def _score(value: object) -> float:
+    try:
+        score = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score) or isinstance(value, bool):
+        raise BadRecord(f"bad_grade: field 'score' is {value!r}")
+    return score
 
 
 def _numbered(data: dict[str, Any]) -> dict[str, Any]:
@@ -220,27 +282,60 @@ def _numbered(data: dict[str, Any]) -> dict[str, Any]:
 def _bitext(folder: Path, subsets: Sequence[str]) -> dict[str, dict[str, Any]]:
     from datasets import Dataset
 
-    tables = sorted(folder.glob("*.tsv*"))
-    if not tables:
-        raise NotThere(f"{folder}: no table of sentence pairs there")
+    table = _pairs_table(folder)
+    if table is None:
+        raise NotThere(f"{folder}: no table of sentence pairs there (lang, sentence1, sentence2)")
     by_subset: dict[str, list[dict[str, str]]] = {}
-    for row in _table(tables[0]):
-        pair = {"sentence1": row["sentence1"], "sentence2": row["sentence2"]}
-        by_subset.setdefault(f"{row['lang']}-eng", []).append(pair)
+    for language, pair in _pairs(table):
+        by_subset.setdefault(f"{language}-eng", []).append(pair)
     missing = [subset for subset in subsets if subset not in by_subset]
     if missing:
-        raise UserError(f"{tables[0]}: no pairs of {', '.join(missing[:5])}")
+        raise UserError(f"{table.source}: no pairs of {', '.join(missing[:5])}")
     return {subset: {"test": Dataset.from_list(by_subset[subset])} for subset in subsets}
 
 
-def _needed(folder: Path, name: str) -> Path:
-    found = _there(folder, name)
+def _pairs_table(folder: Path) -> TableFile | None:
+    """The first table of a folder, TSV before others."""
+    found = [table_file(Storage(str(folder)), path.name) for path in sorted(folder.glob("*.*")) if path.is_file()]
+    tables = [table for table in found if table is not None]
+    return min(tables, key=lambda table: table.kind != "tsv", default=None)
+
+
+def _pairs(table: TableFile) -> Iterator[tuple[str, dict[str, str]]]:
+    """(language, pair of sentences) of each row."""
+
+    def read(values: Mapping[str, object]) -> tuple[str, dict[str, str]]:
+        language = exact_text(values.get("lang"), "lang").strip()
+        if not language:
+            raise BadRecord("empty_field: 'lang'")
+        return language, {name: exact_text(values.get(name), name) for name in ("sentence1", "sentence2")}
+
+    return _read(table, read)
+
+
+def _needed(folder: Path, split: str, kind: str) -> TableFile:
+    """The table of a split; TSV or JSONL is what it usually is."""
+    found = find_table(Storage(str(folder)), split)
     if found is None:
-        raise NotThere(f"{folder}: no {name} there")
+        places = [path.name for path in _folders(folder) if find_table(Storage(str(path)), split)]
+        hint = f", but {', '.join(f'{name}/{split}' for name in places)} is" if places else ""
+        raise NotThere(f"{folder}: no {split}.{kind} there{hint}")
     return found
 
 
-def _table(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of a tab-separated file with a header, without quoting."""
-    text = Storage(str(path.parent)).read_bytes(path.name).decode()
-    yield from csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+_Row = TypeVar("_Row")
+
+
+def _read(file: TableFile, read: Callable[[Mapping[str, object]], _Row]) -> Iterator[_Row]:
+    """What `read` makes of each row of a table.
+
+    Raises:
+        UserError: a row cannot be read; what is left out would change the scores.
+    """
+    for row in table_rows(file):
+        try:
+            if row.values is None:
+                raise BadRecord(row.problem)
+            yield read(row.values)
+        except BadRecord as error:
+            raise UserError(f"{file.source}, {row.where}: {error}; mend or remove the row") from error

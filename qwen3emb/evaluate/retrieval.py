@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from qwen3emb.config_serve import EvaluateConfig
-from qwen3emb.errors import NotThere, UserError
+from qwen3emb.data.beir import BadRow, BeirData, exact_text, read_beir_data
+from qwen3emb.errors import UserError
 from qwen3emb.records import CORPUS, QRELS, QUERIES
 from qwen3emb.storage import Storage
 
@@ -27,12 +24,14 @@ class RetrievalSet:
         corpus: document id -> (title, text).
         qrels: query id -> {document id: grade}, grades above 0 are relevant.
         languages: query id -> code, of the queries whose language the data says.
+        notes: what is odd about the data, for the log.
     """
 
     queries: dict[str, str]
     corpus: dict[str, tuple[str, str]]
     qrels: dict[str, dict[str, int]]
     languages: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def texts(self) -> list[str]:
         """Title and text joined by one space, in corpus order."""
@@ -69,27 +68,37 @@ def read_retrieval_set(folder: Storage) -> RetrievalSet:
 
 
 def read_beir(folder: Storage, split: str) -> RetrievalSet:
-    """Read a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, each also gzip'ed); judged queries only.
+    """Read a BEIR folder (`data.beir`); judged queries only, texts as they are.
 
-    A query may have a field `language` besides `_id` and `text`.
+    A query may have a field `language` besides `_id` and `text`. Empty texts of documents stay, as in mteb.
 
     Raises:
-        UserError: a file is missing or a line is not what it should be.
+        UserError: a file is missing, a row cannot be used (what is left out would change the scores), or a judged
+            query is in no file.
     """
-    qrels: dict[str, dict[str, int]] = {}
-    name = f"qrels/{split}.tsv"
-    for number, row in enumerate(csv.DictReader(_lines(folder, name), delimiter="\t", quoting=csv.QUOTE_NONE), 2):
-        try:
-            qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder.uri}/{name}, line {number}: expected query-id, corpus-id, score") from error
-    asked = [r for r in _json_lines(folder, "queries.jsonl") if r["_id"] in qrels]
-    queries = {r["_id"]: r["text"] for r in asked}
-    corpus = {r["_id"]: (r.get("title") or "", r["text"]) for r in _json_lines(folder, "corpus.jsonl")}
-    missing = next((q for q in qrels if q not in queries), None)
-    if missing is not None:
-        raise UserError(f"{folder.uri}/{name}: query {missing!r} is judged but not in queries.jsonl")
-    return RetrievalSet(queries, corpus, qrels, {r["_id"]: r["language"] for r in asked if r["language"]})
+    data = read_beir_data(folder, split, exact_text, _refuse)
+    missing = [query for query in data.qrels if query not in data.queries]
+    if missing:
+        raise UserError(
+            f"{folder.uri}: {len(missing)} of {len(data.qrels)} queries that qrels/{split} judges are not among the "
+            f"queries, the first is {missing[0]!r}"
+        )
+    return RetrievalSet(data.queries, data.corpus, data.qrels, data.languages, _notes(data))
+
+
+def _notes(data: BeirData) -> tuple[str, ...]:
+    unknown = [d for judged in data.qrels.values() for d in judged if d not in data.corpus]
+    empty = sum(not (title.strip() or text.strip()) for title, text in data.corpus.values())
+    notes = []
+    if unknown:
+        notes.append(f"{len(unknown)} judgments are of documents that the corpus lacks (first {unknown[0]!r})")
+    if empty:
+        notes.append(f"{empty} documents are empty")
+    return tuple(notes)
+
+
+def _refuse(bad: BadRow) -> None:
+    raise UserError(f"{bad}; mend or remove the row")
 
 
 def evaluation_set(cfg: EvaluateConfig, corpus: Storage) -> RetrievalSet:
@@ -113,20 +122,3 @@ def evaluation_set(cfg: EvaluateConfig, corpus: Storage) -> RetrievalSet:
             f"{where}: {len(data.queries)} queries and {len(data.corpus)} documents to evaluate on; {advice}"
         )
     return data
-
-
-def _json_lines(folder: Storage, name: str) -> Iterator[dict[str, str]]:
-    for number, line in enumerate(_lines(folder, name), 1):
-        try:
-            row = json.loads(line)
-            optional = {name: str(row.get(name) or "") for name in ("title", "language")}
-            yield {"_id": str(row["_id"]), "text": str(row["text"]), **optional}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder.uri}/{name}, line {number}: expected JSON with _id and text") from error
-
-
-def _lines(folder: Storage, name: str) -> Iterator[str]:
-    for candidate in (name, f"{name}.gz"):
-        if folder.exists(candidate):
-            return iter(io.StringIO(folder.read_bytes(candidate).decode("utf-8"), newline="\n"))
-    raise NotThere(f"{folder.uri}/{name}: no such file; a BEIR folder has corpus.jsonl, queries.jsonl, qrels/")

@@ -157,6 +157,72 @@ def test_sts_classification_and_bitext_folders_are_told_apart(tmp_path: Path) ->
     assert 0 <= score(encoder(), found["translated"]) <= 1
 
 
+def labels_of(folder: Path, *rows: dict[str, Any] | bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join([*lines, b"", b""]))
+    return folder
+
+
+def test_labels_are_compared_as_text(tmp_path: Path) -> None:
+    spellings = [1, "1", 1.0, " 1 ", 2, "two", True]
+    rows = [{"text": f"t{i}", "label": label, "id": i} for i, label in enumerate(spellings)]
+    [task] = open_tasks(["kinds"], {"kinds": labels_of(tmp_path, *rows)})
+    assert task.dataset["test"]["label"] == [0, 0, 0, 0, 1, 3, 2]
+
+
+@pytest.mark.parametrize("label", [None, "", "  ", ["a"], float("nan")])
+def test_a_row_without_a_label_is_no_class_of_its_own(tmp_path: Path, label: Any) -> None:
+    folder = labels_of(tmp_path, {"text": "a", "label": "x"}, {"text": "b", "label": label})
+    with pytest.raises(UserError, match=r"train\.jsonl, line 2: .*'label'"):
+        open_tasks(["kinds"], {"kinds": folder})
+
+
+def test_bad_rows_of_tables_are_told_with_file_and_line(tmp_path: Path) -> None:
+    head, good = b"\xef\xbb\xbfsentence1\tsentence2\tscore\r\n", b"a\tb\t3\r\n\r\n"
+    wrong = [(b"a\tb\thigh", "bad_grade"), (b"a\tb\t", "bad_grade"), (b"a\tb", "invalid_csv"), (b"\xe9\tb\t1", "utf8")]
+    for bad, said in wrong:
+        (tmp_path / "test.tsv").write_bytes(head + good + bad)
+        with pytest.raises(UserError, match=rf"test\.tsv, line 4: .*{said}"):
+            open_tasks(["likeness"], {"likeness": tmp_path})
+    (tmp_path / "test.tsv").write_bytes(head + good)
+    [task] = open_tasks(["likeness"], {"likeness": tmp_path})
+    assert task.dataset["test"].to_list() == [{"sentence1": "a", "sentence2": "b", "score": 3.0}]
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "all.tsv").write_bytes(b"lang\tsentence1\tsentence2\nfra\tchats\tcats\n\tpierres\tstones\n")
+    with pytest.raises(UserError, match=r"all\.tsv, line 3: .*'lang'"):
+        open_tasks(["translated"], {"translated": pairs})
+    for row in ({"text": None, "label": "x"}, {"text": 5, "label": "x"}, {"label": "x"}, b"{", b'{"text": "\xe9"}'):
+        with pytest.raises(UserError, match=r"train\.jsonl, line 2: "):
+            open_tasks(["kinds"], {"kinds": labels_of(tmp_path / "kinds", {"text": "a", "label": "x"}, row)})
+
+
+def test_the_only_language_of_a_folder_is_taken_and_several_are_named(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    labels_of(tmp_path / "banking" / "en", *rows)
+    [task] = open_tasks(["Banking77Classification"], {"Banking77Classification": tmp_path / "banking"})
+    assert task.dataset["test"]["text"] == ["a", "b"]
+    beir(tmp_path / "pets" / "en")
+    [task] = open_tasks(["SciFact"], {"SciFact": tmp_path / "pets"})
+    assert len(task.dataset["default"]["test"]["corpus"]) == len(CORPUS)
+    labels_of(tmp_path / "banking" / "de", *rows)
+    with pytest.raises(UserError, match=r"data in de, en; name one of these folders"):
+        open_tasks(["Banking77Classification"], {"Banking77Classification": tmp_path / "banking"})
+    with pytest.raises(UserError, match=r"none of the layouts.*; en in it can"):
+        open_tasks(["my pets"], {"my pets": tmp_path / "pets"})
+
+
+def test_judgments_of_documents_that_are_not_there_are_said(tmp_path: Path) -> None:
+    folder, said = beir(tmp_path / "pets"), list[str]()
+    with (folder / "qrels/test.tsv").open("a") as file:
+        file.write("\nq1\tnowhere\t1\n")
+    [task] = open_tasks(["pets"], {"pets": folder}, (), said.append)
+    assert len(said) == 1 and "1 judgments" in said[0] and "'nowhere'" in said[0]
+    assert task.dataset["default"]["test"]["relevant_docs"]["q1"]["nowhere"] == 1
+
+
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task SciFaxt: mteb knows none of that name.*did you mean SciFact"):
         open_tasks(["SciFaxt"], {})
