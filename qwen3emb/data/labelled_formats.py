@@ -28,7 +28,7 @@ class Record:
         grade: human score of the pair, where the set has one.
         grade_field: the field that it, or the relation, is in.
         relation: entailment, neutral, contradiction, ...: what NLI says of a pair.
-        binary: the format says that grade 1 is a positive and 0 is none (ms-swift).
+        closed: the format says what its labels mean, so no others are taken: ms-swift's 1 is a positive, 0 is none.
         label: class of the text, where the set has classes.
     """
 
@@ -38,7 +38,7 @@ class Record:
     grade: float | None = None
     grade_field: str = ""
     relation: str = ""
-    binary: bool = False
+    closed: bool = False
     label: str = ""
 
 
@@ -104,22 +104,22 @@ def _columns(values: Mapping[str, object], names: ColumnNames) -> Record:
     )
 
 
-def _judged(values: Mapping[str, object], name: str | None, negatives: bool) -> tuple[float | None, str, str]:
-    """(grade, its field, what NLI says) of a pair.
+def _judged(values: Mapping[str, object], name: str | None, negatives: bool) -> tuple[float | None, str, str, bool]:
+    """(grade, its field, what NLI says, whether the field can say nothing else) of a pair.
 
     Beside negatives of its own only a label counts: scores there are margins, or lists of them.
     """
     value = values.get(name) if name else None
     if name is None or (negatives and (name not in ("label", "gold_label") or isinstance(value, list))):
-        return None, "", ""
+        return None, "", "", False
     word = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     relation = _NLI_WORDS.get(word.strip().lower(), "") if isinstance(word, str) else ""
     if relation:
-        return None, name, relation
+        return None, name, relation, True
     grade = _grade(value, name)
-    if grade is not None and {"premise", "hypothesis"} <= values.keys() and name in ("label", "gold_label"):
-        relation = {-1.0: "no agreement", **dict(enumerate(_NLI_CLASSES))}.get(grade, "")
-    return grade, name, relation
+    if grade is None or not {"premise", "hypothesis"} <= values.keys() or name not in ("label", "gold_label"):
+        return grade, name, "", False
+    return grade, name, {-1.0: "no agreement", **dict(enumerate(_NLI_CLASSES))}.get(grade, ""), True
 
 
 def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
@@ -152,7 +152,7 @@ def _passages(value: object, name: str) -> tuple[str, ...]:
 
 
 def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
-    label = {"grade": _grade(values.get("label"), "label"), "grade_field": "label", "binary": True}
+    label = {"grade": _grade(values.get("label"), "label"), "grade_field": "label", "closed": True}
     if "messages" not in values:
         return Record(
             _text(values.get("query"), "query"),

@@ -44,20 +44,23 @@ class Grades:
         elif record.relation:
             if record.relation != "entailment":
                 raise BadRecord(f"no_positive: field {record.grade_field!r} says {record.relation}, not entailment")
-        elif record.binary and grade in (0, 1, None):
-            if grade == 0:
-                raise BadRecord(f"no_positive: field {record.grade_field!r} is 0, so this is no answer of the query")
-        else:
+        elif record.closed and grade == 0:
+            raise BadRecord(f"no_positive: field {record.grade_field!r} is 0, so this is no answer of the query")
+        elif record.closed and grade not in (1, None):
+            raise self._refused(record, file, row)
+        elif not record.closed:
             self._check_constant(record, file, row)
 
     def _check_constant(self, record: Record, file: str, row: int) -> None:
         self.seen = self.seen or [record.grade]
-        first, grade = self.seen[0], record.grade
-        if grade == first and (grade is None or grade > 0):
-            return
+        if record.grade != self.seen[0] or not (record.grade is None or record.grade > 0):
+            raise self._refused(record, file, row)
+
+    def _refused(self, record: Record, file: str, row: int) -> UserError:
+        first, grade = (self.seen or [record.grade])[0], record.grade
         here = "has no grade" if grade is None else f"has the grade {grade:g} in field {record.grade_field!r}"
         above = "" if grade == first else f", rows above have {'none' if first is None else format(first, 'g')}"
-        raise UserError(
+        return UserError(
             f"{file}, row {row}: it {here}{above}, and nothing says from which grade on a pair is a positive; set "
             f"labelled.sets.{self.name}.min_grade (data describe: --min-grade), or task: sts to learn the grades"
         )
