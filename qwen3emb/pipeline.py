@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sysconfig
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qwen3emb import __version__
 from qwen3emb.artifact import Identity, State, state_of
 from qwen3emb.config import RunConfig
+from qwen3emb.config_data import Section
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.errors import UserError
 from qwen3emb.location import redacted, with_secrets_of
-from qwen3emb.model.fetch import is_endpoint, resolve_model
-from qwen3emb.storage import Storage, external_fingerprint
+from qwen3emb.model.identity import model_identity, tokenizer_identity
+from qwen3emb.sources import source_fingerprint
+from qwen3emb.storage import Storage
 
 __all__ = [
     "OPERATIONAL",
@@ -50,38 +52,72 @@ class Stage:
     Attributes:
         name: folder under the run's storage.
         module: `python -m MODULE` runs it.
-        section: its section of the config.
-        needs: stages whose artifacts it reads.
-        models: fields of `models` it reads.
+        section: its section of the config, all of which it reads but what is `OPERATIONAL`.
+        needs: stages whose artifacts it reads; what those read it need not name.
         arguments: further arguments of the module.
+        reads: further keys of the config; `labelled.*.FIELD` is a field of every labelled set.
+        models: keys that name models: their content counts, not their name.
+        tokenizer: key that names a model of which it reads the tokenizer only; where it is not set, `models.base`.
     """
 
     name: str
     module: str
     section: str
     needs: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("seed",)
+    models: tuple[str, ...] = ()
+    tokenizer: str = ""
 
+
+_BASES = ("models.base", "models.reranker_base")
+_ASKS, _READS_AT = "models.instruction", "models.end_token"
 
 STAGES = {
     s.name: s
     for s in (
-        Stage("corpus", "jobs.corpus", "corpus", models=("base",)),
-        Stage("synthesize", "jobs.synthesize", "synthesize", ("corpus",), ("generator", "retrieval")),
-        Stage("weak", _TRAIN, "weak", ("corpus", "synthesize"), ("base",), ("--stage", "weak")),
-        Stage("filter", "jobs.filter", "filter", ("synthesize", "weak")),
+        Stage("corpus", "jobs.corpus", "corpus", tokenizer="corpus.tokenizer"),
+        Stage(
+            *("synthesize", "jobs.synthesize", "synthesize", ("corpus",)),
+            models=("models.generator", "models.retrieval"),
+        ),
+        Stage(
+            *("weak", _TRAIN, "weak", ("corpus", "synthesize"), ("--stage", "weak")),
+            reads=("seed", _ASKS, _READS_AT),
+            models=("models.base",),
+        ),
+        Stage(
+            *("filter", "jobs.filter", "filter", ("synthesize", "weak")),
+            reads=("seed", _ASKS, _READS_AT),
+            models=("filter.model",),
+        ),
         Stage("labelled", "jobs.labelled", "labelled", ("corpus",)),
-        Stage("mine", "jobs.mine", "mine", ("corpus", "filter", "weak", "labelled")),
-        Stage("supervised", _TRAIN, "supervised", ("corpus", "weak", "mine"), (), ("--stage", "supervised")),
-        Stage(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine"), ("reranker_base",), ("--stage", "weak")),
-        Stage("reranker", _RERANKER, "reranker", ("corpus", "mine", _RERANKER_WEAK), ("reranker_base",)),
-        Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), ("base", "reranker_base")),
-        Stage("evaluate", "jobs.evaluate", "evaluate", _EVALUATED, ("base",)),
-        Stage("index", "jobs.index", "index", ("corpus", "merge")),
+        Stage(
+            *("mine", "jobs.mine", "mine", ("corpus", "filter", "weak", "labelled")),
+            reads=(_ASKS, _READS_AT, "labelled.*.mine"),
+            models=("mine.model", "mine.veto.model"),
+        ),
+        Stage(
+            *("supervised", _TRAIN, "supervised", ("corpus", "weak", "mine"), ("--stage", "supervised")),
+            reads=("seed", _ASKS, _READS_AT, "labelled.*.weight"),
+            models=("models.base",),
+        ),
+        Stage(
+            *(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine"), ("--stage", "weak")),
+            reads=("seed", _ASKS),
+            models=("models.reranker_base", "reranker_weak.teacher.model"),
+        ),
+        Stage(
+            *("reranker", _RERANKER, "reranker", ("corpus", "mine", _RERANKER_WEAK)),
+            reads=("seed", _ASKS),
+            models=("models.reranker_base", "reranker.teacher.model"),
+        ),
+        Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), models=_BASES),
+        Stage("evaluate", "jobs.evaluate", "evaluate", _EVALUATED, reads=(_ASKS, _READS_AT), models=("models.base",)),
+        Stage("index", "jobs.index", "index", ("corpus", "merge"), reads=()),
     )
 }
-"""In the order of the picture in the README."""
+"""In the order of the picture in the README. What a stage reads, and nothing else, is its identity."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +144,8 @@ def asked_for(cfg: RunConfig, name: str) -> bool:
 
 def needs(cfg: RunConfig, name: str) -> list[str]:
     """The stages of this run whose artifacts a stage reads."""
-    return [need for need in STAGES[name].needs if asked_for(cfg, need)]
+    scoring = {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak")
+    return [need for need in STAGES[name].needs if asked_for(cfg, need) and (need != "weak" or scoring == "weak")]
 
 
 def stage_folder(cfg: RunConfig, name: str) -> Storage:
@@ -171,21 +208,64 @@ def identity(cfg: RunConfig, name: str, known: dict[str, Identity] | None = None
 
 
 def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity:
-    stage, given = STAGES[name], getattr(cfg, STAGES[name].section)
-    section = {} if given is None else given.model_dump(mode="json")
-    models = (*stage.models, "base") if name == "supervised" and not asked_for(cfg, "weak") else stage.models
-    skipped = OPERATIONAL - ({"batch_size"} if name in _TRAINING else set())
-    config: dict[str, Any] = {
-        stage.section: {k: v for k, v in section.items() if k not in skipped},
-        "seed": cfg.seed,
-        "models": {f: _model_name(cfg, f) for f in models},
-        "end_token": cfg.models.end_token,
-        "instruction": cfg.models.instruction,
-    }
+    stage = STAGES[name]
+    config: dict[str, Any] = {stage.section: _section(cfg, stage)}
+    config |= {key: _value(cfg, key) for key in (*stage.reads, *_also_read(cfg, name))}
     inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
-    inputs |= {f"models.{f}": _model_fingerprint(_model_name(cfg, f)) for f in models}
-    inputs |= {place: _source_fingerprint(place) for place in _external(cfg, name)}
+    named = {key: _value(cfg, key) for key in stage.models}
+    named |= {"models.reranker_base": cfg.models.reranker_base or cfg.models.base} if _BASES[1] in named else {}
+    inputs |= {key: "weak" if model == "weak" else model_identity(model) for key, model in named.items() if model}
+    if stage.tokenizer:
+        inputs["tokenizer"] = tokenizer_identity(_value(cfg, stage.tokenizer) or cfg.models.base)
+    inputs |= dict(_external(cfg, name))
     return Identity(name, __version__, redacted(config), redacted(inputs))
+
+
+def _section(cfg: RunConfig, stage: Stage) -> dict[str, Any]:
+    """The stage's section without what only changes its speed, and without names of models, which count by content."""
+    given = getattr(cfg, stage.section)
+    skipped = OPERATIONAL - ({"batch_size"} if stage.name in _TRAINING else set())
+    section = {} if given is None else _significant(given, skipped)
+    for key in (*stage.models, stage.tokenizer):
+        first, *inner = key.split(".")
+        place = section
+        for part in inner[:-1]:
+            place = (place or {}).get(part) if first == stage.section else None
+        if first == stage.section and place:
+            place.pop(inner[-1], None)
+    if stage.name == "labelled":  # however the sets are named: here or in a catalogue
+        sets = {name: _significant(one, {"weight", "mine"}) for name, one in chosen_sets(cfg.labelled).items()}
+        section = {k: v for k, v in section.items() if k not in ("catalogue", "use")} | {"sets": sets}
+    return section
+
+
+def _significant(section: Section, skipped: set[str]) -> dict[str, Any]:
+    """A section as JSON without the fields `skipped`, at every depth; a name that a user chose is no field."""
+    found = section.model_dump(mode="json", exclude=skipped)
+    for field in found:
+        value = getattr(section, field)
+        if isinstance(value, Section):
+            found[field] = _significant(value, skipped)
+        elif isinstance(value, Mapping):
+            found[field] |= {k: _significant(v, skipped) for k, v in value.items() if isinstance(v, Section)}
+    return found
+
+
+def _value(cfg: RunConfig, key: str) -> Any:
+    """The value of a dotted key, None where a section on the way is left out; of labelled sets by their names."""
+    if key.startswith("labelled.*."):
+        return {name: getattr(one, key.rpartition(".")[2]) for name, one in chosen_sets(cfg.labelled).items()}
+    found: Any = cfg
+    for part in key.split("."):
+        found = None if found is None else getattr(found, part)
+    return found
+
+
+def _also_read(cfg: RunConfig, name: str) -> list[str]:
+    """Keys that a stage reads only where another key says so."""
+    if name == "merge" and cfg.merge.search:
+        return ["evaluate.max_query_tokens", "evaluate.max_document_tokens"]
+    return []
 
 
 def plan(cfg: RunConfig) -> list[tuple[Stage, State]]:
@@ -220,51 +300,24 @@ def selected(
     return chosen
 
 
-def _model_name(cfg: RunConfig, field: str) -> str:
-    return str(getattr(cfg.models, field) or cfg.models.base)
-
-
-def _model_fingerprint(name: str) -> str:
-    try:
-        return external_fingerprint(str(resolve_model(name)), ".safetensors")
-    except UserError:
-        if "/" not in name:
-            raise
-        return name  # a hub id that the nodes load themselves
-
-
-def _external(cfg: RunConfig, name: str) -> list[str]:
-    """Files and folders outside the run's storage that a stage reads."""
+def _external(cfg: RunConfig, name: str) -> Iterator[tuple[str, str]]:
+    """Files and folders outside the run's storage that a stage reads, with their fingerprints."""
     if name == "corpus":
-        return [s.path for s in cfg.corpus.sources]
-    if name == "synthesize":
-        return [cfg.synthesize.personas] if cfg.synthesize else []
-    if name == "labelled":
-        places = [one.path for one in chosen_sets(cfg.labelled).values()]
-        return [place for place in places if not cfg.labelled.skip_missing or _is_there(place)]
-    if name in ("filter", "mine"):
-        models = [cfg.filter.model] if name == "filter" else [cfg.mine.model]
-        models += [cfg.mine.veto.model] if name == "mine" and cfg.mine.veto else []
-        return [model if is_endpoint(model) else str(resolve_model(model)) for model in models if model != "weak"]
-    if name in ("reranker", _RERANKER_WEAK):
-        section = getattr(cfg, name)
-        return [str(resolve_model(section.teacher.model))] if section and section.teacher else []
+        for source in cfg.corpus.sources:
+            yield source.path, source_fingerprint(source.path, source.kind)
+    elif name == "synthesize" and cfg.synthesize:
+        yield cfg.synthesize.personas, source_fingerprint(cfg.synthesize.personas)
+    elif name == "labelled":
+        yield from _labelled(cfg)
     dataset = {"evaluate": cfg.evaluate.dataset, "index": cfg.index.source}.get(name, "heldout")
-    return [] if dataset in ("heldout", "passages") else [dataset]
+    if dataset not in ("heldout", "passages"):
+        yield dataset, source_fingerprint(dataset)
 
 
-def _is_there(place: str) -> bool:
-    try:
-        _source_fingerprint(place)
-    except UserError:
-        return False
-    return True
-
-
-def _source_fingerprint(place: str) -> str:
-    words = {"stdlib": "stdlib", "site-packages": "purelib"}
-    if place in words:
-        return external_fingerprint(sysconfig.get_paths()[words[place]], ".py")
-    if any(c in place for c in "*?[") or place.startswith("hf://") or is_endpoint(place):
-        return place
-    return external_fingerprint(place)
+def _labelled(cfg: RunConfig) -> Iterator[tuple[str, str]]:
+    for one in chosen_sets(cfg.labelled).values():
+        try:
+            yield one.path, source_fingerprint(one.path)
+        except UserError:
+            if not cfg.labelled.skip_missing:
+                raise

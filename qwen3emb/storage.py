@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 from qwen3emb.errors import UserError
 from qwen3emb.location import checked_name, encoded, is_uri, joined, parent_and_name, redacted
 
-__all__ = ["Storage", "absolute_uri", "external_fingerprint", "project_root"]
+__all__ = ["Storage", "absolute_uri", "external_fingerprint", "files_fingerprint", "project_root"]
 
 _TEMPORARY = ".tmp-"
+_HASHED_FILE, _HASHED_FOLDER = 64 << 20, 512 << 20  # bytes: half a second, and a few
 
 
 def project_root() -> Path:
@@ -236,31 +237,54 @@ def _writer() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def external_fingerprint(uri: str, suffix: str = "") -> str:
-    """What tells one state of an input from another: content of a small file, else names and sizes below a folder.
+def external_fingerprint(uri: str, suffix: str = "", contents: bool = True) -> str:
+    """What tells one state of an input from another.
+
+    Of a file up to 64 MiB its content, of a larger one its size and the time of its last change. Of a folder of this
+    machine the names and contents of its files where they make up 512 MiB or less; else, and on other storage, where
+    the content would have to be fetched, names, sizes and times.
+
+    Args:
+        uri: file or folder.
+        suffix: only files whose names end so count.
+        contents: false for installed packages, tens of thousands of files: names and sizes only.
 
     Raises:
         UserError: nothing is there.
     """
-    filesystem, root = Storage(uri).filesystem, Storage(uri).root
-    info = filesystem.get_file_info(root)
-    digest = hashlib.sha256()
+    place = Storage(uri)
+    info = place.filesystem.get_file_info(place.root)
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"{uri}: no such file or folder")
-    if info.type == pafs.FileType.File and info.size <= 64 << 20:
-        with filesystem.open_input_stream(root) as stream:
-            digest.update(stream.read())
-        return digest.hexdigest()[:16]
-    for line in _listing(filesystem, info, suffix):
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
-
-
-def _listing(filesystem: pafs.FileSystem, info: pafs.FileInfo, suffix: str) -> Iterator[str]:
+        raise UserError(f"{redacted(uri)}: no such file or folder")
     if info.type == pafs.FileType.File:
-        yield f"{info.size} {info.mtime_ns}"
-        return
-    below = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True))
+        return _digest(_state(place.filesystem, info, info.size <= _HASHED_FILE))
+    below = place.filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True))
     files = [i for i in below if i.type == pafs.FileType.File and i.path.endswith(suffix)]
+    return files_fingerprint(place.filesystem, info.path, files, contents)
+
+
+def files_fingerprint(
+    filesystem: pafs.FileSystem, root: str, files: Sequence[pafs.FileInfo], contents: bool = True
+) -> str:
+    """What tells one state of `files` below `root` from another; as `external_fingerprint` of a folder."""
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    hashed = contents and local and sum(i.size for i in files) <= _HASHED_FOLDER
+    lines = []
     for item in sorted(files, key=lambda i: i.path):
-        yield f"{posixpath.relpath(item.path, info.path)} {item.size}\n"
+        state = _state(filesystem, item, hashed) if contents else str(item.size)
+        lines.append(f"{posixpath.relpath(item.path, root)} {state}\n")
+    return _digest("".join(lines))
+
+
+def _state(filesystem: pafs.FileSystem, info: pafs.FileInfo, hashed: bool) -> str:
+    if not hashed:
+        return f"{info.size} {info.mtime_ns}"
+    digest = hashlib.sha256()
+    with filesystem.open_input_file(info.path) as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

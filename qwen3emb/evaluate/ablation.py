@@ -20,6 +20,7 @@ from qwen3emb.config import RunConfig
 from qwen3emb.data.synthetic import is_synthetic
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.bootstrap import paired_bootstrap
+from qwen3emb.location import joined
 from qwen3emb.pipeline import identity, stage_folder
 from qwen3emb.storage import Storage
 
@@ -82,7 +83,7 @@ def _without_synthetic_sets(cfg: RunConfig) -> list[str]:
 
 
 def _place(cfg: RunConfig, name: str) -> str:
-    return f"{cfg.storage.rstrip('/')}/ablation/{name}"
+    return joined(cfg.storage, f"ablation/{name}")
 
 
 def rows_of(cfg: RunConfig) -> list[Row]:

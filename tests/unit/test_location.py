@@ -10,6 +10,7 @@ from pyarrow import fs as pafs
 from qwen3emb.artifact import start
 from qwen3emb.config import load_config
 from qwen3emb.errors import UserError
+from qwen3emb.evaluate.ablation import variants
 from qwen3emb.exits import guarded
 from qwen3emb.location import joined, parent_and_name, redacted, with_secrets_of
 from qwen3emb.pipeline import identity
@@ -149,3 +150,8 @@ def test_no_message_and_no_record_holds_a_password(
     start(Storage(str(tmp_path / "stage")), what)
     assert "hunter" not in (tmp_path / "stage" / "started.json").read_text()
     assert what.fingerprint == rotated.fingerprint  # who may read it is no part of what it is
+
+
+def test_runs_below_a_run_keep_its_options(run_file: Path) -> None:
+    found = variants(load_config(run_file, [f"storage={HOME}"]))
+    assert found["no-synthetic"][0] == "storage=s3://bucket/run/ablation/no-synthetic?region=eu-central-1"

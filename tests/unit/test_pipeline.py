@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -99,10 +100,50 @@ def test_changed_input_files_change_the_stages_that_read_them(run_file: Path) ->
     assert fingerprints(run_file)["corpus"] != after["corpus"]
 
 
-def test_another_base_model_changes_what_is_trained_from_it(run_file: Path) -> None:
+def test_retrained_weights_of_the_same_size_change_what_is_made_with_them_and_nothing_else(run_file: Path) -> None:
+    model = run_file.parent / "model"
     before = fingerprints(run_file)
-    (run_file.parent / "model" / "model.safetensors").write_bytes(b"other weights")
-    assert fingerprints(run_file)["weak"] != before["weak"]
+    (model / "model.safetensors").write_bytes(b"v")
+    after = fingerprints(run_file)
+    assert len(b"v") == len(b"w")
+    assert {n for n in STAGES if before[n] != after[n]} == set(STAGES) - {"corpus", "labelled"}
+
+
+def test_a_larger_base_model_of_the_family_keeps_the_corpus_and_what_was_written_for_it(run_file: Path) -> None:
+    larger = run_file.parent / "larger"
+    larger.mkdir()
+    (larger / "config.json").write_text('{"hidden_size": 2048}')
+    (larger / "model.safetensors").write_bytes(b"larger")
+    for folder in (larger, run_file.parent / "model"):
+        (folder / "tokenizer.json").write_text("{}")
+    kept = {"corpus", "synthesize", "labelled"}
+    assert changed(run_file, f"models.base={larger}") == set(STAGES) - kept
+    assert changed(run_file, "models.instruction=Find", "models.end_token=x") == set(STAGES) - kept
+    (larger / "tokenizer.json").write_text('{"another": 1}')
+    assert changed(run_file, f"models.base={larger}") == set(STAGES)
+
+
+def test_fetching_a_hub_model_changes_no_stage(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN3EMB_CACHE", str(run_file.parent / "cache"))
+    sets = ["models.generator=owner/writer", "models.retrieval=owner/finder"]
+    before = fingerprints(run_file, *sets)
+    for name in ("owner--writer", "owner--finder"):
+        shutil.copytree(run_file.parent / "model", run_file.parent / "cache" / "models" / name)
+    assert fingerprints(run_file, *sets) == before
+
+
+def test_a_stage_that_scores_with_another_model_does_not_read_the_weak_one(run_file: Path) -> None:
+    other = f"{run_file.parent}/model"
+    with_other = fingerprints(run_file, f"filter.model={other}", f"mine.model={other}")
+    steps = fingerprints(run_file, f"filter.model={other}", f"mine.model={other}", "weak.steps=2")
+    assert {n for n in STAGES if with_other[n] != steps[n]} == {"weak", "supervised", "merge", "evaluate", "index"}
+
+
+def test_a_search_for_checkpoints_reads_how_long_texts_are_evaluated(run_file: Path) -> None:
+    longer = "evaluate.max_query_tokens=99"
+    assert changed(run_file, longer) == {"evaluate"}
+    before, after = (fingerprints(run_file, "merge.search=true", *more) for more in ([], [longer]))
+    assert {n for n in STAGES if before[n] != after[n]} == {"merge", "evaluate", "index"}
 
 
 def test_a_missing_input_is_named(run_file: Path) -> None:
