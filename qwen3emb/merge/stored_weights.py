@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qwen3emb.errors import UserError
+from qwen3emb.model.weight_names import renamed, renamings
 
 __all__ = ["BYTES", "FLOATS", "INDEX", "ONE_FILE", "PICKLES", "Entries", "Entry", "check_alike", "read_base"]
 
@@ -111,7 +112,9 @@ def _read_header(file: Path) -> Entries:
 
 def read_base(folder: Path, like: Entries) -> Entries:
     """Entries of the base under the checkpoints' names; tensors that only the base has are left out."""
-    found = _read_entries(folder)
+    stored = _read_entries(folder)
+    mapping = renamings(stored, tied=True)  # the base may be stored inside a wrapper; checkpoints never are
+    found = {renamed(name, mapping): entry for name, entry in stored.items()}
     base: Entries = {}
     for name, entry in like.items():
         spellings = (name, f"model.{name}", name.removeprefix("model."))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from qwen3emb.errors import UserError
 
-__all__ = ["renamings", "require_complete", "stored_names"]
+__all__ = ["renamed", "renamings", "require_complete", "stored_names"]
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PREFIX = re.compile(r"(.*?)layers\.\d+\.")
@@ -86,6 +86,13 @@ def renamings(names: Iterable[str], tied: bool) -> dict[str, str]:
     return out if prefix in ("", "model.") else out | {f"^{re.escape(prefix)}": "model."}
 
 
+def renamed(name: str, mapping: Mapping[str, str]) -> str:
+    """What the model calls a stored tensor, by the `renamings` of its files."""
+    for pattern, replacement in mapping.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def require_complete(
     model_dir: Path, names: Iterable[str], mapping: Mapping[str, str], info: Mapping[str, Any], trunk: bool
 ) -> None:
@@ -127,13 +134,7 @@ def require_complete(
 
 def _doubled(names: Iterable[str], mapping: Mapping[str, str]) -> list[str]:
     """Names that stand for the same parameter as another one; which of them counts would be chance."""
-
-    def parameter(name: str) -> str:
-        for pattern, replacement in mapping.items():
-            name = re.sub(pattern, replacement, name)
-        return name.removeprefix("model.")
-
-    spelled = {name: parameter(name) for name in names}
+    spelled = {name: renamed(name, mapping).removeprefix("model.") for name in names}
     counts = Counter(spelled.values())
     return sorted(name for name, one in spelled.items() if counts[one] > 1)
 

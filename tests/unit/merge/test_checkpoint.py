@@ -131,13 +131,14 @@ def test_shards_in_and_out(tmp_path: Path, limit: int) -> None:
             assert opened.metadata() == {"format": "pt"}
 
 
-def test_three_checkpoints_on_task_vectors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["model.", "encoder.model."])
+def test_three_checkpoints_on_task_vectors(tmp_path: Path, prefix: str) -> None:
     base = tensors(0)
     step = [{n: base[n] + 0.05 * v if v.is_floating_point() else v for n, v in tensors(s).items()} for s in (1, 2, 3)]
     step = [{n: v.to(base[n].dtype) for n, v in values.items()} for values in step]
     paths = [write(tmp_path / f"c{i}", values) for i, values in enumerate(step)]
-    # a causal-LM base: float32, prefixed names, one tensor more
-    causal = {f"model.{n}": v.float() if v.is_floating_point() else v for n, v in base.items()}
+    # a causal-LM base: float32, prefixed names (of a wrapper, too), one tensor more
+    causal = {f"{prefix}{n}": v.float() if v.is_floating_point() else v for n, v in base.items()}
     origin = write(tmp_path / "base", {**causal, "lm_head.weight": torch.ones(2)})
     report = merge_checkpoints(paths, tmp_path / "out", base=origin, on="task_vectors")
     merged = read(tmp_path / "out")
