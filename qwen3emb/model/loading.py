@@ -50,7 +50,7 @@ def load_tokenizer(model_dir: Path | str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"{model_dir}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
-    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
         # without its files transformers makes an empty one of the model's kind, for which all texts are alike
         raise UserError(f"{model_dir}: no tokenizer in it; copy tokenizer.json there from the model's own directory")
     return tokenizer
