@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,11 +134,11 @@ def _config(model_dir: Path) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' own report of what did not fit: `require_complete` says it in one sentence."""
-    from transformers.utils import logging
+    from transformers.utils import logging as library
 
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    before = library.get_verbosity()
+    library.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        library.set_verbosity(before)
