@@ -8,28 +8,20 @@ everything else is a decoder, read by `Encoder`.
 from __future__ import annotations
 
 import json
-import os
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from qwen3emb.errors import StageFailure, UserError
+from qwen3emb.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE
 from qwen3emb.model.encoder import Encoder
+from qwen3emb.model.endpoint import EndpointEncoder
 from qwen3emb.model.fetch import is_endpoint
 from qwen3emb.model.loading import stored_dtype
-from qwen3emb.templates import query_prompt
 
 __all__ = ["AnyEncoder", "EndpointEncoder", "SentenceEncoder", "is_foreign", "open_encoder"]
-
-_ATTEMPTS = 5
-_TIMEOUT = 300.0  # seconds for one answer
 
 
 class AnyEncoder(Protocol):
@@ -129,83 +121,3 @@ class SentenceEncoder:
         self._model.max_seq_length = min(max_tokens, self._longest) if self._longest else max_tokens
         prompt = (self._model.prompts or {}).get("query") if instruction else None
         return _unit(self._model.encode(list(texts), prompt=prompt or "", show_progress_bar=False))
-
-
-class EndpointEncoder:
-    """An OpenAI-compatible `/v1/embeddings`; the key, where one is needed, is the variable OPENAI_API_KEY.
-
-    Queries carry the instruction in the text, as Qwen3 Embedding's do. The server decides where texts are cut.
-    """
-
-    def __init__(self, address: str) -> None:
-        """Ask for one vector.
-
-        Args:
-            address: `http://HOST:PORT/v1?model=NAME`; without a model name the server's default.
-
-        Raises:
-            UserError: it does not answer as such a server does.
-        """
-        parts = urllib.parse.urlsplit(address)
-        names = urllib.parse.parse_qs(parts.query).get("model", [""])
-        self._model = names[0]
-        self._url = urllib.parse.urlunsplit(
-            (parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/embeddings", "", "")
-        )
-        self._dimensions = int(self._ask(["a text"]).shape[1])
-
-    @property
-    def dimensions(self) -> int:
-        """Length of its vectors."""
-        return self._dimensions
-
-    def encode(self, texts: Sequence[str], *, max_tokens: int, instruction: str | None = None) -> np.ndarray:
-        """(len(texts), dimensions) normalised float32; `max_tokens` is left to the server.
-
-        Raises:
-            UserError: the server refuses the request.
-            StageFailure: it does not answer, five times.
-        """
-        if not texts:
-            return np.empty((0, self.dimensions), dtype=np.float32)
-        before = query_prompt(instruction) if instruction else ""
-        return self._ask([before + text for text in texts])
-
-    def _ask(self, texts: list[str]) -> np.ndarray:
-        body = json.dumps(
-            {"input": texts, "encoding_format": "float"} | ({"model": self._model} if self._model else {})
-        )
-        key = os.environ.get("OPENAI_API_KEY", "")
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        request = urllib.request.Request(self._url, body.encode("utf-8", "replace"), headers)
-        return _vectors(self._answer(request), len(texts), self._url)
-
-    def _answer(self, request: urllib.request.Request) -> Any:
-        """The server's JSON; a busy or failing server is asked again after 1, 2, 4, 8 seconds."""
-        problem = ""
-        for attempt in range(_ATTEMPTS):
-            try:
-                with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                if error.code != 429 and error.code < 500:
-                    said = error.read(300).decode("utf-8", "replace")
-                    raise UserError(f"{self._url} refuses the request ({error.code}): {said}") from error
-                problem = f"HTTP {error.code}"
-            except (OSError, ValueError) as error:
-                problem = str(error)
-            if attempt + 1 < _ATTEMPTS:
-                time.sleep(2**attempt)
-        raise StageFailure(f"{self._url} did not answer {_ATTEMPTS} times; the last time: {problem}")
-
-
-def _vectors(answer: Any, count: int, url: str) -> np.ndarray:
-    """The embeddings of an answer in the order of the request."""
-    try:
-        rows = sorted(answer["data"], key=lambda row: row["index"])
-        vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
-        if len(vectors) != count or vectors.ndim != 2:
-            raise ValueError(f"{len(vectors)} vectors for {count} texts")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{url} does not answer like an OpenAI-compatible embeddings endpoint: {error}") from error
-    return _unit(vectors)

@@ -1,0 +1,253 @@
+"""Embedding models behind an OpenAI-compatible server, each of which has limits of its own.
+
+What a server refuses (400, 413, 422) may be one text or the whole request. A refused request is halved; a text that is
+refused alone is sent once more with `truncate` (servers of ours, TEI), and where that is unknown it is cut until it is
+accepted. What was learned is kept, so that a limit costs a few requests once, not with every request.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from qwen3emb.errors import StageFailure, UserError
+from qwen3emb.templates import query_prompt
+
+__all__ = ["PLACEHOLDER", "EndpointEncoder", "notes_lines"]
+
+PLACEHOLDER = "."
+"""Sent for an empty text: servers refuse those, and many refuse white space too."""
+
+_TIMEOUT = 300.0  # seconds for one answer
+_REFUSED = (400, 413, 422)
+_PATIENCE = Retry(
+    total=5,
+    allowed_methods=None,  # a POST of texts changes nothing there
+    status_forcelist=[429, *range(500, 600)],
+    backoff_factor=1,
+    raise_on_status=False,
+    retry_after_max=120,
+)
+_CHARACTERS = 4  # of a token, to begin with
+_FINER = 3
+
+
+class _Refusal(Exception):
+    """The server does not take these texts; `args` are its status and its words."""
+
+
+class EndpointEncoder:
+    """An OpenAI-compatible `/v1/embeddings`; the key, where one is needed, is the variable OPENAI_API_KEY.
+
+    Queries carry the instruction in the text, as Qwen3 Embedding's do. The server decides where texts are cut.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Ask for one vector.
+
+        Args:
+            address: `http://HOST:PORT/v1?model=NAME`; without a model name the server's default.
+
+        Raises:
+            UserError: it does not answer as such a server does.
+            StageFailure: it does not answer.
+        """
+        parts = urllib.parse.urlsplit(address)
+        self._model = urllib.parse.parse_qs(parts.query).get("model", [""])[0]
+        self._url = urllib.parse.urlunsplit(
+            (parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/embeddings", "", "")
+        )
+        self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=_PATIENCE))
+        self._session.auth = _with_key  # else a ~/.netrc would replace the key
+        self._most: int | None = None  # texts in a request
+        self._truncates: bool | None = None  # whether the server cuts by itself when it is asked to
+        self._whole = 0  # characters of the longest text that was taken as it is
+        self._fits = 0  # characters that a text was last cut to
+        self._refused = 0  # texts that were refused alone
+        self._empty = self._cut = 0
+        try:
+            self._dimensions = int(self._ask(["a text"]).shape[1])
+        except _Refusal as error:
+            raise UserError(f"{self._url} refuses the request ({error.args[0]}): {error.args[1]}") from error
+
+    @property
+    def dimensions(self) -> int:
+        """Length of its vectors."""
+        return self._dimensions
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """What was done to be answered: `empty` texts replaced, texts `cut`, `most` texts in a request (0 = any)."""
+        return {"empty": self._empty, "cut": self._cut, "most": self._most or 0}
+
+    def encode(self, texts: Sequence[str], *, max_tokens: int, instruction: str | None = None) -> np.ndarray:
+        """(len(texts), dimensions) normalised float32; `max_tokens` is left to the server, unless it refuses a text.
+
+        Raises:
+            UserError: the server refuses the request, or a text however short it is cut.
+            StageFailure: it does not answer, six times.
+        """
+        before = query_prompt(instruction) if instruction else ""
+        out = np.empty((len(texts), self._dimensions), dtype=np.float32)
+        given = [text if before or text.strip() else PLACEHOLDER for text in texts]
+        self._empty += sum(not (before or text.strip()) for text in texts)
+        # Once some were refused, a text longer than all that were taken goes alone, to spare its neighbours' request.
+        alone = self._cut > 0 and not self._truncates
+        longer = {row for row, text in enumerate(given) if alone and len(text) > self._whole}
+        rest = [row for row in range(len(given)) if row not in longer]
+        for rows in [*([rest] if rest else []), *([row] for row in sorted(longer))]:
+            out[rows] = self._together(before, [given[row] for row in rows], max_tokens)
+        return out
+
+    def _together(self, before: str, texts: list[str], max_tokens: int) -> np.ndarray:
+        """Vectors of texts in one request, or in as many as are needed."""
+        size = self._most or len(texts)
+        if len(texts) > size:
+            parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+            return np.concatenate([self._together(before, part, max_tokens) for part in parts])
+        try:
+            found = self._ask([before + text for text in texts])
+        except _Refusal as error:
+            if len(texts) == 1:
+                return self._alone(before, texts[0], max_tokens, error)
+            half, refused = (len(texts) + 1) // 2, self._refused
+            parts = [texts[:half], texts[half:]]
+            found = np.concatenate([self._together(before, part, max_tokens) for part in parts])
+            if refused == self._refused:  # each text is fine, so they were too many
+                self._most = min(half, self._most or half)
+            return found
+        self._whole = max(self._whole, *map(len, texts))
+        return found
+
+    def _alone(self, before: str, text: str, max_tokens: int, error: _Refusal) -> np.ndarray:
+        """The vector of a text that was refused, without its end.
+
+        Raises:
+            UserError: it is refused whatever its length.
+        """
+        self._refused += 1
+        if self._truncates is None:
+            self._truncates, cut = True, self._cut
+            try:
+                vector = self._ask([before + text])
+                self._cut += cut == self._cut  # a server of ours says it in its answer, others do not
+                return vector
+            except _Refusal:
+                self._truncates = False
+        fits, found = self._longest(before, text, max_tokens)
+        if found is None:
+            status, said = error.args
+            raise UserError(f"{self._url} refuses a text, even cut to nothing ({status}): {said}; it is {text[:60]!r}")
+        self._fits, self._cut = fits, self._cut + 1
+        return found
+
+    def _longest(self, before: str, text: str, max_tokens: int) -> tuple[int, np.ndarray | None]:
+        """(characters, vector) of a beginning of the text that is accepted, None where none is."""
+        low, high, vector = 0, len(text), None
+        length = self._fits if 0 < self._fits < high else min(high // 2, _CHARACTERS * max_tokens)
+        finer = _FINER
+        while length and finer:
+            try:
+                vector, low = self._ask([before + text[:length]]), length
+                if length == self._fits:
+                    break  # it was looked for with care once
+            except _Refusal:
+                high = length
+            if not low:
+                length //= 2
+            elif 2 * low < high:
+                length = 2 * low
+            else:
+                length, finer = (low + high) // 2, finer - 1
+        return low, vector
+
+    def _ask(self, texts: list[str]) -> np.ndarray:
+        """Unit vectors of texts in one request.
+
+        Raises:
+            _Refusal: the server does not take them.
+            UserError: it refuses the request for another reason, or its answer is none.
+            StageFailure: it does not answer.
+        """
+        body: dict[str, Any] = {
+            "input": [text.encode("utf-8", "replace").decode() for text in texts],
+            "encoding_format": "float",
+        }
+        body |= {"model": self._model} if self._model else {}
+        body |= {"truncate": True} if self._truncates else {}
+        try:
+            answer = self._session.post(self._url, json=body, timeout=_TIMEOUT)
+        except requests.RequestException as error:
+            raise StageFailure(f"{self._url} does not answer: {error}") from error
+        if answer.status_code in _REFUSED:
+            raise _Refusal(answer.status_code, " ".join(answer.text[:300].split()))
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise StageFailure(
+                f"{self._url} did not answer {_PATIENCE.total} times more; the last time: HTTP {answer.status_code}"
+            )
+        if answer.status_code != 200:
+            said = " ".join(answer.text[:300].split())
+            raise UserError(f"{self._url} refuses the request ({answer.status_code}): {said}")
+        content = _parsed(answer, self._url)
+        vectors = _vectors(content, texts, self._url)
+        if getattr(self, "_dimensions", vectors.shape[1]) != vectors.shape[1]:
+            raise UserError(f"{self._url}: vectors of {vectors.shape[1]} numbers, of {self._dimensions} before")
+        self._cut += len(content.get("truncated") or [])
+        return vectors
+
+
+def _with_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    key = os.environ.get("OPENAI_API_KEY", "")
+    if key:
+        request.headers["Authorization"] = f"Bearer {key}"
+    return request
+
+
+def _parsed(answer: requests.Response, url: str) -> dict[str, Any]:
+    try:
+        content = answer.json()
+    except ValueError as error:
+        raise UserError(f"{url} does not answer like an OpenAI-compatible embeddings endpoint: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{url} does not answer like an OpenAI-compatible embeddings endpoint: no object")
+    return content
+
+
+def _vectors(answer: Mapping[str, Any], texts: Sequence[str], url: str) -> np.ndarray:
+    """The embeddings of an answer in the order of the request, of length one.
+
+    Raises:
+        UserError: there is not one of each text, or one holds NaN or nothing but zeros.
+    """
+    try:
+        rows = sorted(answer["data"], key=lambda row: row["index"])
+        vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
+        if [row["index"] for row in rows] != list(range(len(texts))) or vectors.ndim != 2:
+            raise ValueError(f"{len(vectors)} vectors for {len(texts)} texts, or not numbered from 0 on")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{url} does not answer like an OpenAI-compatible embeddings endpoint: {error}") from error
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(wrong):
+        text = texts[int(wrong[0])]
+        raise UserError(f"{url} gives {len(wrong)} vectors that hold NaN or only zeros, the first for {text[:60]!r}")
+    out: np.ndarray = (vectors / norms).astype(np.float32)
+    return out
+
+
+def notes_lines(notes: Sequence[Mapping[str, int]]) -> list[str]:
+    """What encoders had to do to be answered, for a person; nothing where there was nothing."""
+    empty, cut = (sum(note.get(name, 0) for note in notes) for name in ("empty", "cut"))
+    most = [note["most"] for note in notes if note.get("most")]
+    lines = [f"{empty} empty texts were sent to the server as {PLACEHOLDER!r}"] if empty else []
+    lines += [f"{cut} texts were longer than the server takes and lost their end"] if cut else []
+    return lines + ([f"the server takes at most {min(most)} texts in a request"] if most else [])
