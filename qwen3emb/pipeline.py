@@ -11,6 +11,7 @@ from qwen3emb.artifact import Identity, State, state_of
 from qwen3emb.config import RunConfig
 from qwen3emb.config_data import Section
 from qwen3emb.data.catalogue import chosen_sets
+from qwen3emb.data.instructions import given_instructions
 from qwen3emb.errors import UserError
 from qwen3emb.location import redacted, with_secrets_of
 from qwen3emb.model.identity import model_identity, tokenizer_identity
@@ -211,6 +212,8 @@ def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity
     stage = STAGES[name]
     config: dict[str, Any] = {stage.section: _section(cfg, stage)}
     config |= {key: _value(cfg, key) for key in (*stage.reads, *_also_read(cfg, name))}
+    asked = given_instructions(cfg) if name in ("filter", "mine") else {}
+    config |= {"instructions": asked} if asked else {}
     inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
     named = {key: _value(cfg, key) for key in stage.models}
     named |= {"models.reranker_base": cfg.models.reranker_base or cfg.models.base} if _BASES[1] in named else {}

@@ -48,9 +48,9 @@ class Search:
     Attributes:
         queries: (n,) rows of `MinePlan.queries`, ascending.
         corpus: rows of `MinePlan.documents`, distinct, ascending.
-        positives: for each query the rows of `MinePlan.documents` that answer it, of all origins.
-        excluded: for each query the rows of `corpus` that can be no negative of it: its positives, and a
-            document with the query's own text.
+        positives: for each query the rows of `MinePlan.documents` that answer it, of all origins that ask alike.
+        excluded: for each query the rows of `corpus` that can be no negative of it: what answers its text, with
+            whatever instruction, and a document with the query's own text.
     """
 
     queries: list[int]
@@ -64,16 +64,18 @@ class MinePlan:
     """Everything to embed, and the searches by origin.
 
     Attributes:
-        queries: distinct query texts.
+        queries: query texts; a text that is asked with two instructions is there twice.
         documents: distinct documents (by content hash) of all corpora and pairs.
         pairs: for each pair (row of `queries`, row of `documents`).
         searches: by origin.
+        instructions: of each query; None where none was given.
     """
 
     queries: list[str]
     documents: list[str]
     pairs: list[tuple[int, int]]
     searches: dict[str, Search]
+    instructions: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def blocks(search: Search, size: int) -> Iterator[Asked]:
         yield Asked(search.queries[part], corpus, search.excluded[part], owners, flat)
 
 
-def plan(pairs: Sequence[MinePair], corpora: Mapping[str, Sequence[str]]) -> MinePlan:
+def plan(
+    pairs: Sequence[MinePair], corpora: Mapping[str, Sequence[str]], instructions: Mapping[str, str] | None = None
+) -> MinePlan:
     """List the distinct texts and what each query may not be given.
 
     Documents are the same where their content hashes are: equal up to white space.
@@ -136,7 +140,9 @@ def plan(pairs: Sequence[MinePair], corpora: Mapping[str, Sequence[str]]) -> Min
     Args:
         pairs: labelled and synthetic pairs; every origin has a corpus.
         corpora: origin -> texts to mine from, duplicates allowed.
+        instructions: origin -> instruction of its queries.
     """
+    asked = instructions or {}
     document_rows: dict[str, int] = {}
     documents: list[str] = []
 
@@ -147,21 +153,24 @@ def plan(pairs: Sequence[MinePair], corpora: Mapping[str, Sequence[str]]) -> Min
         return row
 
     corpus_rows = {origin: sorted({row_of(t) for t in texts}) for origin, texts in corpora.items()}
-    query_rows = {q: i for i, q in enumerate(dict.fromkeys(p.query for p in pairs))}
-    hashes = [content_hash(q) for q in query_rows]
-    numbers = [(query_rows[p.query], row_of(p.document)) for p in pairs]
-    answers: dict[str, set[int]] = {}
+    query_rows = {key: i for i, key in enumerate(dict.fromkeys((p.query, asked.get(p.origin)) for p in pairs))}
+    hashes = [content_hash(q) for q, _ in query_rows]
+    numbers = [(query_rows[p.query, asked.get(p.origin)], row_of(p.document)) for p in pairs]
+    answers: dict[tuple[str, str | None], set[int]] = {}
+    every: dict[str, set[int]] = {}  # with whatever instruction: what answers the text is no safe negative of it
+    keys = [(key, ask) for key, (_, ask) in zip(hashes, query_rows, strict=True)]
     for query, document in numbers:
-        answers.setdefault(hashes[query], set()).add(document)
+        answers.setdefault(keys[query], set()).add(document)
+        every.setdefault(hashes[query], set()).add(document)
     searches = {}
     for origin, corpus in corpus_rows.items():
         queries = sorted({q for p, (q, _) in zip(pairs, numbers, strict=True) if p.origin == origin})
         inside = set(corpus)
         own = [document_rows.get(hashes[q], NONE) for q in queries]
-        positives = [tuple(sorted(answers[hashes[q]])) for q in queries]
-        barred = [tuple(sorted({*found, text} & inside)) for found, text in zip(positives, own, strict=True)]
+        positives = [tuple(sorted(answers[keys[q]])) for q in queries]
+        barred = [tuple(sorted({*every[hashes[q]], text} & inside)) for q, text in zip(queries, own, strict=True)]
         searches[origin] = Search(queries, corpus, positives, barred)
-    return MinePlan(list(query_rows), documents, numbers, searches)
+    return MinePlan([q for q, _ in query_rows], documents, numbers, searches, [ask for _, ask in query_rows])
 
 
 def look(queries: np.ndarray, first: int, vectors: np.ndarray, asked: Asked, k: int) -> Found:

@@ -21,10 +21,14 @@ from qwen3emb.distributed.workers import (
     spread,
     stop,
 )
+from qwen3emb.model.endpoint import notes_lines
 from qwen3emb.model.fetch import is_endpoint
 from qwen3emb.storage import Storage
 
-__all__ = ["Encoders", "Progress", "Rerankers", "encode_texts"]
+__all__ = ["Encoders", "Progress", "Rerankers", "asked_of", "encode_texts"]
+
+Asked = str | Sequence[str | None] | None
+"""An instruction of all texts, or one for each of them."""
 
 Progress = Callable[[int, int], None]
 """Called with (texts done, texts in all)."""
@@ -75,7 +79,7 @@ class Encoders:
         texts: Sequence[str],
         *,
         max_tokens: int,
-        instruction: str | None = None,
+        instruction: Asked = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
         """(len(texts), dimensions) normalised float32 in the order of `texts`; see `Encoder.encode`.
@@ -86,7 +90,9 @@ class Encoders:
         out = np.empty((len(texts), self.dimensions), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
-        tasks = [(self._model, rows, [texts[i] for i in rows], instruction, max_tokens) for rows in chunks]
+        tasks = [
+            (self._model, rows, [texts[i] for i in rows], asked_of(instruction, rows), max_tokens) for rows in chunks
+        ]
         done = 0
         for rows, vectors in spread(self._actors, "encode_chunk", tasks):
             out[rows] = vectors
@@ -95,13 +101,19 @@ class Encoders:
                 progress(done, len(texts))
         return out
 
-    def write(self, pieces: Sequence[tuple[str, str, Sequence[str], str | None, int]]) -> Iterator[int]:
+    def write(self, pieces: Sequence[tuple[str, str, Sequence[str], Asked, int]]) -> Iterator[int]:
         """Have each piece (folder URI, file name, texts, instruction, `max_tokens`) embedded and written as `.npy`.
 
         Returns:
             The number of texts of each piece, as they are done, in any order.
         """
         yield from spread(self._actors, "write_piece", [(self._model, *piece) for piece in pieces])
+
+    def notes(self) -> list[str]:
+        """Lines on what was done to texts that a server did not take as they are; none for a model that runs here."""
+        if not is_endpoint(self._model.uri):
+            return []
+        return notes_lines(ray.get([actor.notes.remote(self._model) for actor in self._actors]))
 
     def close(self) -> None:
         """End the actors."""
@@ -134,7 +146,7 @@ class Rerankers:
         documents: Sequence[Sequence[str]],
         *,
         max_tokens: int,
-        instruction: str | None = None,
+        instruction: Asked = None,
         max_query_tokens: int | None = None,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
@@ -143,10 +155,11 @@ class Rerankers:
         Raises:
             UserError: `max_tokens` exceeds the model's context or leaves no room for a document.
         """
-        options = {"max_tokens": max_tokens, "instruction": instruction, "max_query_tokens": max_query_tokens}
+        options = {"max_tokens": max_tokens, "max_query_tokens": max_query_tokens}
+        own = [instruction] * len(queries) if instruction is None or isinstance(instruction, str) else instruction
         pairs = list(zip(queries, documents, strict=True))
         heaviest = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i][1])))
-        tasks = [(i, pairs[i][0], list(pairs[i][1]), options) for i in heaviest]
+        tasks = [(i, pairs[i][0], list(pairs[i][1]), options | {"instruction": own[i]}) for i in heaviest]
         out: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(pairs)
         for done, (row, scores) in enumerate(spread(self._actors, "score_query", tasks), start=1):
             out[row] = scores
@@ -165,6 +178,14 @@ class Rerankers:
     def __exit__(self, *_: object) -> None:
         """End the actors."""
         self.close()
+
+
+def asked_of(instruction: Asked, rows: Sequence[int]) -> Asked:
+    """The instruction of some of the texts: still one where they share it, which is one call of the model."""
+    if instruction is None or isinstance(instruction, str):
+        return instruction
+    own = [instruction[row] for row in rows]
+    return own[0] if len(set(own)) == 1 else own
 
 
 def encode_texts(

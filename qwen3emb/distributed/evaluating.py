@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from qwen3emb.artifact import StageResult
+from qwen3emb.data.instructions import HELDOUT, instructions
 from qwen3emb.data.nearest import NONE
 from qwen3emb.data.synthetic import origin_of
 from qwen3emb.distributed.encoding import Encoders, Rerankers
@@ -21,7 +22,6 @@ from qwen3emb.evaluate.by_language import Query, by_language, few_rows_line, tra
 from qwen3emb.evaluate.metrics import own_documents
 from qwen3emb.evaluate.ranking import (
     Ranking,
-    best_weight,
     nearest,
     ranking_metrics,
     ranking_per_query,
@@ -29,6 +29,7 @@ from qwen3emb.evaluate.ranking import (
     reranked,
     run_table,
 )
+from qwen3emb.evaluate.rerank_weight import chosen_weight
 from qwen3emb.evaluate.retrieval import RetrievalSet, evaluation_set, read_retrieval_set
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
@@ -43,6 +44,7 @@ PER_QUERY = "per_query.json"
 _RUN_DEPTH = 100
 _RERANKED = "merged+reranker"
 _ALONE = "reranker alone"
+_WEIGHT = "rerank_weight.json"
 _SCORES = "runs/rerank_scores.parquet"
 _SAYING = ("labelled", origin_of("retrieval"))  # `language` of other tasks' pairs may be the document's
 _Say = Callable[[str], None]
@@ -81,8 +83,10 @@ def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
             results[name] = {metric: round(value, 4) for metric, value in found.items()}
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
             say(f"evaluate: {name}: {shown} ({time.monotonic() - began:.0f} s)")
-    content = {"dataset": cfg.dataset, "queries": len(data.queries), "documents": len(data.corpus)}
+    content: dict[str, Any] = {"dataset": cfg.dataset, "queries": len(data.queries), "documents": len(data.corpus)}
     languages = _languages(ctx, data, per_query, say)
+    if cfg.rerank_weight is None and ctx.out.exists(_WEIGHT):
+        content["rerank_weight"] = ctx.out.read_json(_WEIGHT)
     ctx.out.write_json("results.json", content | {"models": results, "languages": languages})
     headline = {model: {name: row["ndcg@10"] for name, row in rows.items()} for model, rows in per_query.items()}
     ctx.out.write_json(PER_QUERY, headline)
@@ -182,13 +186,20 @@ def _kept(ctx: StageContext, data: RetrievalSet, name: str, rank: Callable[[], R
     return read_run(data, ctx.out.read_table(file))
 
 
+def _asked(e: _Evaluation, data: RetrievalSet) -> str:
+    """The instruction of a set's queries: that of the rows which held-out and dev set are from, else the run's."""
+    cfg = e.ctx.cfg
+    own = data is not e.data or cfg.evaluate.dataset == "heldout"
+    return instructions(cfg, [HELDOUT])[HELDOUT] if own else cfg.models.instruction
+
+
 def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_token: str | None) -> Ranking:
     cfg = e.ctx.cfg.evaluate
     pool = e.pools.encoders(model, end_token)
     queries = pool.encode(
         list(data.queries.values()),
         max_tokens=cfg.max_query_tokens,
-        instruction=e.ctx.cfg.models.instruction,
+        instruction=_asked(e, data),
         progress=paced(e.say, f"evaluate: {name}: queries embedded"),
     )
     documents = pool.encode(
@@ -220,10 +231,14 @@ def _dev_weight(e: _Evaluation) -> float:
     if not dev.queries:
         raise UserError("evaluate.rerank_weight is null, but there is no dev set to choose it on; set a number")
     first = _embedded(e, dev, "dev", (e.ctx.input("merge") / "embedding").uri, None)
-    weight = best_weight(dev, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
-    e.say(f"evaluate: the reranker's share that is clearly best on {len(dev.queries)} dev queries: {weight}")
-    e.ctx.out.write_json("rerank_weight.json", {"rerank_weight": weight, "chosen_on": "dev"})
-    return weight
+    found = chosen_weight(dev, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
+    gain = f"nDCG@10 {found.gain:+.4f}, 95 % of {found.low:+.4f} to {found.high:+.4f} over all shares"
+    e.say(
+        f"evaluate: the reranker's share is {found.weight}: of eleven, {found.best} is best on {found.queries} dev "
+        f"queries ({gain}){'' if found.weight else ', which may be chance'}"
+    )
+    e.ctx.out.write_json(_WEIGHT, {"rerank_weight": found.weight, "chosen_on": "dev", **asdict(found)})
+    return found.weight
 
 
 def _scores(e: _Evaluation, data: RetrievalSet, first: Ranking, top: int) -> list[np.ndarray]:
@@ -236,6 +251,6 @@ def _scores(e: _Evaluation, data: RetrievalSet, first: Ranking, top: int) -> lis
         tops,
         max_tokens=cfg.rerank_max_tokens,
         max_query_tokens=cfg.max_query_tokens,
-        instruction=e.ctx.cfg.models.instruction,
+        instruction=_asked(e, data),
         progress=paced(e.say, f"evaluate: {_RERANKED}: queries reranked"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from qwen3emb.artifact import StageResult
 from qwen3emb.config import RunConfig
 from qwen3emb.data.filtering import Histogram, draw, histogram, keep, round_trip, threshold_for
+from qwen3emb.data.instructions import instructions
 from qwen3emb.data.synthetic import origin_of
 from qwen3emb.distributed.encoding import Encoders
 from qwen3emb.distributed.progress import paced
@@ -23,6 +25,7 @@ from qwen3emb.storage import Storage
 
 __all__ = ["filter_pairs"]
 
+_Item = TypeVar("_Item")
 _SHARD = 100_000
 _SCORED = {origin_of("retrieval"), origin_of("bitext")}  # a class, or a sentence of low grade, is not meant to be near
 
@@ -85,15 +88,19 @@ def _scores(
     model, end_token = scoring_model(cfg.filter.model, weak, cfg.models.end_token)
     if not len(pairs):
         return np.empty(0, dtype=np.float32), np.empty(0, dtype=bool)
-    queries, of_query = _distinct(pairs["query"].to_pylist())
+    origins = pairs["origin"].to_pylist()
+    asked = instructions(cfg, set(origins))
+    queries, of_query = _distinct(list(zip(pairs["query"].to_pylist(), map(asked.get, origins), strict=True)))
     documents, of_document = _distinct(pairs["document"].to_pylist())
     say(f"filter: scoring {len(pairs)} pairs with {model}")
     gpus = cfg.cluster.gpus_per_worker
     with Encoders(model, end_token=end_token, workers=cfg.filter.workers, gpus_per_worker=gpus) as pool:
         encode = partial(pool.encode, max_tokens=cfg.filter.max_tokens)
-        ask = cfg.models.instruction
-        query_vectors = encode(queries, instruction=ask, progress=paced(say, "filter: queries embedded"))
+        texts, own = [text for text, _ in queries], [ask for _, ask in queries]
+        query_vectors = encode(texts, instruction=own, progress=paced(say, "filter: queries embedded"))
         vectors = encode(documents, progress=paced(say, "filter: documents embedded"))
+        for line in pool.notes():
+            say(f"filter: {line}")
     out: np.ndarray = np.einsum("nd,nd->n", query_vectors[of_query], vectors[of_document])
     if not np.isfinite(out).all():
         raise StageFailure(f"{model} gives NaN for {int((~np.isfinite(out)).sum())} pairs; its training diverged")
@@ -102,10 +109,10 @@ def _scores(
     return out, round_trip(query_vectors, of_query, vectors, of_document, cfg.filter.round_trip)
 
 
-def _distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
-    """The distinct texts, and for each text its place among them."""
-    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    return list(place), np.array([place[t] for t in texts], dtype=np.int64)
+def _distinct(items: list[_Item]) -> tuple[list[_Item], np.ndarray]:
+    """The distinct items, and for each item its place among them."""
+    place = {item: i for i, item in enumerate(dict.fromkeys(items))}
+    return list(place), np.array([place[item] for item in items], dtype=np.int64)
 
 
 def _write_histogram(out: Storage, found: Histogram, threshold: float, kept: int) -> None:

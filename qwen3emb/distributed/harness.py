@@ -100,6 +100,8 @@ def evaluate_tasks(tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -
         splits[settings.name] = _scores(encoder, reached, settings, say)
         if settings.reranker:
             splits |= _two_stages(encoder, reached, settings, instructions, say)
+        for line in pool.notes():
+            say(f"evaluate: {line}")
     out = Storage(str(settings.out))
     scores = {
         model: {task: next(iter(found.values())) for task, found in tasks.items()} for model, tasks in splits.items()

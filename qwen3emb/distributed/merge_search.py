@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3emb.data.instructions import HELDOUT, instructions
 from qwen3emb.distributed.encoding import Encoders
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.metrics import retrieval_metrics
@@ -106,7 +107,7 @@ def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageCo
 
 
 def _score(pool: Encoders, data: RetrievalSet, ctx: StageContext) -> float:
-    cfg, ask = ctx.cfg.evaluate, ctx.cfg.models.instruction
+    cfg, ask = ctx.cfg.evaluate, instructions(ctx.cfg, [HELDOUT])[HELDOUT]
     queries = pool.encode(list(data.queries.values()), max_tokens=cfg.max_query_tokens, instruction=ask)
     documents = pool.encode(data.texts(), max_tokens=cfg.max_document_tokens)
     return retrieval_metrics(data, queries @ documents.T, [10])[_METRIC]

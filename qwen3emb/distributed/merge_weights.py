@@ -13,6 +13,7 @@ import torch
 
 from qwen3emb.config_train import MergeConfig
 from qwen3emb.cores import usable_cores
+from qwen3emb.data.instructions import HELDOUT, instructions
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.retrieval import read_retrieval_set
 from qwen3emb.merge.positions import Interpolation, cocktail_weights, self_position
@@ -59,7 +60,7 @@ def probed_weights(ctx: StageContext, checkpoints: Sequence[str], say: Callable[
     """
     cfg, train = ctx.cfg, ctx.cfg.supervised
     settings = StepSettings(
-        instruction=cfg.models.instruction,
+        instruction=instructions(cfg, [HELDOUT])[HELDOUT],
         task="retrieval",
         hard_negatives=0,
         max_query_tokens=train.max_query_tokens,

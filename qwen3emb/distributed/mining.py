@@ -14,6 +14,7 @@ import pyarrow as pa
 from qwen3emb.artifact import StageResult
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.data.identity import content_hash
+from qwen3emb.data.instructions import instructions
 from qwen3emb.data.mine_rows import training_rows
 from qwen3emb.data.mining import MinePair, MinePlan, Negatives, plan
 from qwen3emb.data.synthetic import origin_of
@@ -68,7 +69,7 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
         UserError: there are no pairs, or the scoring model is missing.
     """
     given = _gathered(ctx)
-    work = plan(given.pairs, given.corpora)
+    work = plan(given.pairs, given.corpora, instructions(ctx.cfg, list(given.corpora)))
     queries, documents = _embed(work, ctx, say)
     found: dict[tuple[str, int], Negatives | None] = {}
     cosines: dict[tuple[int, int], float] = {}
@@ -165,10 +166,11 @@ def _embed(work: MinePlan, ctx: StageContext, say: _Say) -> tuple[Vectors, Vecto
     gpus = cfg.cluster.gpus_per_worker
     with Encoders(model, end_token=end_token, workers=cfg.mine.workers, gpus_per_worker=gpus) as pool:
         write = partial(write_vectors, pool, max_tokens=cfg.mine.max_tokens)
-        ask, folder = cfg.models.instruction, ctx.out / _VECTORS
-        told = paced(say, "mine: queries embedded")
-        queries = write(folder / "queries", work.queries, instruction=ask, progress=told)
+        folder, told = ctx.out / _VECTORS, paced(say, "mine: queries embedded")
+        queries = write(folder / "queries", work.queries, instruction=work.instructions, progress=told)
         documents = write(folder / "documents", work.documents, progress=paced(say, "mine: documents embedded"))
+        for line in pool.notes():
+            say(f"mine: {line}")
     return queries, documents
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwen3emb.artifact import StageResult
-from qwen3emb.config import RunConfig, given
+from qwen3emb.config import given
 from qwen3emb.config_train import DataSetConfig, TrainEmbeddingConfig
-from qwen3emb.data.catalogue import chosen_sets
+from qwen3emb.data.instructions import data_sets, instructions, labelled_sets
 from qwen3emb.data.synthetic import SYNTHETIC_SETS, trained_as
 from qwen3emb.distributed.teacher import taught
 from qwen3emb.distributed.trainer import TrainJob, fit
@@ -42,31 +42,14 @@ def train_supervised(ctx: StageContext) -> StageResult:
     """Stage 2: labelled and filtered synthetic pairs with hard negatives, from the weak model where the run has one."""
     cfg = ctx.cfg.supervised
     table = ctx.input("mine").read_table("rows", TRAINING_ROW)
-    sets = _labelled_sets(ctx.cfg)
-    wanted = _data_sets(sets, set(table["origin"].to_pylist()), cfg)
+    sets = labelled_sets(ctx.cfg)
+    wanted = data_sets(sets, set(table["origin"].to_pylist()), cfg)
     # A set that wants more negatives than the stage takes them itself (`DataSetConfig.hard_negatives`).
     most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in wanted.values())])
     rows = rows_from_training(table, most, cfg.synthetic, graded(wanted))
     weak = asked_for(ctx.cfg, "weak")
     start = final_model(ctx.input("weak")).local() if weak else resolve_model(ctx.cfg.models.base)
     return _train_embedding(ctx, rows, cfg, sets, str(start))
-
-
-def _labelled_sets(cfg: RunConfig) -> dict[str, DataSetConfig]:
-    """How the sets of the stage `labelled` are trained on."""
-    return {
-        name: DataSetConfig(weight=one.weight, task=one.task, instruction=one.instruction)
-        for name, one in chosen_sets(cfg.labelled).items()
-    }
-
-
-def _data_sets(sets: dict[str, DataSetConfig], there: set[str], cfg: TrainEmbeddingConfig) -> dict[str, DataSetConfig]:
-    """How each data set is trained on: as its kind says (`sets`, `trained_as`), then as the stage's `datasets`."""
-    found = {name: own for name, own in (sets | trained_as(there)).items() if name in there}
-    for name, own in cfg.datasets.items():
-        given = own.model_dump(exclude_unset=True)
-        found[name] = found[name].model_copy(update={k: getattr(own, k) for k in given}) if name in found else own
-    return found
 
 
 def train_reranker(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
@@ -82,10 +65,9 @@ def train_reranker(ctx: StageContext, say: Callable[[str], None]) -> StageResult
     checked(chosen.train, cfg.queries_per_step, ctx.out.uri)
     check_stop(cfg.stop_after, len(chosen.dev), name, f"validation_queries {cfg.validation_queries}")
     say(f"{name}: {chosen.said()}")
-    sets = chosen_sets(ctx.cfg.labelled)
-    instructions = {name: one.instruction for name, one in sets.items() if one.instruction is not None}
-    train = taught(chosen.train, cfg, ctx.cfg, instructions, ctx.out, say)
-    task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, chosen.dev, instructions)
+    asked = instructions(ctx.cfg, {row.dataset for row in (*chosen.train, *chosen.dev)})
+    train = taught(chosen.train, cfg, ctx.cfg, asked, ctx.out, say)
+    task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, chosen.dev, asked)
     metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     return StageResult(chosen.rows, len(train), chosen.left_out, metrics)
 
@@ -105,7 +87,7 @@ def _train_embedding(
     model_dir: str,
 ) -> StageResult:
     there = {row.dataset for row in rows}
-    cfg = cfg.model_copy(update={"datasets": _data_sets(sets, there, cfg)})
+    cfg = cfg.model_copy(update={"datasets": data_sets(sets, there, cfg)})
     every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.input("corpus")))
     checked(rows, cfg.batch_size, ctx.out.uri)
     check_datasets(rows, {name: own.weight for name, own in cfg.datasets.items()}, f"{ctx.stage.name}.datasets")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from qwen3emb.distributed.encoding import Encoders
+from qwen3emb.distributed.encoding import Encoders, asked_of
 from qwen3emb.storage import Storage
 
 __all__ = ["Vectors", "write_vectors"]
@@ -52,13 +52,14 @@ def write_vectors(
     texts: Sequence[str],
     *,
     max_tokens: int,
-    instruction: str | None = None,
+    instruction: str | Sequence[str | None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Vectors:
     """Embed texts on a pool's workers into `folder`; pieces that are there already, of the same texts, stay.
 
     Arguments and errors as of `Encoders.encode`.
     """
+    instruction = asked_of(instruction, range(len(texts)))
     digest = hashlib.sha256(repr((instruction, max_tokens)).encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode(errors="surrogatepass")).digest())
@@ -69,7 +70,11 @@ def write_vectors(
         folder.write_json(_LAYOUT, asdict(written))
     done = set(folder.names(suffix=".npy"))
     missing = [row for row in range(0, len(texts), piece) if _name(row) not in done]
-    tasks = [(folder.uri, _name(row), texts[row : row + piece], instruction, max_tokens) for row in missing]
+    tasks = []
+    for row in missing:
+        part = texts[row : row + piece]
+        asked = asked_of(instruction, range(row, row + len(part)))
+        tasks.append((folder.uri, _name(row), part, asked, max_tokens))
     finished = len(texts) - sum(len(task[2]) for task in tasks)
     for rows in pool.write(tasks):
         finished += rows

@@ -23,6 +23,11 @@ def judged_rules(rules: MineConfig) -> MineConfig:
     return rules.model_copy(update={"negatives": rules.negatives * rules.veto.candidates})
 
 
+def _asked(work: MinePlan, query: int, cfg: RunConfig) -> str:
+    own = work.instructions[query]
+    return cfg.models.instruction if own is None else own
+
+
 def veto(
     found: Mapping[tuple[str, int], Negatives | None], work: MinePlan, cfg: RunConfig, say: Callable[[str], None]
 ) -> tuple[_Found, int | None]:
@@ -53,7 +58,7 @@ def veto(
             queries,
             documents,
             max_tokens=rules.max_tokens,
-            instruction=cfg.models.instruction,
+            instruction=[_asked(work, query, cfg) for _, query in judged],
             progress=paced(say, "mine: queries judged"),
         )
     left, out = dict(found), 0

@@ -99,18 +99,42 @@ class EncodeWorker:
         """This process."""
         return os.getpid()
 
-    def encode(self, model: ModelPlace, texts: Sequence[str], instruction: str | None, max_tokens: int) -> np.ndarray:
-        """(len(texts), dimensions) normalised float32; see `Encoder.encode`."""
-        return self.encoder(model).encode(texts, max_tokens=max_tokens, instruction=instruction)
+    def encode(
+        self, model: ModelPlace, texts: Sequence[str], instruction: str | Sequence[str | None] | None, max_tokens: int
+    ) -> np.ndarray:
+        """(len(texts), dimensions) normalised float32; see `Encoder.encode`. `instruction` may be one for each text."""
+        encoder = self.encoder(model)
+        if instruction is None or isinstance(instruction, str):
+            return encoder.encode(texts, max_tokens=max_tokens, instruction=instruction)
+        out = np.empty((len(texts), encoder.dimensions), dtype=np.float32)
+        for ask in dict.fromkeys(instruction):
+            rows = [row for row, own in enumerate(instruction) if own == ask]
+            out[rows] = encoder.encode([texts[row] for row in rows], max_tokens=max_tokens, instruction=ask)
+        return out
+
+    def notes(self, model: ModelPlace) -> dict[str, int]:
+        """What the model had to do to be answered (`EndpointEncoder.notes`); empty for one that runs here."""
+        return dict(getattr(self.encoder(model), "notes", {}))
 
     def encode_chunk(
-        self, model: ModelPlace, rows: list[int], texts: list[str], instruction: str | None, max_tokens: int
+        self,
+        model: ModelPlace,
+        rows: list[int],
+        texts: list[str],
+        instruction: str | Sequence[str | None] | None,
+        max_tokens: int,
     ) -> tuple[list[int], np.ndarray]:
         """The vectors together with the rows they belong to."""
         return rows, self.encode(model, texts, instruction, max_tokens)
 
     def write_piece(
-        self, model: ModelPlace, uri: str, name: str, texts: list[str], instruction: str | None, max_tokens: int
+        self,
+        model: ModelPlace,
+        uri: str,
+        name: str,
+        texts: list[str],
+        instruction: str | Sequence[str | None] | None,
+        max_tokens: int,
     ) -> int:
         """Write the vectors into a folder, whole or not at all; how many there are."""
         buffer = io.BytesIO()

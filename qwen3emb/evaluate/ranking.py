@@ -15,7 +15,6 @@ from qwen3emb.evaluate.retrieval import RetrievalSet
 __all__ = [
     "RUN",
     "Ranking",
-    "best_weight",
     "nearest",
     "ranking_metrics",
     "ranking_per_query",
@@ -78,24 +77,6 @@ def _logit(probability: np.ndarray) -> np.ndarray:
 
 def _standard(values: np.ndarray) -> np.ndarray:
     return np.asarray((values - values.mean()) / (values.std() + 1e-9))
-
-
-def best_weight(data: RetrievalSet, first: Ranking, scores: Sequence[np.ndarray]) -> float:
-    """The share in steps of 0.1 with the highest nDCG@10 of `reranked`, of equals the larger; 0 without a clear gain.
-
-    Clear is a mean gain over the queries above its standard error: on a few queries some share always looks better.
-    """
-    grid = [round(0.1 * n, 1) for n in range(11)]
-    found = {w: _ndcg(data, reranked(first, scores, w)) for w in grid}
-    best = max(grid, key=lambda w: (round(float(found[w].mean()), 6), w))
-    gain = found[best] - found[0.0]
-    error = float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-    return best if float(gain.mean()) > error else 0.0
-
-
-def _ndcg(data: RetrievalSet, ranking: Ranking) -> np.ndarray:
-    """(Q,) nDCG@10 of each judged query."""
-    return np.array([found["ndcg@10"] for found in ranking_per_query(data, ranking, [10]).values()])
 
 
 def ranking_per_query(data: RetrievalSet, ranking: Ranking, recall_at: Sequence[int]) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qwen3emb.config_train import DataSetConfig, LoraConfig, TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.data.instructions import HELDOUT
 from qwen3emb.evaluate.metrics import retrieval_metrics
 from qwen3emb.evaluate.retrieval import RetrievalSet
 from qwen3emb.model.contract import Contract
@@ -119,7 +120,7 @@ class EmbeddingTask:
         if self.dev is None or not self.dev.queries:
             return {}
         prefix, queries = self.template.encode(
-            list(self.dev.queries.values()), self.cfg.max_query_tokens, self.instruction
+            list(self.dev.queries.values()), self.cfg.max_query_tokens, self.settings(HELDOUT).instruction
         )
         _, documents = self.template.encode(self.dev.texts(), self.cfg.max_document_tokens)
         trees: list[Tree] = [*((prefix, [q]) for q in queries), *(([], [d]) for d in documents)]

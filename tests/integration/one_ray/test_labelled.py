@@ -15,6 +15,7 @@ from qwen3emb.artifact import StageResult, complete, read_record, start
 from qwen3emb.config import load_config
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
+from qwen3emb.model.encoder import Encoder
 from qwen3emb.pipeline import identity, stage_folder
 from qwen3emb.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
 
@@ -115,6 +116,15 @@ def test_labelled_sets_become_rows_with_mined_negatives_behind_their_own(
     fish = found["animals/2#0"]
     assert set(fish["negatives"]) == {"a bird flies", "a stone lies"}, "the other positive is no negative"
     assert read_record(mined)["rows_in"] == 6
+    cfg = load_config(config)
+    encoder = Encoder(Path(cfg.mine.model), end_token="<|im_end|>", dtype="float32")
+    asked = [found["animals/1"], found["animals/2#0"]]
+    queries = encoder.encode([row["query"] for row in asked], max_tokens=32, instruction="find the animal")
+    for row, vector in zip(asked, queries, strict=True):
+        cosines = encoder.encode([row["positive"], *row["negatives"]], max_tokens=32) @ vector
+        assert row["positive_score"] == pytest.approx(cosines[0], abs=1e-5), "the set's instruction, as in training"
+        for given, wanted in zip(row["negative_scores"], cosines[1:], strict=True):
+            assert given is None or given == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_set_that_is_missing_is_one_sentence(config: Path) -> None:

@@ -152,3 +152,21 @@ def test_each_text_is_embedded_once_and_code_queries_get_code() -> None:
     # the answers of both origins count, and only the one in this corpus has to be kept out of it
     assert [work.documents[r] for r in code.positives[0]] == [pairs[0].document, pairs[1].document]
     assert code.excluded == [(code.corpus[0],), (code.corpus[1],)]
+
+
+def test_a_text_with_two_instructions_is_two_queries() -> None:
+    pairs = [
+        MinePair("1", "Paris", "a city", "labelled"),
+        MinePair("2", "Paris", "a city", "same"),
+        MinePair("3", "Paris", "Parigi", "other"),
+    ]
+    corpora = {name: ["a city", "Parigi", "a cat"] for name in ("labelled", "same", "other")}
+    work = plan(pairs, corpora, {"labelled": "find", "same": "find", "other": "translate"})
+    assert list(zip(work.queries, work.instructions, strict=True)) == [("Paris", "find"), ("Paris", "translate")]
+    assert [query for query, _ in work.pairs] == [0, 0, 1]
+    city, parigi = (work.documents.index(text) for text in ("a city", "Parigi"))
+    found = {name: (s.queries, s.positives, s.excluded) for name, s in work.searches.items()}
+    barred = tuple(sorted((city, parigi)))
+    assert found["labelled"] == found["same"] == ([0], [(city,)], [barred]), "an answer elsewhere is no safe negative"
+    assert found["other"] == ([1], [(parigi,)], [barred])
+    assert plan(pairs, corpora).queries == ["Paris"] and plan(pairs, corpora).instructions == [None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,24 @@ def test_filter_where_nothing_passes_finishes_and_shows_quantiles(elsewhere: Any
     assert out.read_table("pairs").schema == PAIR and len(out.read_table("pairs")) == 0
     median = round(float(np.median(out.read_table("dropped")["score"].to_numpy())), 4)
     assert "no pair scores above filter.threshold 1.0" in said[-1] and f"'0.5': {median}" in said[-1]
+
+
+def test_filter_asks_as_training_does(elsewhere: Any, tmp_path: Path) -> None:
+    """Each set's instruction, and a text of two sets with two instructions is embedded twice."""
+    changes = [f"storage={tmp_path}", "supervised.datasets={synthetic: {instruction: find the passage}}"]
+    run = replace(elsewhere, cfg=load_config(elsewhere.config, [*changes, "filter.sample=null", "filter.threshold=-1"]))
+    run.folder("weak").upload(elsewhere.folder("weak").local("checkpoints/step_000002"), "checkpoints/step_000002")
+    run.finish("weak", {"model": "checkpoints/step_000002", "checkpoints": ["checkpoints/step_000002"]})
+    given = elsewhere.synthetic[:3]
+    bitext = [row | {"id": f"b{i}", "origin": "synthetic_bitext"} for i, row in enumerate(given)]
+    run.folder("synthesize").write_table("pairs/a.parquet", pa.Table.from_pylist([*given, *bitext], schema=PAIR))
+    filter_pairs(run.context("filter"), print)
+    kept = {row["id"]: row["score"] for row in run.folder("filter").read_table("pairs", PAIR).to_pylist()}
+    weak = elsewhere.encoder(elsewhere.folder("weak").local("checkpoints/step_000002"))
+    for rows, ask in ((given, "find the passage"), (bitext, "Given a sentence, retrieve its translation")):
+        queries = weak.encode([row["query"] for row in rows], max_tokens=64, instruction=ask)
+        cosines = (queries * weak.encode([row["document"] for row in rows], max_tokens=64)).sum(axis=1)
+        assert [kept[row["id"]] for row in rows] == pytest.approx(cosines.tolist(), abs=1e-5)
 
 
 def test_one_checkpoint_is_what_there_is_to_merge(elsewhere: Any) -> None:
