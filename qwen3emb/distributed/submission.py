@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
+from urllib3.exceptions import MaxRetryError
+from urllib3.util import Retry
 
 from cluster.session import ray_environment
 from qwen3emb.config import RunConfig
@@ -36,6 +39,12 @@ _EXCLUDED = [
     ".ruff_cache",
     ".pytest_cache",
 ]
+
+_Answer = TypeVar("_Answer")
+_PATIENCE = Retry(total=12, backoff_factor=0.5, backoff_max=30)
+"""About four minutes: a dashboard that restarts, a network that changes."""
+_UNREACHED = (RuntimeError, OSError, ValueError)  # of Ray, of requests, of an answer that is a proxy's page
+_FINAL = re.compile(r"status code 4(?!08|29)\d\d")
 
 
 @dataclass(frozen=True)
@@ -182,26 +191,64 @@ def _not_ready(error: Exception) -> bool:
 
 
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object] = sys.stderr.write) -> None:
-    """Hand the job's log to `write` as it grows, until the job ends; Ctrl-C or an error here stops it."""
+    """Hand the job's log to `write` as it grows, until the job ends; Ctrl-C stops it, nothing else does.
+
+    Raises:
+        StageFailure: the job server does not answer any more; what runs there goes on.
+    """
     shown = 0
     try:
         while True:
             shown = asyncio.run(_tail(client, job, shown, write))
-            if client.get_job_status(job).is_terminal():
+            if _asked(client, job, lambda: client.get_job_status(job)).is_terminal():
                 break
             time.sleep(0.5)  # the log connection broke, the job goes on
-        write(client.get_job_logs(job)[shown:])
+        write(_asked(client, job, lambda: client.get_job_logs(job))[shown:])
         sys.stderr.flush()
-    except BaseException:
-        with suppress(RuntimeError, OSError):  # the cluster may be what broke
+    except KeyboardInterrupt:
+        with suppress(*_UNREACHED):  # the cluster may be gone
             client.stop_job(job)
         raise
+
+
+def _asked(client: JobSubmissionClient, job: str, question: Callable[[], _Answer]) -> _Answer:
+    """The job server's answer, asked for again while it fails.
+
+    Raises:
+        StageFailure: it fails for minutes, or knows no such job, or wants another token.
+    """
+    from ray.exceptions import AuthenticationError
+
+    patience = _PATIENCE
+    while True:
+        try:
+            return question()
+        except AuthenticationError as error:
+            raise _out_of_sight(client, job, error) from error
+        except _UNREACHED as error:
+            try:
+                if _FINAL.search(str(error)):
+                    raise _out_of_sight(client, job, error) from error
+                patience = patience.increment(error=error)
+            except MaxRetryError:
+                raise _out_of_sight(client, job, error) from error
+        patience.sleep()
+
+
+def _out_of_sight(client: JobSubmissionClient, job: str, error: Exception) -> StageFailure:
+    address, reason = client.get_address(), " ".join(str(error).split())[:300]
+    return StageFailure(
+        f"{job}: the job server at {address} does not say any more how it is ({reason}). The job was not stopped and "
+        f"goes on where the cluster is up: ray job logs --follow --address {address} {job}. Run this again when it ends"
+    )
 
 
 async def _tail(client: JobSubmissionClient, job: str, skip: int, write: Callable[[str], object]) -> int:
     """Pass on what comes after the first `skip` characters; how many have been seen at the end."""
     seen = 0
-    with suppress(RuntimeError, OSError):  # closed early; the caller asks for the job's status and comes back
+    from aiohttp import ClientError  # of its errors some are no OSError: a proxy's 502, a server that hangs up
+
+    with suppress(ClientError, *_UNREACHED):  # closed early; the caller asks for the job's status and comes back
         async for text in client.tail_job_logs(job):
             write(text[max(skip - seen, 0) :])
             sys.stderr.flush()
@@ -210,8 +257,12 @@ async def _tail(client: JobSubmissionClient, job: str, skip: int, write: Callabl
 
 
 def exit_code(client: JobSubmissionClient, job: str) -> int:
-    """The exit code of the ended job's command; 1 where the cluster lost it."""
-    details = client.get_job_info(job)
+    """The exit code of the ended job's command; 1 where the cluster lost it.
+
+    Raises:
+        StageFailure: the job server does not answer any more.
+    """
+    details = _asked(client, job, lambda: client.get_job_info(job))
     code = details.driver_exit_code
     if code is None:
         print(f"error: job {job} {details.status}: {details.message}", file=sys.stderr, flush=True)
