@@ -148,17 +148,6 @@ def test_run_and_submit_refuse_what_is_not_there(run_file: Path) -> None:
     assert "--address" in err
 
 
-def test_run_ends_with_the_exit_code_of_the_run(run_file: Path) -> None:
-    for name in STAGES:
-        finish(run_file, name)
-    command = [sys.executable, "-m", "qwen3emb.cli", "run", str(run_file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "index: reused" in done.stderr) == (0, True)
-    command += ["--set", "corpus.max_tokens=99"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "--replace" in done.stderr) == (2, True)
-
-
 def test_fetch_model_leaves_a_ready_directory_alone(run_file: Path) -> None:
     model = run_file.parent / "model"
     code, out, _ = call("fetch-model", str(model), "--output", str(model), "--json")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
 from qwen3emb.model.encoder import pooled
 from qwen3emb.model.loading import load_trunk
 from qwen3emb.model.packing import pack
+
+pytestmark = pytest.mark.integration
 
 TOKENS = 32_768
 

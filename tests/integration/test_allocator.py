@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.integration
+
 CODE = """
 import torch
 from qwen3emb.train.allocator import give_back, keep_freed
