@@ -61,6 +61,8 @@ def test_every_row_gets_the_teachers_scores_once(
     assert "documents of 2 rows" in said[0]
     said.clear()
     assert teacher.taught(ROWS, cfg.reranker, cfg, ASKED, out, said.append) == found and not said
+    other = ROWS[::-1]  # what lies there is of other rows
+    assert teacher.taught(other, cfg.reranker, cfg, ASKED, out, said.append) == found[::-1]
     plain = cfg.reranker.model_copy(update={"teacher": None})
     assert teacher.taught(ROWS, plain, cfg, ASKED, out, said.append) == ROWS
 
