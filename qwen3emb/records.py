@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = ["CORPUS", "PAIR", "PASSAGE", "QRELS", "QUERIES", "REJECT", "TRAINING_ROW"]
+__all__ = ["ANSWER", "CORPUS", "PAIR", "PASSAGE", "QRELS", "QUERIES", "REJECT", "TRAINING_ROW"]
 
 PASSAGE = pa.schema(
     [
@@ -65,6 +65,9 @@ REJECT = pa.schema(
     ]
 )
 """A row that could not be used: why, where it came from (row is -1 where it does not apply), and its text."""
+
+ANSWER = pa.schema([("query", pa.int64()), ("positive", pa.int64())])
+"""A query and a text that answers it, as content ids (`data.identity`)."""
 
 QUERIES = pa.schema([("id", pa.string()), ("text", pa.string()), ("language", pa.string())])
 """Queries of a retrieval set; `language` is null where the data does not say it."""

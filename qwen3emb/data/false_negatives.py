@@ -7,13 +7,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from qwen3emb.data.identity import content_id
 
-__all__ = ["FALSE", "Answers", "answers_of", "told", "true_negatives"]
+__all__ = ["FALSE", "SEARCHED", "Answers", "answers_of", "told", "true_negatives"]
 
 Answers = dict[int, set[int]]
 """Content id of a query -> content ids of the texts that answer it."""
 
 FALSE = ("negatives_that_are_positives", "negatives_that_are_the_query", "repeated_negatives")
 """Why a negative is left out, as the metrics of the stages call it."""
+
+SEARCHED = ("retrieval", "bitext")
+"""Tasks whose positives answer the query whatever set they are in; the classes of one set say nothing about another."""
 
 
 def answers_of(pairs: Iterable[tuple[str, str]]) -> Answers:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from qwen3emb.data.false_negatives import Answers, answers_of, true_negatives
 from qwen3emb.data.mining import MinePair, MinePlan, Negatives
 
-__all__ = ["training_rows"]
+__all__ = ["settle_negatives", "training_rows"]
 
 
 def training_rows(
@@ -36,3 +38,26 @@ def _reject(pair: MinePair, score: float) -> dict[str, Any]:
     payload = json.dumps({"query": pair.query, "positive": pair.document, "score": score}, ensure_ascii=False)
     where = {"id": pair.id, "stage": "mine", "source": pair.origin, "row": -1}
     return where | {"reason": "positive_below_min", "payload": payload}
+
+
+def settle_negatives(rows: Sequence[dict[str, Any]], answers: Answers, searched: Collection[str]) -> Counter[str]:
+    """Take out of rows the negatives that are none; how many, by `false_negatives.FALSE`.
+
+    Args:
+        rows: with `query`, `positive`, `negatives`, `negative_scores`, `origin`; changed in place.
+        answers: of the queries of the origins `searched`, over all of these.
+        searched: origins whose positives answer the query in all of them; another origin's only in itself.
+    """
+    own: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        if row["origin"] not in searched:
+            own.setdefault(row["origin"], []).append((row["query"], row["positive"]))
+    by_origin = {origin: answers_of(pairs) for origin, pairs in own.items()}
+    total = Counter[str]()
+    for row in rows:
+        kept, left_out = true_negatives(row["query"], row["negatives"], by_origin.get(row["origin"], answers))
+        if left_out:
+            total += left_out
+            row["negatives"] = [row["negatives"][place] for place in kept]
+            row["negative_scores"] = [row["negative_scores"][place] for place in kept if row["negative_scores"]]
+    return total

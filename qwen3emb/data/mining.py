@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3emb.config_data import MineConfig
-from qwen3emb.data.identity import content_hash
+from qwen3emb.data.false_negatives import Answers
+from qwen3emb.data.identity import content_id
 from qwen3emb.data.nearest import NONE, best_keys, decoded_keys, merged_keys
 
 __all__ = [
@@ -50,7 +51,7 @@ class Search:
         corpus: rows of `MinePlan.documents`, distinct, ascending.
         positives: for each query the rows of `MinePlan.documents` that answer it, of all origins that ask alike.
         excluded: for each query the rows of `corpus` that can be no negative of it: what answers its text, with
-            whatever instruction, and a document with the query's own text.
+            whatever instruction, what else is known to answer it, and a document with the query's own text.
     """
 
     queries: list[int]
@@ -65,7 +66,7 @@ class MinePlan:
 
     Attributes:
         queries: query texts; a text that is asked with two instructions is there twice.
-        documents: distinct documents (by content hash) of all corpora and pairs.
+        documents: distinct documents (by content) of all corpora and pairs.
         pairs: for each pair (row of `queries`, row of `documents`).
         searches: by origin.
         instructions: of each query; None where none was given.
@@ -131,33 +132,37 @@ def blocks(search: Search, size: int) -> Iterator[Asked]:
 
 
 def plan(
-    pairs: Sequence[MinePair], corpora: Mapping[str, Sequence[str]], instructions: Mapping[str, str] | None = None
+    pairs: Sequence[MinePair],
+    corpora: Mapping[str, Sequence[str]],
+    instructions: Mapping[str, str] | None = None,
+    known: Answers | None = None,
 ) -> MinePlan:
     """List the distinct texts and what each query may not be given.
 
-    Documents are the same where their content hashes are: equal up to white space.
+    Documents are the same where their content is (`data.identity`): equal up to white space.
 
     Args:
         pairs: labelled and synthetic pairs; every origin has a corpus.
         corpora: origin -> texts to mine from, duplicates allowed.
         instructions: origin -> instruction of its queries.
+        known: further answers of queries, which are no negatives either.
     """
-    asked = instructions or {}
-    document_rows: dict[str, int] = {}
+    asked, further = instructions or {}, known or {}
+    document_rows: dict[int, int] = {}
     documents: list[str] = []
 
     def row_of(text: str) -> int:
-        row = document_rows.setdefault(content_hash(text), len(documents))
+        row = document_rows.setdefault(content_id(text), len(documents))
         if row == len(documents):
             documents.append(text)
         return row
 
     corpus_rows = {origin: sorted({row_of(t) for t in texts}) for origin, texts in corpora.items()}
     query_rows = {key: i for i, key in enumerate(dict.fromkeys((p.query, asked.get(p.origin)) for p in pairs))}
-    hashes = [content_hash(q) for q, _ in query_rows]
+    hashes = [content_id(q) for q, _ in query_rows]
     numbers = [(query_rows[p.query, asked.get(p.origin)], row_of(p.document)) for p in pairs]
-    answers: dict[tuple[str, str | None], set[int]] = {}
-    every: dict[str, set[int]] = {}  # with whatever instruction: what answers the text is no safe negative of it
+    answers: dict[tuple[int, str | None], set[int]] = {}
+    every: dict[int, set[int]] = {}  # with whatever instruction: what answers the text is no safe negative of it
     keys = [(key, ask) for key, (_, ask) in zip(hashes, query_rows, strict=True)]
     for query, document in numbers:
         answers.setdefault(keys[query], set()).add(document)
@@ -166,9 +171,9 @@ def plan(
     for origin, corpus in corpus_rows.items():
         queries = sorted({q for p, (q, _) in zip(pairs, numbers, strict=True) if p.origin == origin})
         inside = set(corpus)
-        own = [document_rows.get(hashes[q], NONE) for q in queries]
+        own = [{document_rows.get(text, NONE) for text in (hashes[q], *further.get(hashes[q], ()))} for q in queries]
         positives = [tuple(sorted(answers[keys[q]])) for q in queries]
-        barred = [tuple(sorted({*every[hashes[q]], text} & inside)) for q, text in zip(queries, own, strict=True)]
+        barred = [tuple(sorted({*every[hashes[q]], *texts} & inside)) for q, texts in zip(queries, own, strict=True)]
         searches[origin] = Search(queries, corpus, positives, barred)
     return MinePlan([q for q, _ in query_rows], documents, numbers, searches, [ask for _, ask in query_rows])
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from qwen3emb.config_data import SynthesizeConfig
 from qwen3emb.data.answers import parse_configuration, parse_query
+from qwen3emb.data.false_negatives import answers_of, true_negatives
 from qwen3emb.data.gates import Gates, word_count
 from qwen3emb.data.prompt_order import configuration_chat, query_chat
 from qwen3emb.data.prompts import Configuration, configuration_schema, query_schema
@@ -218,7 +219,9 @@ class _Classification(_Task):
         assert task is not None
         text = choice.text or row.document
         wrong = [choice.misleading, *(one for one in task.labels if one not in (choice.label, choice.misleading))]
-        pair = row.pair(f"{task.task}\n{text}", choice.label, negatives=wrong)
+        query = f"{task.task}\n{text}"
+        kept, _ = true_negatives(query, wrong, answers_of([(query, choice.label)]))  # labels may differ in form only
+        pair = row.pair(query, choice.label, negatives=[wrong[place] for place in kept])
         return [pair if choice.text else pair | {"language": row.passage["language"], "words": ""}]
 
     def _task(self, row: Row) -> NewTask | None:

@@ -17,8 +17,11 @@ from qwen3emb.data.card import write_card
 from qwen3emb.data.catalogue import chosen_sets
 from qwen3emb.data.corpus_files import chosen_by_hash
 from qwen3emb.data.decontamination import evaluation_texts
+from qwen3emb.data.false_negatives import FALSE, SEARCHED, told
 from qwen3emb.data.labelled import LabelledRow, read_labelled
+from qwen3emb.data.labelled_across import ANSWERS, settle, shared_answers, write_answers
 from qwen3emb.data.labelled_checks import Evaluation, decontaminated, evaluation_of, without_duplicates
+from qwen3emb.data.labelled_rows import answers_in
 from qwen3emb.data.rows import Reject
 from qwen3emb.errors import NotThere, UserError
 from qwen3emb.pipeline import StageContext
@@ -40,7 +43,7 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
     cfg, out = ctx.cfg.labelled, ctx.out
     sets = chosen_sets(cfg)
     evaluation = evaluation_of(evaluation_texts(ctx.input("corpus")), cfg)
-    for folder in ("rows", "rejects"):
+    for folder in ("rows", "rejects", ANSWERS):
         out.delete(folder)  # of a run that was killed
     task = ray.remote(_one_set)
     shared = ray.put(evaluation)
@@ -52,6 +55,7 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
             raise UserError(card["error"])
         say(f"labelled: {name}: {card.get('error') or _counted(card)}")
         cards[name] = card
+    _settle_across(out, {name: one for name, one in sets.items() if "error" not in cards[name]}, cards, say)
     write_card(out, "Labelled data sets", cards)
     rejected = Counter[str]()
     for card in cards.values():
@@ -61,13 +65,33 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
         why = ", ".join(f"{name} ({card.get('error') or _reasons(card)})" for name, card in cards.items())
         raise UserError(f"labelled.sets: no set gives a row: {why}; see {out.uri}/rejects")
     skipped = [name for name, card in cards.items() if "error" in card]
+    left_out = sum((Counter(card.get("negatives_left_out", {})) for card in cards.values()), Counter[str]())
     metrics = {"rows": {name: card.get("rows", 0) for name, card in cards.items()}, "skipped_sets": skipped}
+    metrics |= {reason: left_out[reason] for reason in FALSE}
     return StageResult(rows + sum(rejected.values()), rows, dict(sorted(rejected.items())), metrics)
+
+
+def _settle_across(
+    out: Storage, sets: dict[str, LabelledSetConfig], cards: dict[str, Any], say: Callable[[str], None]
+) -> None:
+    """Take out negatives that answer their query in another set, and count them in the cards."""
+    names = [name for name, one in sets.items() if one.task in SEARCHED]
+    answers = shared_answers(out, names)
+    if not answers:
+        return
+    task, shared = ray.remote(settle), ray.put(answers)
+    pending = {name: task.remote(out.uri, name, shared) for name in names}
+    for name, result in pending.items():
+        left_out: Counter[str] = ray.get(result)
+        if left_out:
+            say(f"labelled: {name}: by what other sets say, {told(left_out)}")
+            cards[name]["negatives_left_out"] = dict(Counter(cards[name]["negatives_left_out"]) + left_out)
 
 
 def _counted(card: dict[str, Any]) -> str:
     rejected = sum(card["rejected"].values())
-    return f"{card['rows']} rows, {rejected} rejected" + (f" ({_reasons(card)})" if rejected else "")
+    reasons, left_out = f" ({_reasons(card)})" if rejected else "", told(card["negatives_left_out"])
+    return f"{card['rows']} rows, {rejected} rejected{reasons}" + (f"; {left_out}" if left_out else "")
 
 
 def _reasons(card: dict[str, Any]) -> str:
@@ -87,6 +111,9 @@ def _one_set(name: str, cfg: LabelledSetConfig, seed: int, uri: str, evaluation:
         return {"error": str(error), "missing": isinstance(error, NotThere)}
     rows = [row for row in found if isinstance(row, LabelledRow)]
     rejects = [item for item in found if isinstance(item, Reject)]
+    left_out = sum((Counter(row.left_out) for row in rows), Counter[str]())
+    if cfg.task in SEARCHED:
+        write_answers(out, name, answers_in(rows))
     rows = without_duplicates(rows, rejects)
     rows = decontaminated(rows, evaluation, rejects)
     kept = rows if cfg.max_rows is None else _sample(rows, cfg.max_rows, seed)
@@ -97,7 +124,7 @@ def _one_set(name: str, cfg: LabelledSetConfig, seed: int, uri: str, evaluation:
     out.write_parts(f"rows/{name}", pa.Table.from_pylist(records, schema=TRAINING_ROW), _SHARD)
     out.write_parts(f"rejects/{name}", pa.Table.from_pylist([asdict(r) for r in rejects], schema=REJECT), _SHARD)
     about = cfg.model_dump(include={"path", "homepage", "licence", "languages", "task", "instruction"})
-    return about | {"rows": len(kept), "rejected": dict(counts), **_lengths(kept)}
+    return about | {"rows": len(kept), "rejected": dict(counts), "negatives_left_out": dict(left_out), **_lengths(kept)}
 
 
 def _sample(rows: Sequence[LabelledRow], limit: int, seed: int) -> list[LabelledRow]:

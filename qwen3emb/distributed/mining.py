@@ -13,9 +13,11 @@ import pyarrow as pa
 
 from qwen3emb.artifact import StageResult
 from qwen3emb.data.catalogue import chosen_sets
+from qwen3emb.data.false_negatives import FALSE, SEARCHED, Answers, answers_of, told
 from qwen3emb.data.identity import content_hash
 from qwen3emb.data.instructions import instructions
-from qwen3emb.data.mine_rows import training_rows
+from qwen3emb.data.labelled_across import read_answers
+from qwen3emb.data.mine_rows import settle_negatives, training_rows
 from qwen3emb.data.mining import MinePair, MinePlan, Negatives, plan
 from qwen3emb.data.synthetic import origin_of
 from qwen3emb.distributed.encoding import Encoders
@@ -46,12 +48,16 @@ class _Given:
         corpora: origin -> texts that its queries are mined from.
         own: id of a labelled set's row -> the negatives that the set has itself.
         passed: training rows that are not mined.
+        answers: what answers the queries, by all data.
+        left_out: negatives of the data's own that were none, see `false_negatives`.
     """
 
     pairs: list[MinePair]
     corpora: dict[str, list[str]]
     own: dict[str, list[str]]
     passed: list[dict[str, Any]]
+    answers: Answers
+    left_out: Counter[str]
 
 
 def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
@@ -69,7 +75,9 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
         UserError: there are no pairs, or the scoring model is missing.
     """
     given = _gathered(ctx)
-    work = plan(given.pairs, given.corpora, instructions(ctx.cfg, list(given.corpora)))
+    if given.left_out:
+        say(f"mine: {told(given.left_out)}")
+    work = plan(given.pairs, given.corpora, instructions(ctx.cfg, list(given.corpora)), given.answers)
     queries, documents = _embed(work, ctx, say)
     found: dict[tuple[str, int], Negatives | None] = {}
     cosines: dict[tuple[int, int], float] = {}
@@ -87,6 +95,7 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
         ctx.out.delete(name)  # of a run that was killed
         ctx.out.write_parts(name, pa.Table.from_pylist(found_rows, schema=schema), _SHARD)
     metrics = _figures(rows, ctx.cfg.mine.negatives) | ({} if vetoed is None else {"vetoed": vetoed})
+    metrics |= {reason: given.left_out[reason] for reason in FALSE}
     if metrics["short"]:
         say(f"mine: {metrics['short']} of {len(rows)} rows have fewer than {ctx.cfg.mine.negatives} negatives")
     rejected = dict(Counter(r["reason"] for r in rejects))
@@ -116,8 +125,24 @@ def _gathered(ctx: StageContext) -> _Given:
     corpora = {_LABELLED: labelled, _SYNTHETIC: texts}
     for row in mined_sets:
         corpora.setdefault(row["origin"], []).extend([row["positive"], *row["negatives"]])
+    answers, left_out = _settled(ctx, pairs, sets)
     own = {row["id"]: row["negatives"] for row in mined_sets}
-    return _Given(pairs, corpora, own, passed)
+    return _Given(pairs, corpora, own, passed, answers, left_out)
+
+
+def _settled(
+    ctx: StageContext, pairs: Sequence[MinePair], rows: Sequence[dict[str, Any]]
+) -> tuple[Answers, Counter[str]]:
+    """(what answers each query by all data, how many of the rows' own negatives were none and are taken out)."""
+    sets = chosen_sets(ctx.cfg.labelled)
+    searched = {name for name, one in sets.items() if one.task in SEARCHED} | {_LABELLED}
+    searched |= {origin_of(task) for task in SEARCHED}
+    answers = read_answers(ctx.input("labelled")) if asked_for(ctx.cfg, "labelled") else {}
+    found = [(pair.query, pair.document) for pair in pairs]
+    found += [(row["query"], row["positive"]) for row in rows if row["origin"] in searched]
+    for query, positives in answers_of(found).items():
+        answers.setdefault(query, set()).update(positives)
+    return answers, settle_negatives(rows, answers, searched)
 
 
 def _rows_of_sets(ctx: StageContext) -> list[dict[str, Any]]:

@@ -166,3 +166,33 @@ def test_where_no_set_has_a_row_the_sets_and_reasons_are_named_and_the_rejects_s
         run_here("labelled", config)
     rejects = stage_folder(load_config(config), "labelled").read_table("rejects", REJECT).to_pylist()
     assert sorted(r["id"] for r in rejects) == ["empty/1", "held/1"]
+
+
+def test_a_positive_of_one_set_is_no_negative_in_another(
+    make_run: MakeRun, run_here: Callable[..., str], tmp_path: Path
+) -> None:
+    one = [{"query": "capital", "pos": ["Port", "Mill"], "neg": ["Town", "a goat"]}]
+    two = [{"query": "capital ", "pos": ["Town"], "neg": ["Port ", "a hen"]}]
+    three = [{"query": "capital", "pos": ["Castle"], "neg": ["Mill", "a cow"]}]
+    sets = {
+        "one": {"path": lines(tmp_path / "one.jsonl", one), "max_positives": 1},
+        "two": {"path": lines(tmp_path / "two.jsonl", two)},
+        "three": {"path": lines(tmp_path / "three.jsonl", three), "mine": False},
+    }
+    config = make_run(tmp_path, sets, NOTHING)
+    said = run_here("labelled", config)
+    assert said.count("by what other sets say, 1 negatives left out: 1 are positives of their query") == 3
+    out = stage_folder(load_config(config), "labelled")
+    rows = {r["origin"]: r for r in out.read_table("rows", TRAINING_ROW).to_pylist()}
+    assert {name: r["negatives"] for name, r in rows.items()} == {
+        "one": ["a goat"],
+        "two": ["a hen"],
+        "three": ["a cow"],
+    }
+    assert read_record(out)["metrics"]["negatives_that_are_positives"] == 3
+    assert out.read_json("card.json")["one"]["negatives_left_out"] == {"negatives_that_are_positives": 1}
+
+    run_here("mine", config)
+    mined = stage_folder(load_config(config), "mine").read_table("rows", TRAINING_ROW).to_pylist()
+    answers = {"Port", "Mill", "Town", "Castle"}
+    assert len(mined) == 3 and all(answers.isdisjoint(r["negatives"]) and r["negatives"] for r in mined)

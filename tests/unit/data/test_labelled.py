@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from qwen3emb.config_labelled import LabelledConfig, LabelledSetConfig
 from qwen3emb.data.catalogue import chosen_sets, read_catalogue
+from qwen3emb.data.files import reached
 from qwen3emb.data.labelled import LabelledRow, read_labelled
 from qwen3emb.data.labelled_formats import detect
 from qwen3emb.data.rows import Reject
@@ -257,6 +259,49 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         (tmp_path / "bad.parquet").write_bytes(b"not parquet")
         read(tmp_path / "bad.parquet")
+
+
+def raised(error: Exception) -> Iterator[LabelledRow]:
+    yield LabelledRow("s/1", "q", "p")
+    raise error
+
+
+def unreachable() -> list[Exception]:
+    import httpx
+    from huggingface_hub import errors
+
+    offline = errors.OfflineModeIsEnabled("offline")
+    plain = [FileNotFoundError("gone"), PermissionError("no"), ConnectionResetError("cut"), TimeoutError("slow")]
+    return [*plain, OSError("AWS Error"), offline, httpx.ConnectError("no name"), httpx.ReadTimeout("slow")]
+
+
+@pytest.mark.parametrize("error", unreachable(), ids=lambda error: type(error).__name__)
+def test_what_a_remote_file_system_raises_is_not_there(error: Exception) -> None:
+    with pytest.raises(NotThere, match=r"s3://b/x cannot be reached \(" + type(error).__name__):
+        list(reached(raised(error), "s3://b/x"))
+    with pytest.raises(type(error)):
+        list(reached(raised(error), "local/x"))
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), ValueError("x"), AssertionError(), IndexError("x")])
+def test_a_mistake_of_ours_stays_one(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        list(reached(raised(error), "hf://datasets/o/n/x.parquet"))
+    assert caught.value is error
+
+
+def test_a_mistake_of_ours_on_a_remote_file_is_not_skipped(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"anchor": "q", "positive": "p"}])
+    cfg = LabelledSetConfig(path=f"file://{path}")
+    assert [row.query for row in read_labelled("s", cfg, 0) if isinstance(row, LabelledRow)] == ["q"]
+    broken = cfg.model_copy(update={"max_positives": "4"})  # as a bug of ours would have it
+    with pytest.raises(TypeError):
+        list(read_labelled("s", broken, 0))
+    with pytest.raises(NotThere):
+        list(read_labelled("s", LabelledSetConfig(path=f"file://{path}.gone.jsonl"), 0))
+    with pytest.raises(UserError, match=r"hf://bad") as caught:
+        list(read_labelled("s", LabelledSetConfig(path="hf://bad", kind="jsonl"), 0))
+    assert not isinstance(caught.value, NotThere)
 
 
 def test_the_catalogue_names_the_papers_sets(tmp_path: Path) -> None:
