@@ -58,7 +58,8 @@ class LabelledSetConfig(Section):
     max_negatives: int = Field(default=16, ge=0)
     """Negatives of the set's own that are kept per row."""
     min_grade: float | None = None
-    """Pairs with a lower score are no positives (sets with scores that are trained on as retrieval)."""
+    """Pairs with a lower score are no positives; needed where pairs have different scores or labels and the format does
+    not say what they mean (docs/data.md)."""
     mine: bool = True
     """Rows with fewer negatives than `mine.negatives` get mined ones from the documents of their set."""
 
@@ -79,7 +80,7 @@ class LabelledConfig(Section):
     use: list[str] = Field(default_factory=list)
     """Names of sets of the catalogue."""
     skip_missing: bool = False
-    """Go on without a set that cannot be reached."""
+    """Go on without a set that is not there or that its file system cannot reach."""
     decontaminate: float = Field(default=0.8, gt=0, le=1)
     """Rows with a text this similar (MinHash Jaccard) to a query or document of the held-out set are left out."""
     decontaminate_ngrams: float = Field(default=0.5, gt=0, le=1)
