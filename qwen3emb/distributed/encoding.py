@@ -155,7 +155,7 @@ class Rerankers:
         Raises:
             UserError: `max_tokens` exceeds the model's context or leaves no room for a document.
         """
-        options = {"max_tokens": max_tokens, "max_query_tokens": max_query_tokens}
+        options: dict[str, Any] = {"max_tokens": max_tokens, "max_query_tokens": max_query_tokens}
         own = [instruction] * len(queries) if instruction is None or isinstance(instruction, str) else instruction
         pairs = list(zip(queries, documents, strict=True))
         heaviest = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i][1])))

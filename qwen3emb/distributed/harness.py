@@ -102,16 +102,26 @@ def evaluate_tasks(tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -
             splits |= _two_stages(encoder, reached, settings, instructions, say)
         for line in pool.notes():
             say(f"evaluate: {line}")
-    out = Storage(str(settings.out))
-    scores = {
-        model: {task: next(iter(found.values())) for task, found in tasks.items()} for model, tasks in splits.items()
-    }
+    return _summary(splits, skipped, settings, baseline, say)
+
+
+def _summary(
+    splits: dict[str, _Points],
+    skipped: dict[str, str],
+    settings: HarnessSettings,
+    baseline: Storage | None,
+    say: _Say,
+) -> dict[str, Any]:
+    """What `evaluate_tasks` returns; `summary.json` is written before the comparisons, and with them."""
+    out, scores = Storage(str(settings.out)), {}
+    for model, points in splits.items():
+        scores[model] = {task: next(iter(found.values())) for task, found in points.items()}
     summary: dict[str, Any] = {"scores": scores, "splits": splits, "skipped": skipped}
     out.write_json("summary.json", summary | {"differences": {}, "not_compared": {}})  # first what took long
     summary["differences"], summary["not_compared"] = compared(splits, out, settings.name, baseline)
     out.write_json("summary.json", summary)
-    for model, tasks in summary["not_compared"].items():
-        for task, reason in tasks.items():
+    for model, reasons in summary["not_compared"].items():
+        for task, reason in reasons.items():
             say(f"evaluate: {model}: {task} is not compared: {reason}")
     return summary
 
@@ -161,7 +171,8 @@ def _scores(model: Any, tasks: Sequence[Any], settings: HarnessSettings, say: _S
                 model,
                 task,
                 cache=mteb.ResultCache(settings.out),
-                overwrite_strategy="only-missing",
+                # a server may answer differently than when its results were kept
+                overwrite_strategy="always" if is_endpoint(settings.model) else "only-missing",
                 prediction_folder=predictions if hasattr(task, "k_values") else None,
                 show_progress_bar=False,
                 co2_tracker=False,
