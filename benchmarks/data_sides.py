@@ -105,7 +105,7 @@ def corpus_preparation(threads: int) -> Outcome:
 
     def ours() -> float:
         shutil.rmtree(folder / "run", ignore_errors=True)
-        ctx = StageContext(cfg, STAGES["corpus"], Storage(str(folder / "run")), resume=False)
+        ctx = StageContext(cfg, STAGES["corpus"], Storage(str(folder / "run")))
         return seconds(lambda: written.update(ours=build_corpus(ctx).rows_in))
 
     def theirs() -> float:

@@ -16,6 +16,7 @@ from qwen3emb.config import RunConfig, load_config
 from qwen3emb.data.card import count_rows, write_card
 from qwen3emb.errors import UserError
 from qwen3emb.exits import guarded
+from qwen3emb.lease import held
 from qwen3emb.location import redacted
 from qwen3emb.pipeline import STAGES, StageContext, asked_for, identity, needs, own_folder, stage_folder
 
@@ -65,17 +66,29 @@ def _run(name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, 
         if state_of(stage_folder(cfg, need), known[need]) != "done":
             folder = stage_folder(cfg, need)
             raise UserError(f"stage {name} reads {folder}, which is not complete for this config; run {need} first")
-    state = start(out, what, arguments.replace)
-    if state == "done":
+    there = state_of(out, what)
+    if there == "done":
         say(f"{name}: reused {out} ({what.fingerprint})")
         return
-    say(f"{name}: {'resuming' if state == 'unfinished' else 'starting'} {out}")
-    with connected(cfg.cluster):
-        result = run(StageContext(cfg, STAGES[name], out, state == "unfinished"))
-    if name in _CARDS:
-        facts = {"rows_in": result.rows_in, "seconds": round(time.monotonic() - began), "rejected": result.rejected}
-        write_card(out, f"Stage {name}", facts | count_rows(out, _CARDS[name]))
-    complete(out, what, result, time.monotonic() - began)
+    if there == "different" and not arguments.replace:
+        start(out, what)  # refuses, and says what differs
+    with held(out, say) as lease:
+        state = start(out, what, arguments.replace)
+        if state == "done":  # by another driver, just now
+            say(f"{name}: reused {out} ({what.fingerprint})")
+            return
+        say(f"{name}: {'resuming' if state == 'unfinished' else 'starting'} {out}")
+        with connected(cfg.cluster):
+            result = run(StageContext(cfg, STAGES[name], out))
+        if name in _CARDS:
+            facts = {"rows_in": result.rows_in, "seconds": round(time.monotonic() - began), "rejected": result.rejected}
+            write_card(out, f"Stage {name}", facts | count_rows(out, _CARDS[name]))
+        lease.check()
+        complete(out, what, result, time.monotonic() - began)
+    _report(name, result)
+
+
+def _report(name: str, result: StageResult) -> None:
     rejected = ", ".join(f"{n} {reason}" for reason, n in result.rejected.items() if n) or "none"
     say(f"{name}: {result.rows_in} rows in, {result.rows_out} out, rejected: {rejected}")
     for key, value in result.metrics.items():

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from qwen3emb.errors import StageFailure, UserError
+from qwen3emb.lease import LEASE
 from qwen3emb.storage import Storage
 
 __all__ = ["Identity", "StageResult", "State", "complete", "finished", "read_record", "start", "state_of"]
@@ -103,7 +104,7 @@ def _clear(folder: Storage) -> None:
         return
     folder.delete(FINISHED)
     for name in folder.entries():
-        if name != STARTED:
+        if name not in (STARTED, LEASE):
             folder.delete(name)
 
 

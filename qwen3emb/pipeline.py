@@ -128,7 +128,6 @@ class StageContext:
     cfg: RunConfig
     stage: Stage
     out: Storage
-    resume: bool
 
     def input(self, name: str) -> Storage:
         """The folder of an upstream stage."""

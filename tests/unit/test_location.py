@@ -144,9 +144,9 @@ def test_no_message_and_no_record_holds_a_password(
 
     assert guarded(fail, debug=True) == 2
     assert "hunter" not in capsys.readouterr().err
-    source = "corpus.sources=[{kind: text, path: 's3://AKIA:hunter2@b/*.txt?region=x'}]"
-    what = identity(load_config(run_file, [source]), "corpus")
-    rotated = identity(load_config(run_file, [source.replace("hunter2", "hunter9")]), "corpus")
+    scoring = "filter.model=http://u:hunter2@host/v1?model=m&api_key=hunter3"
+    what = identity(load_config(run_file, [scoring]), "filter")
+    rotated = identity(load_config(run_file, [scoring.replace("hunter2", "hunter9")]), "filter")
     start(Storage(str(tmp_path / "stage")), what)
     assert "hunter" not in (tmp_path / "stage" / "started.json").read_text()
     assert what.fingerprint == rotated.fingerprint  # who may read it is no part of what it is

@@ -73,7 +73,7 @@ def overrides(folder: Path, model: Path, sources: list[dict[str, Any]], **corpus
 
 def context(settings: list[str], run: str = "") -> StageContext:
     cfg = load_config(ROOT / "examples/demo.yaml", [*settings, *([f"storage={run}"] if run else [])])
-    return StageContext(cfg, STAGES["corpus"], stage_folder(cfg, "corpus"), resume=False)
+    return StageContext(cfg, STAGES["corpus"], stage_folder(cfg, "corpus"))
 
 
 @pytest.fixture

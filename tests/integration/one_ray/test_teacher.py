@@ -78,7 +78,7 @@ def test_the_reranker_starts_from_its_weak_stage_where_there_is_one(
     complete(weak, identity(cfg, "reranker_weak"), StageResult(0, 0, {}, metrics), 0.0)
 
     def begins(cfg: RunConfig, stage: str) -> Path:
-        return _reranker_start(StageContext(cfg, STAGES[stage], stage_folder(cfg, stage), False))
+        return _reranker_start(StageContext(cfg, STAGES[stage], stage_folder(cfg, stage)))
 
     assert begins(cfg, "reranker") == Path(weak.local("checkpoints/step_000001"))
     assert begins(cfg, "reranker_weak") == tiny_qwen3

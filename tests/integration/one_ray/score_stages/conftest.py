@@ -86,8 +86,8 @@ class Run:
     def folder(self, stage: str) -> Storage:
         return stage_folder(self.cfg, stage)
 
-    def context(self, stage: str, resume: bool = False) -> StageContext:
-        return StageContext(self.cfg, STAGES[stage], self.folder(stage), resume)
+    def context(self, stage: str) -> StageContext:
+        return StageContext(self.cfg, STAGES[stage], self.folder(stage))
 
     def finish(self, stage: str, metrics: dict[str, Any] | None = None) -> None:
         """Mark a stage as done."""

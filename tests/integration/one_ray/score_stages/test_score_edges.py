@@ -32,7 +32,7 @@ pytestmark = pytest.mark.integration
 
 def test_evaluation_goes_on_from_the_runs_that_are_there(upstream: Any, logs: dict[str, str]) -> None:
     said: list[str] = []
-    result = evaluate_models(upstream.context("evaluate", resume=True), said.append)
+    result = evaluate_models(upstream.context("evaluate"), said.append)
     assert said and not [line for line in said if "embedded" in line or "reranked" in line]
     assert result.metrics == read_record(upstream.folder("evaluate"))["metrics"]
 
