@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from qwen3emb.artifact import Identity, StageResult, complete, read_record, start, state_of
 from qwen3emb.data.personas import read_personas
 from qwen3emb.errors import UserError
+from qwen3emb.lease import LEASE, held
 from qwen3emb.storage import Storage, external_fingerprint
 
 WHAT = Identity("corpus", "0.1.0", {"seed": 0}, {})
@@ -142,3 +145,27 @@ def test_inputs_have_fingerprints_and_are_read(folder: Storage) -> None:
         external_fingerprint((folder / "nowhere").uri)
     with pytest.raises(UserError, match="no such file"):
         read_personas((folder / "nowhere.jsonl").uri)
+
+
+HOLDER = """
+import sys, time
+from qwen3emb.lease import held
+from qwen3emb.storage import Storage
+with held(Storage(sys.argv[1]), print):
+    print("mine", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lease_on_s3_is_for_one_driver_and_the_dead_let_go(folder: Storage) -> None:
+    command = [sys.executable, "-c", HOLDER, folder.uri]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert first.stdout and first.stdout.readline() == "mine\n"
+    with pytest.raises(UserError, match=f"process {first.pid} on "), held(folder, print):
+        raise AssertionError("two drivers have the folder")
+    first.kill()
+    first.communicate()
+    with held(folder, print) as mine:
+        mine.check()
+        assert folder.names() == [LEASE]
+    assert folder.names() == []
