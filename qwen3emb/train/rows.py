@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from qwen3emb.data.identity import content_hash
+from qwen3emb.data.false_negatives import Answers, answers_of, true_negatives
 from qwen3emb.data.synthetic import is_synthetic
 from qwen3emb.errors import UserError
 
@@ -80,24 +80,20 @@ def rows_from_training(
 
 
 def without_own_positives(rows: Sequence[TrainingRow], graded: Collection[str] = ()) -> list[TrainingRow]:
-    """The rows without negatives that are a positive of the same query in any of them.
+    """The rows without negatives that are none: a positive of the same query in any of them, the query itself, repeats.
 
-    Texts are the same where `content_hash` says so. A teacher's scores go with their documents.
+    The rule is that of the data stages (`data.false_negatives`). A teacher's scores go with their documents.
 
     Args:
         rows: all rows that are trained on together.
         graded: data sets whose pairs have a grade (STS), which may be low: those are no positives.
     """
-    positives: dict[str, set[str]] = {}
-    queries = [content_hash(row.query) for row in rows]
-    for query, row in zip(queries, rows, strict=True):
-        if row.dataset not in graded:
-            positives.setdefault(query, set()).add(content_hash(row.positive))
-    return [_without(row, positives.get(query, set())) for query, row in zip(queries, rows, strict=True)]
+    answers = answers_of((row.query, row.positive) for row in rows if row.dataset not in graded)
+    return [_without(row, answers) for row in rows]
 
 
-def _without(row: TrainingRow, texts: Collection[str]) -> TrainingRow:
-    kept = [n for n, text in enumerate(row.negatives) if content_hash(text) not in texts]
+def _without(row: TrainingRow, answers: Answers) -> TrainingRow:
+    kept, _ = true_negatives(row.query, row.negatives, answers)
     if len(kept) == len(row.negatives):
         return row
     teacher = [*row.teacher[:1], *(row.teacher[1 + n] for n in kept if 1 + n < len(row.teacher))]
