@@ -7,14 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.model import endpoint
 from qwen3emb.model.endpoint import PLACEHOLDER, EndpointEncoder, notes_lines
+from qwen3emb.model.loading import load_tokenizer
+from qwen3emb.templates import EmbeddingTemplate
+from serve.inputs import EmbeddingInputs, Prepared
+from serve.schema import ApiError, EmbeddingRequest, embedding_response, validation_error
 
 Answer = tuple[int, dict[str, Any], dict[str, str]]
 
@@ -149,6 +155,33 @@ def test_empty_and_long_texts_cost_only_themselves(served: Served, status: int, 
         "5 empty texts were sent to the server as '.'",
         "2 texts were longer than the server takes and lost their end",
     ]
+
+
+def test_a_server_of_ours_cuts_to_its_limit_and_says_so(served: Served, tiny_qwen3: Path) -> None:
+    inputs = EmbeddingInputs(EmbeddingTemplate(load_tokenizer(tiny_qwen3), "<|endoftext|>"), "Find it", 40, 40, 3)
+
+    def numbers(prepared: Prepared) -> list[list[float]]:
+        return [[1.0, float(len(leaf)), float(sum(leaf) % 97)] for leaf in prepared.leaves]
+
+    def answer(body: dict[str, Any]) -> Answer:
+        try:
+            prepared = inputs.prepare(EmbeddingRequest.model_validate(body))
+        except ValidationError as error:
+            wrong = validation_error(error.errors())
+            return wrong.status, {"error": str(wrong)}, {}
+        except ApiError as wrong:
+            return wrong.status, {"error": str(wrong)}, {}
+        return 200, embedding_response("m", np.array(numbers(prepared)), "float", 1, prepared.truncated), {}
+
+    served.answer = answer
+    encoder = EndpointEncoder(served.address)
+    texts = ["A kettle boils water.", "", "A lamp gives light. " * 40, "word " * 300, "last"]
+    sent = EmbeddingRequest(input=[text or PLACEHOLDER for text in texts], truncate=True)
+    wanted = np.array(numbers(inputs.prepare(sent)))
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    for _ in range(2):
+        np.testing.assert_allclose(encoder.encode(texts, max_tokens=512), wanted, atol=1e-6)
+    assert encoder.notes == {"empty": 2, "cut": 4, "most": 0} and len(served.requests) <= 9
 
 
 def test_only_the_text_behind_the_instruction_is_cut(served: Served) -> None:
