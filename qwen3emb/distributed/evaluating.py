@@ -234,8 +234,8 @@ def _dev_weight(e: _Evaluation) -> float:
     found = chosen_weight(dev, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
     gain = f"nDCG@10 {found.gain:+.4f}, 95 % of {found.low:+.4f} to {found.high:+.4f} over all shares"
     e.say(
-        f"evaluate: the reranker's share is {found.weight}: of eleven, {found.best} is best on {found.queries} dev "
-        f"queries ({gain}){'' if found.weight else ', which may be chance'}"
+        f"evaluate: the reranker's share is {found.weight}: of ten above none, {found.best} is best on "
+        f"{found.queries} dev queries ({gain}){'' if found.weight else ', not clearly better than none'}"
     )
     e.ctx.out.write_json(_WEIGHT, {"rerank_weight": found.weight, "chosen_on": "dev", **asdict(found)})
     return found.weight

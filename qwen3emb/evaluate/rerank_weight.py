@@ -22,7 +22,7 @@ class WeightChoice:
 
     Attributes:
         weight: the share; 0 where none is clearly better than none.
-        best: the share with the highest nDCG@10, chosen or not.
+        best: the share above 0 with the highest nDCG@10, chosen or not.
         gain: its mean nDCG@10 minus that of the share 0.
         low: lower end of its 95 % interval, which is that of all shares together.
         high: upper end.
@@ -67,7 +67,7 @@ def chosen_weight(
     draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=rounds)
     away = np.abs(draws @ gains.T / count - means) / np.maximum(errors, 1e-12)
     width = float(np.quantile(away.max(axis=1), 0.95))
-    place = max(range(len(_GRID)), key=lambda i: (round(float(means[i]), 6), i))
+    place = max(range(1, len(_GRID)), key=lambda i: (round(float(means[i]), 6), i))
     gain, half = float(means[place]), width * float(errors[place])
     clear = gain - half > 0
     return WeightChoice(_GRID[place] if clear else 0.0, _GRID[place], gain, gain - half, gain + half, count)
