@@ -111,6 +111,13 @@ def test_classification_with_a_label_set_takes_one_call_and_all_other_labels_as_
     assert pair["negatives"] == ["sport", "cooking"]
 
 
+def test_labels_that_differ_in_form_only_are_one_label_and_no_negative_of_it() -> None:
+    found, writer = row("classification", label_sets={"subject": ["caf\u00e9", "cafe\u0301", "bar", "bar "]})
+    call = asked(writer, found)
+    assert writer.read(found, call.name, json.dumps({"label": "caf\u00e9", "misleading_label": "bar"})) is None
+    assert writer.pairs(found)[0]["negatives"] == ["bar"]
+
+
 def test_classification_without_label_sets_invents_the_task_and_writes_the_text() -> None:
     found, writer = row("classification", gates={"language": False})
     task = asked(writer, found)
