@@ -52,6 +52,7 @@ _GRADE = (
     *("similarity", "relevance", "is_duplicate", "is_paraphrase"),
 )
 _NLI_CLASSES = ("entailment", "neutral", "contradiction")  # their numbers are 0, 1, 2 in SNLI, MultiNLI, XNLI, ANLI
+_NLI_NUMBERS = {-1.0: "no agreement", **{float(i): word for i, word in enumerate(_NLI_CLASSES)}}
 _NLI_WORDS = {
     **{word: word for word in _NLI_CLASSES},
     **{"entails": "entailment", "not_entailment": "no entailment", "-": "no agreement"},
@@ -119,7 +120,7 @@ def _judged(values: Mapping[str, object], name: str | None, negatives: bool) -> 
     grade = _grade(value, name)
     if grade is None or not {"premise", "hypothesis"} <= values.keys() or name not in ("label", "gold_label"):
         return grade, name, "", False
-    return grade, name, {-1.0: "no agreement", **dict(enumerate(_NLI_CLASSES))}.get(grade, ""), True
+    return grade, name, _NLI_NUMBERS.get(grade, ""), True
 
 
 def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
@@ -152,19 +153,22 @@ def _passages(value: object, name: str) -> tuple[str, ...]:
 
 
 def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
-    label = {"grade": _grade(values.get("label"), "label"), "grade_field": "label", "closed": True}
+    grade = _grade(values.get("label"), "label")
     if "messages" not in values:
         return Record(
             _text(values.get("query"), "query"),
             _texts(values.get("response"), "response"),
             _texts(values.get("rejected_response"), "rejected_response", optional=True),
-            **label,
+            grade,
+            "label",
+            closed=True,
         )
     query = _chat(values["messages"], "messages")
     if not query:
         raise BadRecord("empty_field: 'messages' has no turn with a text but the system's")
     positives = _some(_chats(values.get("positive_messages"), "positive_messages"), values, "positive_messages")
-    return Record(query, positives, _chats(values.get("negative_messages"), "negative_messages"), **label)
+    negatives = _chats(values.get("negative_messages"), "negative_messages")
+    return Record(query, positives, negatives, grade, "label", closed=True)
 
 
 def _chats(value: object, name: str) -> tuple[str, ...]:

@@ -66,7 +66,10 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
         raise UserError(f"labelled.sets: no set gives a row: {why}; see {out.uri}/rejects")
     skipped = [name for name, card in cards.items() if "error" in card]
     left_out = sum((Counter(card.get("negatives_left_out", {})) for card in cards.values()), Counter[str]())
-    metrics = {"rows": {name: card.get("rows", 0) for name, card in cards.items()}, "skipped_sets": skipped}
+    metrics: dict[str, Any] = {
+        "rows": {name: card.get("rows", 0) for name, card in cards.items()},
+        "skipped_sets": skipped,
+    }
     metrics |= {reason: left_out[reason] for reason in FALSE}
     return StageResult(rows + sum(rejected.values()), rows, dict(sorted(rejected.items())), metrics)
 

@@ -90,7 +90,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     "plain": folder,
     "byte order marks": lambda path: folder(path, MARK + lines(CORPUS), MARK + lines(QUERIES), MARK + QRELS),
     "blank lines": lambda path: folder(path, lines(CORPUS) + "\n \n", "\n" + lines(QUERIES), QRELS + "\n\n"),
-    "CRLF": lambda path: folder(*(path, *(c.replace("\n", "\r\n") for c in (lines(CORPUS), lines(QUERIES), QRELS)))),
+    "CRLF": lambda path: folder(path, *(c.replace("\n", "\r\n") for c in (lines(CORPUS), lines(QUERIES), QRELS))),
     "scores 1.0": lambda path: folder(path, qrels=QRELS.replace("\t1\n", "\t1.0\n")),
     "no header": lambda path: folder(path, qrels=QRELS.split("\n", 1)[1]),
     "TREC": lambda path: folder(path, qrels="q1\t0\td1\t1\nq2\t0\td2\t1\nq2\t0\td1\t0\n"),
@@ -167,7 +167,7 @@ def test_a_bad_row_is_an_error_where_scores_depend_on_it_and_a_reject_where_it_i
     tmp_path: Path, case: str
 ) -> None:
     files, code, where = BAD[case]
-    path = folder(tmp_path, **files)  # type: ignore[arg-type]
+    path = folder(tmp_path, **files)
     with pytest.raises(UserError, match=rf"{where}.*{code}") as caught:
         evaluated(path)
     assert "\n" not in str(caught.value)
