@@ -74,9 +74,7 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     Raises:
         UserError: there are no pairs, or the scoring model is missing.
     """
-    given = _gathered(ctx)
-    if given.left_out:
-        say(f"mine: {told(given.left_out)}")
+    given = _gathered(ctx, say)
     work = plan(given.pairs, given.corpora, instructions(ctx.cfg, list(given.corpora)), given.answers)
     queries, documents = _embed(work, ctx, say)
     found: dict[tuple[str, int], Negatives | None] = {}
@@ -104,7 +102,7 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     return StageResult(len(given.pairs) + others, len(rows) + others, rejected, metrics)
 
 
-def _gathered(ctx: StageContext) -> _Given:
+def _gathered(ctx: StageContext, say: _Say) -> _Given:
     """What the stages before have left."""
     corpus, filtered = ctx.input("corpus"), ctx.input("filter")
     written = asked_for(ctx.cfg, "filter")
@@ -126,6 +124,8 @@ def _gathered(ctx: StageContext) -> _Given:
     for row in mined_sets:
         corpora.setdefault(row["origin"], []).extend([row["positive"], *row["negatives"]])
     answers, left_out = _settled(ctx, pairs, sets)
+    if left_out:
+        say(f"mine: {told(left_out)}")
     own = {row["id"]: row["negatives"] for row in mined_sets}
     return _Given(pairs, corpora, own, passed, answers, left_out)
 
