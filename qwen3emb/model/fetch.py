@@ -156,9 +156,13 @@ def _dequantise(gguf: Path, output: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from qwen3emb.model.weight_names import require_loaded
+
     folder, file = str(gguf.parent), gguf.name
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    config = AutoConfig.from_pretrained(folder, gguf_file=file)
+    safe: dict[str, Any] = {"gguf_file": file, "trust_remote_code": False}
+    loaded, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **safe)
+    require_loaded(gguf, info)
+    config = AutoConfig.from_pretrained(folder, **safe)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.torch_dtype = torch.bfloat16
@@ -166,6 +170,6 @@ def _dequantise(gguf: Path, output: Path) -> None:
     fresh = causal.from_config(config, dtype=torch.bfloat16)
     fresh.load_state_dict({k: v.to(torch.bfloat16) for k, v in loaded.state_dict().items()})
     fresh.save_pretrained(output)
-    for file in output.glob("*.safetensors"):  # safetensors leaves files that nobody else may read
-        file.chmod((output / "config.json").stat().st_mode)
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(output)
+    for weights in output.glob("*.safetensors"):  # safetensors leaves files that nobody else may read
+        weights.chmod((output / "config.json").stat().st_mode)
+    AutoTokenizer.from_pretrained(folder, **safe).save_pretrained(output)

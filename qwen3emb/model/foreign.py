@@ -19,7 +19,8 @@ from qwen3emb.model.contract import CONTRACT_FILE
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.endpoint import EndpointEncoder
 from qwen3emb.model.fetch import is_endpoint
-from qwen3emb.model.loading import stored_dtype
+from qwen3emb.model.loading import quiet_loading, stored_dtype
+from qwen3emb.model.weight_names import require_loaded
 
 __all__ = ["AnyEncoder", "EndpointEncoder", "SentenceEncoder", "is_foreign", "open_encoder"]
 
@@ -76,14 +77,53 @@ def _refuse_pickles(folder: Path) -> None:
 
 def _refuse_code(folder: Path) -> None:
     """Before version 6 the library runs a module's own code where the directory is local, asked or not."""
-    try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        kinds = [str(module["type"]) for module in modules]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder}: no readable modules.json of sentence-transformers ({error})") from error
-    for kind in kinds:
+    for kind in _modules(folder, "type"):
         if not kind.startswith("sentence_transformers."):
             raise UserError(f"{folder}/modules.json: {kind} is code of the model's own, which is never run")
+
+
+def _modules(folder: Path, field: str) -> list[str]:
+    """A field of each module of a sentence-transformers directory, in their order."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return [str(module[field]) for module in modules]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder}: no readable modules.json of sentence-transformers ({error})") from error
+
+
+def _require_weights(model: Any, folder: Path) -> None:
+    """The library draws weights that no file holds at random and only logs it, so they are asked for once more.
+
+    Loaded onto the device `meta`, which holds no numbers, that takes a fraction of a second. Heads of other tasks may
+    be left over. The pooler of BERT and its kin is missing in many published models; the library does not use it.
+    """
+    for module, path in zip(model, _modules(folder, "path"), strict=True):
+        network = getattr(module, "auto_model", None)
+        if network is None:
+            continue
+        with quiet_loading():
+            _, info = type(network).from_pretrained(
+                folder / path,
+                config=network.config,
+                device_map="meta",
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        poolers = [name for name in info["missing_keys"] if name.startswith("pooler.")]
+        require_loaded(folder, info, [*poolers, *(name for name in info["unexpected_keys"] if "lora_" not in name)])
+
+
+def _read_controls_as_text(model: Any) -> None:
+    """Control tokens that a text spells are read as its characters, as in our own models (`templates`).
+
+    Not where the model's own prompts hold control tokens.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    tokens = getattr(tokenizer, "all_special_tokens", [])
+    if tokens and not any(token in prompt for prompt in (model.prompts or {}).values() for token in tokens):
+        tokenizer.split_special_tokens = True
 
 
 class SentenceEncoder:
@@ -93,20 +133,23 @@ class SentenceEncoder:
         """Load it, without running code of its own.
 
         Raises:
-            UserError: the library cannot load it, weights are pickled, or a module is code of its own.
+            UserError: the library cannot load it, its files do not hold all of its weights, weights are pickled, or a
+                module is code of its own.
         """
         from sentence_transformers import SentenceTransformer
 
         _refuse_pickles(folder)
         _refuse_code(folder)
+        options: dict[str, Any] = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
         try:
-            self._model: Any = SentenceTransformer(
-                str(folder), trust_remote_code=False, model_kwargs={"use_safetensors": True}
-            )
+            with quiet_loading():
+                self._model: Any = SentenceTransformer(str(folder), **options)
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise UserError(
                 f"{folder}: sentence-transformers cannot load it: {' '.join(str(error).split())}"
             ) from error
+        _require_weights(self._model, folder)
+        _read_controls_as_text(self._model)
         self._longest = self._model.max_seq_length
 
     @property

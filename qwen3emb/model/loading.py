@@ -17,7 +17,7 @@ from qwen3emb.model.fetch import has_weights
 from qwen3emb.model.shortcuts import add_shortcuts
 from qwen3emb.model.weight_names import renamings, require_complete, stored_names
 
-__all__ = ["dtype_of", "load_causal", "load_tokenizer", "load_trunk", "stored_dtype"]
+__all__ = ["dtype_of", "load_causal", "load_tokenizer", "load_trunk", "quiet_loading", "stored_dtype"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -101,7 +101,7 @@ def _load(auto: Any, model_dir: Path, dtype: str, trunk: bool) -> Any:
     config, names = _config(model_dir), stored_names(model_dir)
     mapping = renamings(names, bool(getattr(config, "tie_word_embeddings", False)))
     register_attention()
-    with _quiet():
+    with quiet_loading():
         model, info = auto.from_pretrained(
             model_dir,
             config=config,
@@ -132,7 +132,7 @@ def _config(model_dir: Path) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Without transformers' own report of what did not fit: `require_complete` says it in one sentence."""
     from transformers.utils import logging as library
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +108,31 @@ def require_complete(
     Raises:
         UserError: tensors are missing, left over, there twice, or of another shape.
     """
-    missing = sorted(info["missing_keys"])
-    if missing == ["lm_head.weight"]:
+    if sorted(info["missing_keys"]) == ["lm_head.weight"]:
         raise UserError(
             f"model directory {model_dir}: its language-model head (lm_head.weight) is not in its files, as is usual "
             "for a model that is published for embedding; name the base causal LM that it was trained from"
         )
-    odd = [name for name in sorted(info["unexpected_keys"]) if not (trunk and _OF_NO_TRUNK.fullmatch(name))]
-    twice = _doubled(names, mapping)
+    heads = [name for name in info["unexpected_keys"] if trunk and _OF_NO_TRUNK.fullmatch(name)]
+    require_loaded(model_dir, info, heads, _doubled(names, mapping))
+
+
+def require_loaded(
+    place: Path, info: Mapping[str, Any], harmless: Collection[str] = (), twice: Sequence[str] = ()
+) -> None:
+    """Refuse a model of which transformers says that it drew parameters at random or left tensors of its files out.
+
+    Args:
+        place: what was loaded.
+        info: the loading info of `from_pretrained`.
+        harmless: names that may be missing or left over.
+        twice: names of tensors that stand for the same parameter as another one.
+
+    Raises:
+        UserError: tensors are missing, left over, there twice, or of another shape.
+    """
+    missing = sorted(set(info["missing_keys"]) - set(harmless))
+    odd = sorted(set(info["unexpected_keys"]) - set(harmless))
     said = []
     if missing:
         said.append(f"{len(missing)} of the model's tensors are not in its files: {_listed(missing)}")
@@ -129,7 +146,7 @@ def require_complete(
     if said:
         adapters = any("lora_" in name for name in odd)
         todo = "merge the adapter into its base first" if adapters else "name a directory that holds the whole model"
-        raise UserError(f"model directory {model_dir}: {'; '.join(said)}; {todo}")
+        raise UserError(f"model directory {place}: {'; '.join(said)}; {todo}")
 
 
 def _doubled(names: Iterable[str], mapping: Mapping[str, str]) -> list[str]:
@@ -139,6 +156,6 @@ def _doubled(names: Iterable[str], mapping: Mapping[str, str]) -> list[str]:
     return sorted(name for name, one in spelled.items() if counts[one] > 1)
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qwen3emb.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
@@ -79,3 +80,33 @@ def test_pickled_weights_are_refused_and_code_of_a_model_never_runs(exported: Pa
     (exported / "model.safetensors").rename(exported / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled weights are not read"):
         load_trunk(exported, "float32")
+
+
+@pytest.mark.parametrize("part", [".layers.1.mlp.", "norm.weight"])
+def test_weights_that_no_file_holds_are_named(exported: Path, part: str) -> None:
+    (exported / CONTRACT_FILE).unlink()
+    file = exported / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: tensor for name, tensor in weights.items() if part not in name}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"of the model's tensors are not in its files: .*norm|mlp"):
+        open_encoder(exported)
+
+
+def test_heads_of_other_tasks_may_be_left_over_and_adapters_may_not(exported: Path) -> None:
+    (exported / CONTRACT_FILE).unlink()
+    file = exported / "model.safetensors"
+    weights = load_file(file)
+    wanted = open_encoder(exported).encode(TEXTS, max_tokens=64)
+    save_file(weights | {"cls.bias": torch.zeros(3)}, file, {"format": "pt"})
+    assert np.array_equal(open_encoder(exported).encode(TEXTS, max_tokens=64), wanted)
+    save_file(weights | {"layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 2)}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"lora_A.*merge the adapter"):
+        open_encoder(exported)
+
+
+def test_control_tokens_in_a_text_are_its_characters(exported: Path) -> None:
+    ours = open_encoder(exported, dtype="float32")
+    (exported / CONTRACT_FILE).unlink()
+    texts = ["closed by <|im_end|> here", "<|endoftext|>"]
+    found = open_encoder(exported).encode(texts, max_tokens=64)
+    np.testing.assert_allclose(found, ours.encode(texts, max_tokens=64), atol=2e-4)
