@@ -43,7 +43,7 @@ def threads_here(workers: int, gpus: float = 0) -> int:
         gpus: of each; nodes without so many hold none.
     """
     wanted = {"CPU": _CPUS, "GPU": gpus}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     able = sum(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes)
     return threads_of(usable_cores(), -(-workers // max(1, able)))
 
