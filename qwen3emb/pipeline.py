@@ -230,7 +230,7 @@ def _section(cfg: RunConfig, stage: Stage) -> dict[str, Any]:
     section = {} if given is None else _significant(given, skipped)
     for key in (*stage.models, stage.tokenizer):
         first, *inner = key.split(".")
-        place = section
+        place: Any = section
         for part in inner[:-1]:
             place = (place or {}).get(part) if first == stage.section else None
         if first == stage.section and place:
