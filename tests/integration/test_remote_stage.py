@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -72,11 +71,11 @@ def test_a_stage_on_s3_goes_on_after_a_kill_and_gives_what_a_local_one_gives(
     run(*command(str(tmp_path / "run"), str(tmp_path / "in put"), tiny_qwen3))
     local = Storage(str(tmp_path / "run" / "corpus"))
     for name in ("passages", "pairs", "rejects"):
-        remote = folder.read_table(name)
-        assert remote.drop_columns(["source"]).equals(local.read_table(name).drop_columns(["source"])), name
+        remote, here = folder.read_table(name), local.read_table(name)
+        same = [column for column in here.column_names if column != "source"]
+        assert remote.schema == here.schema and remote.select(same).equals(here.select(same)), name
     assert folder.read_table("passages").num_rows == FILES * ROWS
     for name in ("rows_in", "rows_out", "rejected", "metrics"):
         assert read_record(folder)[name] == read_record(local)[name]
     sources = set(folder.read_table("passages")["source"].to_pylist())
     assert len(sources) == FILES and all(source.startswith("s3://") for source in sources)
-    assert os.path.isdir(tmp_path / "run" / "corpus" / "passages")
