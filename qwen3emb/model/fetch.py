@@ -160,13 +160,13 @@ def _dequantise(gguf: Path, output: Path) -> None:
 
     folder, file = str(gguf.parent), gguf.name
     safe: dict[str, Any] = {"gguf_file": file, "trust_remote_code": False}
-    loaded, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **safe)
+    causal: Any = AutoModelForCausalLM
+    loaded, info = causal.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **safe)
     require_loaded(gguf, info)
     config = AutoConfig.from_pretrained(folder, **safe)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.torch_dtype = torch.bfloat16
-    causal: Any = AutoModelForCausalLM
     fresh = causal.from_config(config, dtype=torch.bfloat16)
     fresh.load_state_dict({k: v.to(torch.bfloat16) for k, v in loaded.state_dict().items()})
     fresh.save_pretrained(output)

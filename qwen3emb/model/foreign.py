@@ -120,7 +120,7 @@ def _read_controls_as_text(model: Any) -> None:
 
     Not where the model's own prompts hold control tokens.
     """
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer: Any = getattr(model, "tokenizer", None)
     tokens = getattr(tokenizer, "all_special_tokens", [])
     if tokens and not any(token in prompt for prompt in (model.prompts or {}).values() for token in tokens):
         tokenizer.split_special_tokens = True
