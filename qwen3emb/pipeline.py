@@ -211,7 +211,7 @@ def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity
     stage = STAGES[name]
     config: dict[str, Any] = {stage.section: _section(cfg, stage)}
     config |= {key: _value(cfg, key) for key in (*stage.reads, *_also_read(cfg, name))}
-    asked = given_instructions(cfg) if name in ("filter", "mine") else {}
+    asked = given_instructions(cfg, name)
     config |= {"instructions": asked} if asked else {}
     inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
     named = {key: _value(cfg, key) for key in stage.models}

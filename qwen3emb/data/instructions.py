@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from qwen3emb.config import RunConfig
 from qwen3emb.config_train import DataSetConfig, TrainEmbeddingConfig
 from qwen3emb.data.catalogue import RESERVED, chosen_sets
-from qwen3emb.data.synthetic import trained_as
+from qwen3emb.data.synthetic import SYNTHETIC_SETS, trained_as
 
 __all__ = ["HELDOUT", "data_sets", "given_instructions", "instructions", "labelled_sets"]
 
@@ -50,10 +50,15 @@ def instructions(cfg: RunConfig, origins: Collection[str]) -> dict[str, str]:
     return found
 
 
-def given_instructions(cfg: RunConfig) -> dict[str, str]:
-    """Those of `instructions` that the config gives a data set: part of the identity of stages that ask with them."""
-    sets = labelled_sets(cfg)
-    asked = instructions(cfg, [*RESERVED, *sets])
+def given_instructions(cfg: RunConfig, stage: str) -> dict[str, str]:
+    """Those of `instructions` that the config gives a data set whose queries `filter` or `mine` asks.
+
+    They are part of the identity of these two stages, which ask before the supervised stage does.
+    """
+    if stage not in ("filter", "mine"):
+        return {}
+    sets = labelled_sets(cfg) if stage == "mine" else {}
+    asked = instructions(cfg, [*(RESERVED if stage == "mine" else SYNTHETIC_SETS), *sets])
     own = {name: one.instruction for name, one in sets.items()}
     own |= {n: one.instruction for n, one in cfg.supervised.datasets.items() if "instruction" in one.model_fields_set}
     return {name: asked[name] for name in sorted(own) if own[name] is not None and name in asked}

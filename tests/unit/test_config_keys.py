@@ -66,7 +66,7 @@ EMBEDDING = {
 }
 RERANKER = {
     **TRAINING,
-    **{"queries_per_step": 2, "negatives": 3, "max_query_tokens": 32, "max_tokens": 256},
+    **{"queries_per_step": 2, "negatives": 3, "max_query_tokens": 32, "max_tokens": 256, "validation_queries": 9},
     **{"teacher.model": "other", "teacher.weight": 0.4, "teacher.temperature": 2.0},
 }
 RERANKER_SPEED = {**SPEED, "teacher.workers": 2}
@@ -120,6 +120,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("mine.veto", {"model": "other", "above": 0.6, "candidates": 3, "max_tokens": 99}, "mine"),
     **of("mine", {"workers": 3, "shard_rows": 99}, ""),
     **of("supervised", EMBEDDING),
+    **of("supervised.datasets", {"instruction": "Find"}, "filter"),  # asks with it before it is trained with
     **of("supervised", {**SPEED, "loss_tile": 16}, ""),
     **of("reranker_weak", RERANKER),
     **of("reranker_weak", RERANKER_SPEED, ""),
@@ -247,7 +248,7 @@ UNTESTED = {
     *("embedder_replicas", "gpus_per_worker", "keep_checkpoints", "keep_share", "language_confidence", "loss_tile"),
     *("max_bad_steps", "max_batch_size", "max_dev_documents", "max_dev_queries", "max_grad_norm", "max_num_seqs"),
     *("max_rows", "mixture_temperature", "num_gpus", "rerank_dev_top", "reranker_base", "reranker_replicas"),
-    *("stop_after", "tensor_parallel"),
+    "tensor_parallel",
 }
 
 

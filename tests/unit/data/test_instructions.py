@@ -43,8 +43,9 @@ def test_every_stage_asks_as_the_training_step_does(run_file: Path, datasets: st
 
 def test_an_instruction_of_a_data_set_is_part_of_what_asks_with_it(run_file: Path) -> None:
     plain = load_config(run_file)
-    assert given_instructions(plain) == {} and "instructions" not in identity(plain, "mine").config
+    assert given_instructions(plain, "mine") == {} and "instructions" not in identity(plain, "mine").config
     cfg = load_config(run_file, overrides(run_file, "supervised.datasets={synthetic: {instruction: own}}"))
-    assert given_instructions(cfg) == {"faq": "find the answer", "synthetic": "own"}
+    assert given_instructions(cfg, "mine") == {"faq": "find the answer", "synthetic": "own"}
+    assert given_instructions(cfg, "filter") == {"synthetic": "own"} and given_instructions(cfg, "weak") == {}
     for stage in ("filter", "mine"):
-        assert identity(cfg, stage).config["instructions"] == given_instructions(cfg)
+        assert identity(cfg, stage).config["instructions"] == given_instructions(cfg, stage)

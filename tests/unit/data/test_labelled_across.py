@@ -62,7 +62,7 @@ def test_what_is_known_to_answer_is_not_mined() -> None:
     pairs = [MinePair("1", "q", "a", "s"), MinePair("2", "other", "b", "s")]
     corpora = {"s": ["a", "b", "c", "q "]}
     known = answers_of([("q\n", "c "), ("q", "in no corpus")])
-    searched = plan(pairs, corpora, known)
+    searched = plan(pairs, corpora, known=known)
     names = [searched.documents[i] for i in searched.searches["s"].excluded[0]]
     assert names == ["a", "c", "q "]
     assert searched.searches["s"].positives == plan(pairs, corpora).searches["s"].positives
