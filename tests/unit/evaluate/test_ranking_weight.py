@@ -63,8 +63,8 @@ def drawn(
 @pytest.mark.parametrize("informed", [True, False])
 def test_noise_gets_no_share(informed: bool) -> None:
     """Where the first ranking knows nothing either, every share is as good as none: only chance tells them apart."""
-    noise = [best_weight(*drawn(seed, 0.0, informed=informed)) for seed in range(100)]
-    assert noise.count(0.0) >= 95
+    noise = [best_weight(*drawn(seed, 0.0, informed=informed)) for seed in range(40)]
+    assert noise.count(0.0) >= 38
 
 
 def test_knowledge_gets_a_share() -> None:
@@ -73,10 +73,10 @@ def test_knowledge_gets_a_share() -> None:
 
 
 def test_the_interval_of_the_gain_holds_what_more_queries_show() -> None:
-    data, first, judged = drawn(1000, 1.5, 2000)
+    data, first, judged = drawn(1000, 1.5, 800)
     shares = [round(0.1 * n, 1) for n in range(11)]
     truth = {w: ranking_metrics(data, reranked(first, judged, w), [10])["ndcg@10"] for w in shares}
-    found = [chosen_weight(*drawn(seed, 1.5)) for seed in range(60)]
+    found = [chosen_weight(*drawn(seed, 1.5)) for seed in range(24)]
     assert all(one.weight in (0.0, one.best) and one.queries == 40 for one in found)
     inside = [one.low <= truth[one.best] - truth[0.0] <= one.high for one in found]
-    assert sum(inside) >= 54, "the best of eleven shares, and still 95 %"
+    assert sum(inside) >= 22, "the best of eleven shares, and still 95 %"
