@@ -71,10 +71,12 @@ def evaluate(
         from qwen3emb.distributed.harness import HarnessSettings, evaluate_tasks
         from qwen3emb.evaluate.harness_tasks import open_tasks
         from qwen3emb.model.fetch import is_endpoint, resolve_model
+        from qwen3emb.storage import external_fingerprint
 
         def place(given: str) -> str:
             return given if is_endpoint(given) else str(resolve_model(given))
 
+        folders = _folders(data or [])
         settings = HarnessSettings(
             place(model),
             out,
@@ -87,9 +89,10 @@ def evaluate(
             rerank_top,
             _instructions(instructions),
             baseline,
+            {name: external_fingerprint(str(folder)) for name, folder in folders.items()},
         )
         say = partial(print, file=sys.stderr, flush=True)
-        tasks = open_tasks(task, _folders(data or []), split or [], say)
+        tasks = open_tasks(task, folders, split or [], say)
         with connected(ClusterConfig()):
             summary = evaluate_tasks(tasks, settings, say)
         if as_json:

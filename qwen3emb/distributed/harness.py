@@ -43,6 +43,7 @@ class HarnessSettings:
         rerank_top: documents it reads of each query.
         instructions: task -> instruction, where it is not mteb's.
         baseline: folder of earlier results to compare with, query by query.
+        data: task -> fingerprint of the folder that its data comes from (`storage.external_fingerprint`).
     """
 
     model: str
@@ -56,6 +57,7 @@ class HarnessSettings:
     rerank_top: int = 100
     instructions: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     baseline: Path | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate_tasks(tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def evaluate_tasks(tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -
         def embed(texts: list[str], instruction: str | None) -> np.ndarray:
             return pool.encode(texts, max_tokens=settings.max_tokens, instruction=instruction)
 
-        meta = model_meta(settings.name, revision or "endpoint", pool.dimensions)
+        meta = model_meta(settings.name, _asked(revision, settings), pool.dimensions)
         folder = Storage(str(settings.out)) / f"vectors/{revision}-{settings.max_tokens}"
         cache = VectorCache(folder) if revision else None  # what a server answers may change at any time
         encoder = HarnessEncoder(embed, cache, instructions, meta)
@@ -139,6 +141,19 @@ def _reached(tasks: Sequence[Any], say: _Say) -> tuple[list[Any], dict[str, str]
             skipped[name] = f"its data cannot be reached ({type(error).__name__}: {lines[0] if lines else ''})"
             say(f"evaluate: {name} is skipped: {skipped[name]}; give --data {name}=DIR")
     return reached, skipped
+
+
+def _asked(revision: str | None, settings: HarnessSettings) -> str:
+    """What mteb takes for the model's revision: its files, and how and on what it is asked.
+
+    mteb takes results that it has kept of a revision for those of this run. With the files alone, other lengths,
+    instructions or data would get the scores of those before them.
+    """
+    if revision is None:
+        return "endpoint"
+    how = [settings.end_token, settings.max_tokens, dict(settings.instructions), dict(settings.data)]
+    told = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
+    return f"{revision}-{told[:8]}"
 
 
 def _revision(model: str) -> str | None:

@@ -80,6 +80,13 @@ def test_two_stages_on_a_local_task(tiny_qwen3: Path, folder: Path, tmp_path: Pa
     assert again["scores"] == summary["scores"]
     assert again["differences"] == summary["differences"]
 
+    other = replace(settings, instructions={"functions": "zzz"}, reranker=None)
+    asked = encoder.encode(queries, max_tokens=64, instruction="zzz") @ encoder.encode(data.texts(), max_tokens=64).T
+    points = 100 * retrieval_metrics(data, asked, [1])["ndcg@10"]
+    assert points != pytest.approx(wanted[0], abs=0.02)
+    retold = evaluate_tasks(open_tasks(["functions"], {"functions": folder}), other, said.append)
+    assert retold["scores"]["test/tiny"]["functions"] == pytest.approx(points, abs=0.02), "not what was kept before"
+
     (tmp_path / "other/per_query/test__tiny").mkdir(parents=True)
     (tmp_path / "other/per_query/test__tiny/functions.json").write_text('{"default/test/unknown": 1.0}')
     rows = (folder / "qrels/test.tsv").read_text().splitlines()
