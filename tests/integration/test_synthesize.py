@@ -81,6 +81,7 @@ def models() -> dict[str, str]:
 def config(tmp_path: Path, models: dict[str, str]) -> Path:
     """A run whose stage `corpus` is done."""
     (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("made by hand")
     rows = [json.dumps({"persona": p}) for p in PERSONAS]
     (tmp_path / "personas.jsonl").write_text("\n".join([*rows, "not JSON"]))
     run = {
