@@ -139,8 +139,8 @@ class EmbeddingTemplate:
         """The id of the end token."""
         return token_id(self.tokenizer, self.end_token)
 
-    def prefix(self, instruction: str | None) -> list[int]:
-        """Ids of the instruction prefix that all queries of a task share; empty without an instruction."""
+    def prompt(self, instruction: str | None) -> list[int]:
+        """Ids of the whole prompt of a task's queries, as it stands alone; empty without an instruction."""
         return self.text_tokenizer.ids([query_prompt(instruction)])[0] if instruction else []
 
     def encode(
@@ -148,16 +148,21 @@ class EmbeddingTemplate:
     ) -> tuple[list[int], list[list[int]]]:
         """Split `texts` into (shared prefix ids, one list of leaf ids per text), each leaf with the end token.
 
-        prefix + leaf has at most `max_tokens` tokens; the text loses tokens from its end, never the end token.
-        The prefix is tokenised apart from the text, which is exact because it ends at a colon that no token of
-        the Qwen and SmolLM2 vocabularies crosses with a following word (tested).
+        prefix + leaf are the ids of prompt and text tokenised as one, as the released models and other engines do it,
+        at most `max_tokens` of them; the text loses tokens from its end, never the end token. A token may cross the
+        border between the two (`:string` in Qwen3's vocabulary), so the prompt's last token is part of the leaves, and
+        more of it where a text asks for that.
         """
-        prefix = self.prefix(instruction)
-        room = max_tokens - len(prefix) - 1
-        if room < 1:
-            raise UserError(f"max_tokens {max_tokens} leaves no room after an instruction of {len(prefix)} tokens")
-        end = self.end_id
-        return prefix, [[*ids[:room], end] for ids in self.text_tokenizer.ids(texts)]
+        prompt = self.prompt(instruction)
+        if max_tokens - len(prompt) < 2:
+            raise UserError(f"max_tokens {max_tokens} leaves no room after an instruction of {len(prompt)} tokens")
+        end, before = self.end_id, query_prompt(instruction) if instruction else ""
+        batch = self.text_tokenizer.ids([before + text for text in texts])
+        prefix = prompt[:-1]
+        while not all(ids[: len(prefix)] == prefix for ids in batch):
+            prefix.pop()
+        shared, most = len(prefix), max_tokens - 1
+        return prefix, [[*ids[shared:most], end] for ids in batch]
 
     @cached_property
     def text_tokenizer(self) -> TextTokenizer:
@@ -200,7 +205,8 @@ class RerankTemplate:
         """Ids of the shared part; a query longer than `max_query_tokens` loses its end."""
         if max_query_tokens is not None:
             ids = self.text_tokenizer.ids([query])[0]
-            query = self.tokenizer.decode(ids[:max_query_tokens]) if len(ids) > max_query_tokens else query
+            if len(ids) > max_query_tokens:  # a cut within a character leaves half of it, which no query has
+                query = self.tokenizer.decode(ids[:max_query_tokens]).rstrip("\ufffd")
         text = self.shared_text(query, instruction)
         whole = _template_ids(self.tokenizer, text)
         if self._controls(whole) == self._controls(self._head):

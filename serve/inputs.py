@@ -88,11 +88,11 @@ class EmbeddingInputs:
             raise bad_request(message, "dimensions")
         instruction = (request.instruction or self.instruction) if request.is_query else None
         limit = self.max_query_tokens if request.is_query else self.max_document_tokens
-        prefix = self.template.prefix(instruction)
+        prompt = self.template.prompt(instruction)
+        if limit - len(prompt) < 2:
+            raise bad_request(f"instruction has {len(prompt)} tokens, at most {limit - 2} fit", "instruction")
+        prefix, texts = self._ids(request.inputs(), instruction)
         room = limit - len(prefix) - 1
-        if room < 1:
-            raise bad_request(f"instruction has {len(prefix)} tokens, at most {limit - 2} fit", "instruction")
-        texts = self._ids(request.inputs())
         long = [i for i, ids in enumerate(texts) if len(ids) > room]
         if long and not request.truncate:
             size = len(prefix) + len(texts[long[0]]) + 1
@@ -105,18 +105,19 @@ class EmbeddingInputs:
         end = self.template.end_id
         return _bounded(Prepared(prefix, [[*ids[:room], end] for ids in texts], long), "input")
 
-    def _ids(self, inputs: list[str] | list[list[int]]) -> list[list[int]]:
-        """Ids of the texts alone. A client's ids may end with the end token; it is added again later."""
+    def _ids(self, inputs: list[str] | list[list[int]], instruction: str | None) -> tuple[list[int], list[list[int]]]:
+        """(shared prefix, what follows it of each text), without the end token, which a client's ids may end with."""
         if isinstance(inputs[0], str):
             texts = [str(text) for text in inputs]
-            return [leaf[:-1] for leaf in self.template.encode(texts, _UNLIMITED)[1]]
+            prefix, leaves = self.template.encode(texts, _UNLIMITED, instruction)
+            return prefix, [leaf[:-1] for leaf in leaves]
         vocabulary, end = len(self.template.tokenizer), self.template.end_id
         given = [[int(token) for token in ids] for ids in inputs]
         for number, ids in enumerate(given):
             wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
             if wrong is not None:
                 raise bad_request(f"input[{number}]: no token {wrong}; there are {vocabulary}", "input")
-        return [ids[:-1] if ids[-1] == end else ids for ids in given]
+        return self.template.prompt(instruction), [ids[:-1] if ids[-1] == end else ids for ids in given]
 
 
 @dataclass(frozen=True)

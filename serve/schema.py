@@ -137,7 +137,7 @@ class EmbeddingRequest(_Request):
     """Name from `/v1/models`; may be left out."""
     encoding_format: Literal["float", "base64"] = "float"
     """Numbers, or little-endian float32 in base64."""
-    dimensions: int | None = Field(default=None, ge=1)
+    dimensions: int | None = Field(default=None, ge=1, strict=True)
     """Keep this many leading dimensions, normalised again."""
     user: str | None = None
     """Ignored."""
@@ -223,11 +223,11 @@ class RerankRequest(_Request):
     """Texts, or objects with a `text`."""
     model: str | None = None
     """Name from `/v1/models`; may be left out."""
-    top_n: int | None = Field(default=None, ge=1)
+    top_n: int | None = Field(default=None, ge=1, strict=True)
     """Return this many of the best; default all."""
     return_documents: bool = False
     """Repeat the documents in the results."""
-    max_tokens_per_doc: int | None = Field(default=None, ge=1)
+    max_tokens_per_doc: int | None = Field(default=None, ge=1, strict=True)
     """Cut documents to this many tokens."""
     instruction: str | None = Field(default=None, min_length=1)
     """The task, in one sentence; default the model's own."""
@@ -253,11 +253,11 @@ class SearchRequest(_Request):
 
     query: str = Field(min_length=1)
     """The query."""
-    top_k: int = Field(default=10, ge=1, le=1000)
+    top_k: int = Field(default=10, ge=1, le=1000, strict=True)
     """How many documents to return."""
     rerank: bool = False
     """Judge the best `rerank_top` with the reranker, and order them by its score."""
-    rerank_top: int = Field(default=20, ge=1, le=1000)
+    rerank_top: int = Field(default=20, ge=1, le=1000, strict=True)
     """How many documents the reranker judges; at least `top_k`."""
     instruction: str | None = Field(default=None, min_length=1)
     """The task, in one sentence; default the models' own."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from qwen3emb.errors import UserError
 from qwen3emb.model.attention_cuda import cuda_attention
 from qwen3emb.model.packing import PackedBatch, Segment
 
@@ -184,10 +185,36 @@ def _bias(batch: PackedBatch, rows: int, columns: int, group: int, like: Tensor)
 def _interface(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (1, heads, T, dim) in, ((1, T, heads, dim), None) out."""
+    """transformers' attention interface: (1, heads, T, dim) in, ((1, T, heads, dim), None) out.
+
+    Raises:
+        UserError: the model asks for another attention than causal over the whole text, which would be left out.
+    """
+    _require_plain(module, kwargs)
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
     return packed_attention(query, key, value, kwargs["packed"], scale, module.training)[None], None
+
+
+def _require_plain(module: Any, asked: dict[str, Any]) -> None:
+    """Refuse what this attention does not do; without a word vectors would be near the right ones, and wrong."""
+    kind = type(module).__name__
+    batch = asked.get("packed")
+    if batch is None:
+        raise UserError(f"{kind}: this architecture does not hand the packed layout on, so it cannot be read here")
+    if asked.get("softcap") or asked.get("s_aux") is not None or not getattr(module, "is_causal", True):
+        raise UserError(f"{kind}: attention that is capped, has sinks or looks ahead is not supported here")
+    window = asked.get("sliding_window")
+    if window is None:
+        return
+    if "longest" not in batch.cache:
+        batch.cache["longest"] = max(s.prefix_length + s.end - s.start for s in batch.segments)
+    if batch.cache["longest"] > window:
+        longest = batch.cache["longest"]
+        raise UserError(
+            f"{kind}: layers of this model see the last {window} tokens only, which is not supported here, and a text "
+            f"has {longest}; cut texts to {window} tokens (max_tokens), or take another model"
+        )
 
 
 def register_attention() -> None:

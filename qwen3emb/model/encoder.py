@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qwen3emb.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
-from qwen3emb.model.loading import load_tokenizer, load_trunk
+from qwen3emb.model.loading import load_tokenizer, load_trunk, require_vocabulary
 from qwen3emb.model.packing import PackedBatch, pack
 from qwen3emb.templates import EmbeddingTemplate, query_prompt
 
@@ -104,6 +104,7 @@ class Encoder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.trunk = load_trunk(model_dir, dtype).to(self.device)
         self.template = EmbeddingTemplate(load_tokenizer(model_dir), end)
+        require_vocabulary(model_dir, self.trunk, self.template.tokenizer)
 
     @property
     def dimensions(self) -> int:

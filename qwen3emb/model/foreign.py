@@ -8,6 +8,7 @@ everything else is a decoder, read by `Encoder`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,13 @@ from qwen3emb.model.loading import quiet_loading, stored_dtype
 from qwen3emb.model.weight_names import require_loaded
 
 __all__ = ["AnyEncoder", "EndpointEncoder", "SentenceEncoder", "is_foreign", "open_encoder"]
+
+
+_OF_OTHER_TASKS = re.compile(
+    r"(cls|pooler|lm_head|mlm_head|head|score|classifier|decoder|qa_outputs|predictions|vocab_\w+|discriminator_\w+)\."
+    r"|.*(position_ids|inv_freq)$"
+)
+"""Heads and buffers that the files of an encoder may hold beside its own weights."""
 
 
 class AnyEncoder(Protocol):
@@ -112,7 +120,7 @@ def _require_weights(model: Any, folder: Path) -> None:
                 output_loading_info=True,
             )
         poolers = [name for name in info["missing_keys"] if name.startswith("pooler.")]
-        require_loaded(folder, info, [*poolers, *(name for name in info["unexpected_keys"] if "lora_" not in name)])
+        require_loaded(folder, info, [*poolers, *(n for n in info["unexpected_keys"] if _OF_OTHER_TASKS.match(n))])
 
 
 def _read_controls_as_text(model: Any) -> None:
@@ -144,7 +152,9 @@ class SentenceEncoder:
         try:
             with quiet_loading():
                 self._model: Any = SentenceTransformer(str(folder), **options)
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        except (MemoryError, UserError):
+            raise
+        except Exception as error:  # the library raises nearly anything on a damaged folder
             raise UserError(
                 f"{folder}: sentence-transformers cannot load it: {' '.join(str(error).split())}"
             ) from error

@@ -17,14 +17,22 @@ from qwen3emb.model.fetch import has_weights
 from qwen3emb.model.shortcuts import add_shortcuts
 from qwen3emb.model.weight_names import renamings, require_complete, stored_names
 
-__all__ = ["dtype_of", "load_causal", "load_tokenizer", "load_trunk", "quiet_loading", "stored_dtype"]
+__all__ = [
+    "dtype_of",
+    "load_causal",
+    "load_tokenizer",
+    "load_trunk",
+    "quiet_loading",
+    "require_vocabulary",
+    "stored_dtype",
+]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
 def stored_dtype(model_dir: Path) -> str:
     """The dtype a model directory's weights are stored in, `bfloat16` where its config does not say."""
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    config = _config_file(model_dir)
     return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
 
 
@@ -91,17 +99,41 @@ def load_causal(model_dir: Path, dtype: str) -> Any:
 
 
 def _architectures(model_dir: Path) -> list[str]:
-    file = model_dir / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("architectures") or [] if file.is_file() else []
+    return _config_file(model_dir).get("architectures") or [] if (model_dir / "config.json").is_file() else []
+
+
+def _config_file(model_dir: Path) -> dict[str, Any]:
+    with _told(model_dir, "its config.json cannot be read"):
+        content = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
+        return content
+
+
+def require_vocabulary(model_dir: Path, model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that knows more tokens than the model has embeddings of: a text with one would end a run.
+
+    Raises:
+        UserError: it does.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise UserError(
+            f"model directory {model_dir}: its tokenizer has tokens up to number {largest}, its embeddings have {rows} "
+            "rows; one of them is of another model"
+        )
 
 
 def _load(auto: Any, model_dir: Path, dtype: str, trunk: bool) -> Any:
     if not has_weights(model_dir):
         raise UserError(f"model directory {model_dir}: no *.safetensors weights in it (pickled weights are not read)")
     config, names = _config(model_dir), stored_names(model_dir)
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"model directory {model_dir}: it is quantised; name the model in bf16, fp16 or fp32")
     mapping = renamings(names, bool(getattr(config, "tie_word_embeddings", False)))
     register_attention()
-    with quiet_loading():
+    with _told(model_dir, "it cannot be loaded"), quiet_loading():
         model, info = auto.from_pretrained(
             model_dir,
             config=config,
@@ -113,22 +145,37 @@ def _load(auto: Any, model_dir: Path, dtype: str, trunk: bool) -> Any:
             ignore_mismatched_sizes=True,  # they are named below
             output_loading_info=True,
         )
+    kind = type(model).__name__
     if not hasattr(getattr(model, "model", model), "layers"):
-        kind = type(model).__name__
         raise UserError(f"model directory {model_dir}: {kind} is no decoder of the Qwen3 and Llama families")
     require_complete(model_dir, names, mapping, info, trunk)
-    add_shortcuts(model)
+    if getattr(config, "attn_logit_softcapping", None) or getattr(config, "use_bidirectional_attention", False):
+        raise UserError(f"model directory {model_dir}: {kind} has attention that is capped or looks ahead")
+    with _told(model_dir, f"{kind} is no decoder of the Qwen3 and Llama families"):
+        add_shortcuts(model)
     return model.eval()
 
 
 def _config(model_dir: Path) -> Any:
     from transformers import AutoConfig
 
-    try:
+    with _told(model_dir, "its config.json cannot be read"):
         return AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+
+
+@contextmanager
+def _told(model_dir: Path, problem: str) -> Iterator[None]:
+    """Whatever a library raises on a damaged or foreign model directory, as one sentence that names it.
+
+    It raises nearly anything there (KeyError, ZeroDivisionError, errors of its own); memory is no fault of the model.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"model directory {model_dir}: its config.json cannot be read: {reason}") from error
+        raise UserError(f"model directory {model_dir}: {problem} ({type(error).__name__}: {reason[:300]})") from error
 
 
 @contextmanager

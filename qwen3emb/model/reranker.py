@@ -16,7 +16,7 @@ from torch import Tensor
 from qwen3emb.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
 from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted
-from qwen3emb.model.loading import load_causal, load_tokenizer
+from qwen3emb.model.loading import load_causal, load_tokenizer, require_vocabulary
 from qwen3emb.model.packing import PackedBatch, pack
 from qwen3emb.templates import RerankTemplate
 
@@ -94,6 +94,7 @@ class Reranker:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = load_causal(model_dir, dtype).to(self.device)
         self.template = RerankTemplate(load_tokenizer(model_dir))
+        require_vocabulary(model_dir, self.model, self.template.tokenizer)
         yes, no = self.template.yes_no
         _check_contract(model_dir, self.contract, self.template)
         head = self.model.get_output_embeddings().weight

@@ -45,9 +45,19 @@ def stored_names(model_dir: Path) -> list[str]:
     for file in _files(model_dir):
         try:
             with safe_open(file, framework="pt") as opened:
-                names += opened.keys()
+                names += _float_names(opened, file)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: cannot be read ({error}); copy the model again") from error
+    return names
+
+
+def _float_names(opened: Any, file: Path) -> list[str]:
+    """Names of a file's tensors. Integers and 8 bit floats need scales, without which their values mean nothing."""
+    names: list[str] = list(opened.keys())
+    for name in names:
+        kind = opened.get_slice(name).get_dtype()
+        if name.endswith("weight") and kind not in ("F64", "F32", "F16", "BF16"):
+            raise UserError(f"{file}: {name} is stored as {kind}; name the model in bf16, fp16 or fp32")
     return names
 
 
@@ -60,7 +70,10 @@ def _files(model_dir: Path) -> list[Path]:
         raise UserError(f"model directory {model_dir}: neither {_WEIGHTS} nor {_INDEX} in it, only {found}")
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return [model_dir / str(name) for name in sorted(set(places.values()))]
+        files = [model_dir / str(name) for name in sorted(set(places.values()))]
+        if not files:
+            raise ValueError("it names no file")
+        return files
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: no readable index of weights ({error}); copy the model again") from error
 

@@ -18,7 +18,7 @@ from qwen3emb.evaluate.retrieval import RetrievalSet
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted, normalised_prefix, pooled
 from qwen3emb.model.export import export_embedding, export_reranker
-from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
+from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, require_vocabulary
 from qwen3emb.model.lora import add_adapters, merged_weights
 from qwen3emb.model.packing import Tree, pack
 from qwen3emb.model.reranker import answer_logits, rerank_tree
@@ -89,7 +89,9 @@ class EmbeddingTask:
     def load(self) -> Any:
         """The decoder to train."""
         self.template = EmbeddingTemplate(load_tokenizer(self.model_dir), self.end_token)
-        return _trainable(load_trunk(self.model_dir, self.cfg.optimizer.dtype), self.cfg.lora)
+        trunk = load_trunk(self.model_dir, self.cfg.optimizer.dtype)
+        require_vocabulary(self.model_dir, trunk, self.template.tokenizer)
+        return _trainable(trunk, self.cfg.lora)
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """Gradients of the loss of the global batch, whose rows are of one data set; its metrics."""
@@ -178,7 +180,9 @@ class RerankerTask:
         """The causal LM to train."""
         self.template = RerankTemplate(load_tokenizer(self.model_dir))
         self.yes_no = self.template.yes_no
-        return _trainable(load_causal(self.model_dir, self.cfg.optimizer.dtype), self.cfg.lora)
+        model = load_causal(self.model_dir, self.cfg.optimizer.dtype)
+        require_vocabulary(self.model_dir, model, self.template.tokenizer)
+        return _trainable(model, self.cfg.lora)
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """Gradients of the loss of the global batch; its metrics."""

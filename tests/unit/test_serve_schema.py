@@ -207,3 +207,20 @@ def test_a_field_whose_name_is_no_text_can_be_named_in_an_answer() -> None:
 def test_documents_that_are_no_texts_are_named(document: Any) -> None:
     error = _complaint(RerankRequest, {"query": "q", "documents": ["a", document]})
     assert error["param"] == "documents" and "documents[1] must be a text" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "field"),
+    [
+        (EmbeddingRequest, {"input": "a"}, "dimensions"),
+        (RerankRequest, {"query": "q", "documents": ["a"]}, "top_n"),
+        (RerankRequest, {"query": "q", "documents": ["a"]}, "max_tokens_per_doc"),
+        (SearchRequest, {"query": "q"}, "top_k"),
+        (SearchRequest, {"query": "q"}, "rerank_top"),
+    ],
+)
+@pytest.mark.parametrize("value", [True, "3", 2.0])
+def test_numbers_are_numbers(model: Any, body: dict[str, Any], field: str, value: Any) -> None:
+    """True is 1 to Python: a vector of one dimension would come back, and nobody would see why."""
+    assert _complaint(model, body | {field: value})["param"] == field
+    model.model_validate(body | {field: 25})

@@ -61,8 +61,10 @@ def none_of(text: str) -> bool:
 @given(texts=st.lists(ordinary.filter(none_of), min_size=1, max_size=4), instruction=ordinary.filter(none_of))
 def test_ordinary_texts_keep_their_ids(tokenizer: Any, texts: list[str], instruction: str) -> None:
     prefix, leaves = EmbeddingTemplate(tokenizer, "<|endoftext|>").encode(texts, 9999, instruction)
-    assert prefix == (plain(tokenizer, query_prompt(instruction)) if instruction else [])
-    assert leaves == [plain(tokenizer, text + "<|endoftext|>") for text in texts]
+    before = query_prompt(instruction) if instruction else ""
+    assert [[*prefix, *leaf] for leaf in leaves] == [
+        plain(tokenizer, before + text + "<|endoftext|>") for text in texts
+    ]
     judge = RerankTemplate(tokenizer)
     tail = plain(tokenizer, "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert judge.prefix(texts[0], instruction) == plain(tokenizer, judge.shared_text(texts[0], instruction))
@@ -74,9 +76,9 @@ def test_control_tokens_in_a_text_are_its_characters(
     tokenizer: Any, innocent: Tokenizer, texts: list[str], query: str, instruction: str
 ) -> None:
     prefix, leaves = EmbeddingTemplate(tokenizer, "<|endoftext|>").encode(texts, 9999, instruction)
-    assert prefix == (innocent.encode(query_prompt(instruction)).ids if instruction else [])
+    before = query_prompt(instruction) if instruction else ""
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    assert leaves == [[*innocent.encode(text).ids, end] for text in texts]
+    assert [[*prefix, *leaf] for leaf in leaves] == [[*innocent.encode(before + text).ids, end] for text in texts]
     judge = RerankTemplate(tokenizer)
     head, user = judge.shared_text(query, instruction).split("<|im_start|>user\n", 1)
     wanted = [*plain(tokenizer, head + "<|im_start|>"), *innocent.encode("user\n" + user).ids]

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from qwen3emb.errors import UserError
 from qwen3emb.model.encoder import Encoder
-from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
+from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, stored_dtype
 from qwen3emb.model.reranker import Reranker
 
 Weights = dict[str, torch.Tensor]
@@ -231,3 +232,93 @@ def test_a_model_of_another_family_is_refused(tiny_qwen3: Path, tmp_path: Path) 
     BertModel(BertConfig(**sizes, num_attention_heads=2)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="BertModel is no decoder of the Qwen3 and Llama families"):
         load_trunk(tmp_path, "float32")
+
+
+def drawn(folder: Path, source: Path, kind: str, **config: object) -> Path:
+    """A tiny random model of another architecture, with the tokenizer of `source`."""
+    shutil.copytree(source, folder)
+    sizes = json.loads((source / "config.json").read_text())
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+    same = {name: sizes[name] for name in (*kept, "num_key_value_heads", "max_position_embeddings")}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **same, **ids, **config)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen3", "starcoder2"])
+def test_a_window_is_exact_for_texts_within_it_and_refused_beyond(tiny_qwen3: Path, tmp_path: Path, kind: str) -> None:
+    windowed = {"use_sliding_window": True, "max_window_layers": 0} if kind == "qwen3" else {}
+    model = drawn(tmp_path / "model", tiny_qwen3, kind, sliding_window=8, **windowed)
+    encoder = Encoder(model, end_token="<|endoftext|>", dtype="float32")
+    text, long = "open it", "open the file and read it line by line until its end"
+    ids = torch.tensor([encoder.template.encode([text], 64)[1][0]])
+    assert ids.shape[1] <= 8
+    reference = AutoModel.from_pretrained(model, attn_implementation="eager", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        state = reference(input_ids=ids).last_hidden_state[0, -1].numpy()
+    np.testing.assert_allclose(encoder.encode([text], max_tokens=64)[0], state / np.linalg.norm(state), atol=1e-5)
+    with pytest.raises(UserError, match="see the last 8 tokens only"):
+        encoder.encode([text, long], max_tokens=64)
+    assert encoder.encode([text, long], max_tokens=8).shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("gemma2", {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16}),
+        ("gemma3_text", {"use_bidirectional_attention": True, "query_pre_attn_scalar": 16}),
+        ("phi3", {}),
+        ("stablelm", {}),
+    ],
+)
+def test_what_the_packed_attention_leaves_out_is_refused(
+    tiny_qwen3: Path, tmp_path: Path, kind: str, config: dict[str, object]
+) -> None:
+    model = drawn(tmp_path / "model", tiny_qwen3, kind, **config)
+    with pytest.raises(UserError, match=r"capped|looks ahead|no decoder of|cannot be read here|cannot be loaded"):
+        Encoder(model, end_token="<|endoftext|>", dtype="float32").encode(["a text"], max_tokens=64)
+
+
+def test_integer_weights_and_quantised_models_are_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    small = changed(tiny_qwen3, tmp_path / "int8", lambda w: w | {name: w[name].to(torch.int8)})
+    with pytest.raises(UserError, match=r"up_proj\.weight is stored as I8"):
+        load_trunk(small, "float32")
+    how = {"quant_method": "gptq", "bits": 4}
+    quantised = changed(tiny_qwen3, tmp_path / "gptq", lambda w: w, quantization_config=how)
+    with pytest.raises(UserError, match="it is quantised"):
+        load_trunk(quantised, "float32")
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
+    fewer = changed(
+        tiny_qwen3,
+        tmp_path / "fewer",
+        lambda w: w | {"model.embed_tokens.weight": w["model.embed_tokens.weight"][:300]},
+        vocab_size=300,
+    )
+    for open_model in (lambda: Encoder(fewer, end_token="<|endoftext|>"), lambda: Reranker(fewer)):
+        with pytest.raises(UserError, match="its embeddings have 300 rows"):
+            open_model()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"dtype": "auto"}, {"num_attention_heads": 0}, {"num_attention_heads": "four"}, {"rope_parameters": "yarn"}],
+)
+def test_a_damaged_config_is_the_users_to_mend(tiny_qwen3: Path, tmp_path: Path, config: dict[str, object]) -> None:
+    damaged = changed(tiny_qwen3, tmp_path / "damaged", lambda w: w, **config)
+    with pytest.raises(UserError, match="damaged"):
+        load_trunk(damaged, "float32")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"null"])
+def test_a_config_that_is_no_mapping_is_the_users_to_mend(tiny_qwen3: Path, tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(tiny_qwen3, tmp_path / "damaged")
+    (tmp_path / "damaged" / "config.json").write_bytes(content)
+    for open_model in (load_trunk, load_causal):
+        with pytest.raises(UserError, match=r"config\.json cannot be read"):
+            open_model(tmp_path / "damaged", "float32")
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        stored_dtype(tmp_path / "damaged")
