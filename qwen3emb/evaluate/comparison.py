@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.bootstrap import paired_bootstrap
-from qwen3emb.evaluate.per_query import PER_QUERY, of_split
+from qwen3emb.evaluate.per_query import PER_QUERY, checked_figures, of_split
 from qwen3emb.storage import Storage
 
 __all__ = ["baseline_figures", "compared"]
@@ -45,7 +45,11 @@ def compared(
                 left_out.setdefault(model, {})[task] = f"{against.uri} has no figures of this task"
                 continue
             split = next(iter(scores), None)
-            one, other = (of_split(place.read_json(f"{task}.json"), split) for place in (mine, against))
+            try:
+                one, other = (of_split(_figures(place, task), split) for place in (mine, against))
+            except UserError as error:  # what is compared took long: a broken file must not lose it
+                left_out.setdefault(model, {})[task] = str(error)
+                continue
             gain = paired_bootstrap(one, other)
             if gain is None:
                 reason = f"no query of the split {split} is in {against.uri} too"
@@ -54,6 +58,16 @@ def compared(
                 points = {key: round(100 * value, 2) for key, value in asdict(gain).items() if key != "queries"}
                 differences.setdefault(model, {})[task] = points | {"queries": gain.queries, "sure": gain.sure}
     return differences, left_out
+
+
+def _figures(place: Storage, task: str) -> dict[str, float]:
+    source = f"{place.uri}/{task}.json"
+    try:
+        return checked_figures(place.read_json(f"{task}.json"), source)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{source}: is not JSON: {error}") from error
 
 
 def _folder(model: str) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen3emb.errors import UserError
-from qwen3emb.evaluate.per_query import of_split
+from qwen3emb.evaluate.kept_scores import figures_by_query, json_mapping, main_scores
 
 __all__ = ["TOLERANCE", "Verdict", "judged", "promote", "roll_back"]
 
@@ -36,6 +36,7 @@ TOLERANCE = 1.0
 _CURRENT, _REFERENCE = "current.json", "reference.json"
 _NEVER_COPIED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _FEWEST = 5  # queries; the bootstrap's interval of fewer is far too narrow, that of one has no width
+_SHARED = 0.9  # of the queries of either side; the scores are of all of them, the interval of those in both alone
 _ROUNDING = 1e-9
 
 Outcome = Literal["passed", "worse", "undecided"]
@@ -79,7 +80,8 @@ def judged(
     """Compare the scores of two evaluations, task by task.
 
     With figures by query a task passes where the lower end of the 95 % interval of the paired bootstrap is at least
-    `-tolerance`; without them where its score is lower by at most `tolerance`, whatever the noise.
+    `-tolerance`, undecided where less than 90 % of either's queries are in both, or only one has any; without them
+    where its score is lower by at most `tolerance`, whatever the noise.
 
     Args:
         new: results (`--out`) of the new model.
@@ -91,20 +93,24 @@ def judged(
     Raises:
         UserError: there are no results, or a task of the gate is in only one of them.
     """
-    ours, theirs = _scores(new), _scores(present)
+    ours, theirs = main_scores(new), main_scores(present)
     verdicts = []
     for task in tasks or sorted(theirs):
         for scores, where in ((ours, new), (theirs, present)):
             if task not in scores:
                 raise UserError(f"task {task} of the gate is not in {where}; run `qwen3emb evaluate --task {task}`")
-        mine, other = _by_query(new, task), _by_query(present, task)
+        mine, other = figures_by_query(new, task), figures_by_query(present, task)
         if mine and other:
             verdicts.append(_by_interval(task, against, mine, other, tolerance))
-        else:
-            gain = ours[task] - theirs[task]
-            outcome: Outcome = "passed" if gain >= -tolerance - _ROUNDING else "worse"
-            reason = f"no figures by query, so no interval; tolerance {tolerance:g}"
-            verdicts.append(Verdict(task, against, gain, None, None, 0, tolerance, outcome, reason))
+            continue
+        gain = ours[task] - theirs[task]
+        outcome: Outcome = "passed" if gain >= -tolerance - _ROUNDING else "worse"
+        reason = f"no figures by query, so no interval; tolerance {tolerance:g}"
+        if mine or other:
+            side, folder = (f"the {against} model", present) if mine else ("the new model", new)
+            outcome = "undecided"
+            reason = f"{side} has no figures by query ({folder}); evaluate both models again on the same data"
+        verdicts.append(Verdict(task, against, gain, None, None, 0, tolerance, outcome, reason))
     return verdicts
 
 
@@ -115,9 +121,10 @@ def _by_interval(
     from qwen3emb.evaluate.bootstrap import paired_bootstrap  # numpy; the command line reads TOLERANCE from here
 
     found = paired_bootstrap(mine, other)
-    if found is None or found.queries < _FEWEST:
-        shared = 0 if found is None else found.queries
-        reason = f"{shared} queries are in both results, too few to tell; evaluate both models on the same data"
+    shared, most = 0 if found is None else found.queries, max(len(mine), len(other))
+    if found is None or shared < max(_FEWEST, _SHARED * most):
+        few = f", and fewer than {_FEWEST} are too few to tell" if shared < _FEWEST else ""
+        reason = f"{shared} of {most} queries are in both results{few}; evaluate both models on the same data"
         gain = 100 * (sum(mine.values()) / len(mine) - sum(other.values()) / len(other))
         return Verdict(task, against, gain, None, None, shared, tolerance, "undecided", reason)
     gain, low, high = (100 * value for value in (found.mean, found.low, found.high))
@@ -141,7 +148,7 @@ def promote(
         model: directory of the model, safetensors only.
         scores: what `qwen3emb evaluate` wrote of it.
         registry: the folder; made where it is not there.
-        tasks: the gate; default all tasks of the present model's results.
+        tasks: the gate; default all tasks of the present model's results and of the registry's references.
         tolerance: see `judged`.
 
     Returns:
@@ -149,10 +156,13 @@ def promote(
         one; where one did not pass, nothing was changed.
 
     Raises:
-        UserError: the model or its scores are not there, it has pickled weights, or it is the current one already.
+        UserError: the model or its scores are not there, it has pickled weights, it is the current one already, its
+            results lack a task of the gate, or there is no task to judge by.
     """
     _check_model(model)
-    found = _scores(scores)
+    found = main_scores(scores)
+    if not found:
+        raise UserError(f"{scores}: holds no score, so nothing tells whether the model may be promoted; evaluate it")
     name = _id(model)
     current = _current(registry)
     if current and current["id"] == name:
@@ -161,21 +171,48 @@ def promote(
     best: dict[str, str] = {}
     if current:
         present = str(current["id"])
-        best = dict.fromkeys(_scores(_scores_of(registry, present)), present) | current.get("reference", {})
-        verdicts = judged(scores, _scores_of(registry, present), tasks, tolerance)
-        for task in [verdict.task for verdict in verdicts]:
-            if best[task] not in (present, name):
-                place = _scores_of(registry, best[task])
-                verdicts += judged(scores, place, [task], tolerance, f"reference {best[task]}")
+        known = main_scores(_scores_of(registry, present))
+        best = dict.fromkeys(known, present) | current.get("reference", {})
+        for task in tasks or sorted(best):
+            verdicts += _of_task(task, scores, registry, (present, name), known, best, tolerance)
+        if not verdicts:
+            raise UserError(f"{registry}: no result to compare with there; promote into another registry")
+        verdicts.sort(key=lambda verdict: verdict.against != "present")
         if not all(verdict.passed for verdict in verdicts):
             return verdicts
+    lost = [task for task, version in best.items() if version == name and task not in found]
+    if lost:
+        raise UserError(f"{scores}: lacks {', '.join(lost)}, where this model is the registry's reference; evaluate it")
     for task, score in found.items():
-        if task not in best or score > _scores(_scores_of(registry, best[task]))[task]:
+        if task not in best or score > main_scores(_scores_of(registry, best[task]))[task]:
             best[task] = name
     _keep(model, scores, registry / "versions" / name, best)
     content = {"id": name, "source": str(model.resolve()), "before": current["id"] if current else None}
     gate = [asdict(verdict) for verdict in verdicts]
     _point(registry, content | {"tolerance": tolerance, "gate": gate, "reference": best})
+    return verdicts
+
+
+def _of_task(
+    task: str,
+    scores: Path,
+    registry: Path,
+    ids: tuple[str, str],
+    known: Mapping[str, float],
+    best: Mapping[str, str],
+    tolerance: float,
+) -> list[Verdict]:
+    """A task against the present model where that has it, and against its reference where that is another one.
+
+    Of `ids`, the present model's and the new one's, the latter may be the reference too, from an earlier promotion.
+    """
+    present = ids[0]
+    reference = best.get(task, present)
+    verdicts = []
+    if task in known or reference == present:
+        verdicts = judged(scores, _scores_of(registry, present), [task], tolerance)
+    if reference not in ids or not verdicts:
+        verdicts += judged(scores, _scores_of(registry, reference), [task], tolerance, f"reference {reference}")
     return verdicts
 
 
@@ -217,7 +254,7 @@ def roll_back(registry: Path) -> str:
         raise UserError(f"{registry}: no model was current before {current['id']}")
     # A reference that was set by the model that goes, goes with it: it may be the reason for the way back.
     kept = registry / "versions" / before / _REFERENCE
-    best = json.loads(kept.read_text()) if kept.is_file() else {}
+    best = json_mapping(kept) if kept.is_file() else {}
     _point(registry, {"id": before, "source": "roll back", "before": current["id"], "reference": best})
     return str(before)
 
@@ -228,24 +265,6 @@ def _check_model(model: Path) -> None:
     pickled = next((path for path in model.rglob("*") if path.suffix in _NEVER_COPIED), None)
     if pickled is not None:
         raise UserError(f"{pickled}: pickled files are not promoted, they run code where they are loaded; remove it")
-
-
-def _scores(folder: Path) -> dict[str, float]:
-    """task -> points of the model itself, not of its two stages, in the task's main split."""
-    try:
-        scores: dict[str, dict[str, float]] = json.loads((folder / "summary.json").read_text())["scores"]
-        return scores[min(scores, key=len)]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: no summary.json of `qwen3emb evaluate` there") from error
-
-
-def _by_query(folder: Path, task: str) -> dict[str, float]:
-    """Figures by query of the model itself in the main split, whose points `scores` holds."""
-    found = sorted(folder.glob(f"per_query/*/{task}.json"), key=lambda path: len(path.parent.name))
-    figures: dict[str, float] = json.loads(found[0].read_text()) if found else {}
-    by_split = json.loads((folder / "summary.json").read_text()).get("splits", {})
-    splits = by_split[min(by_split, key=len)].get(task) if by_split else None
-    return of_split(figures, next(iter(splits), None) if splits else None)
 
 
 def _id(model: Path) -> str:
@@ -260,13 +279,8 @@ def _id(model: Path) -> str:
 
 
 def _current(registry: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads((registry / _CURRENT).read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{registry / _CURRENT}: is not JSON: {error}") from error
-    return content
+    file = registry / _CURRENT
+    return json_mapping(file) if file.is_file() else None
 
 
 def _point(registry: Path, content: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +137,93 @@ def test_small_losses_do_not_add_up(tmp_path: Path) -> None:
     assert record["tolerance"] == 1.0 and {v["task"]: v["outcome"] for v in record["gate"]}["Search"] == "passed"
     roll_back(registry)
     assert json.loads((registry / "current.json").read_text())["reference"]["Search"] == first
+
+
+def plain(folder: Path, **points: float | None) -> Path:
+    """Results without figures by query."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps({"scores": {"test/model": points}}))
+    return folder
+
+
+def test_a_task_of_the_references_is_not_forgotten(tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    models = [model(tmp_path / f"m{n}", str(n)) for n in range(4)]
+    promote(models[0], plain(tmp_path / "s0", A=80.0, B=80.0), registry)
+    promote(models[1], plain(tmp_path / "s1", A=80.0), registry, ["A"])
+    with pytest.raises(UserError, match="task B of the gate is not in"):
+        promote(models[2], plain(tmp_path / "s2", A=80.0), registry)
+    first = json.loads((registry / "current.json").read_text())["reference"]["B"]
+    verdicts = promote(models[2], plain(tmp_path / "s2", A=80.0, B=20.0), registry)
+    found = [(v.task, v.against, v.outcome) for v in verdicts if v.task == "B"]
+    assert found == [("B", f"reference {first}", "worse")]
+    assert (registry / "current/model.safetensors").read_text() == "1"
+    [again] = promote(models[0], plain(tmp_path / "s3", A=70.0, B=10.0), registry, ["B"])
+    assert again.outcome == "worse", "the reference itself, evaluated anew, is compared with what it was"
+    with pytest.raises(UserError, match="lacks B, where this model is the registry's reference"):
+        promote(models[0], plain(tmp_path / "s4", A=80.0), registry, ["A"])
+
+
+def test_nothing_to_judge_by_is_refused(tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    one, two = model(tmp_path / "one", "1"), model(tmp_path / "two", "2")
+    for empty in ({}, {"test/model": {}}):
+        (plain(tmp_path / "none") / "summary.json").write_text(json.dumps({"scores": empty}))
+        with pytest.raises(UserError, match="holds no score"):
+            promote(one, tmp_path / "none", registry)
+    promote(one, plain(tmp_path / "a", A=80.0), registry)
+    with pytest.raises(UserError, match="holds no score"):
+        promote(two, tmp_path / "none", registry)
+    kept = json.loads((registry / "current.json").read_text())
+    (registry / "current.json").write_text(json.dumps(kept | {"reference": {}}))
+    (registry / "versions" / kept["id"] / "scores/summary.json").write_text(json.dumps({"scores": {"test/model": {}}}))
+    with pytest.raises(UserError, match="no result to compare with"):
+        promote(two, tmp_path / "a", registry)
+    assert (registry / "current/model.safetensors").read_text() == "1"
+
+
+@pytest.mark.parametrize(("new", "present", "decided"), [(60, 5, 0), (5, 60, 0), (40, 36, 1), (40, 35, 0), (36, 40, 1)])
+def test_results_that_share_some_queries_only_are_undecided(
+    tmp_path: Path, new: int, present: int, decided: int
+) -> None:
+    ours, theirs = scores(tmp_path / "a", [0.5] * new, 80.0), scores(tmp_path / "b", [0.5] * present, 80.0)
+    [found] = judged(ours, theirs, ["Search"])
+    assert found.outcome == ("passed" if decided else "undecided")
+    assert decided or f"{min(new, present)} of {max(new, present)} queries are in both" in found.reason
+
+
+def test_figures_of_one_side_only_are_undecided_and_the_side_is_named(tmp_path: Path) -> None:
+    ours, theirs = scores(tmp_path / "a", [0.9] * 40, 80.0), scores(tmp_path / "b", [0.5] * 40, 80.0)
+    (theirs / "per_query/test__model/Search.json").unlink()
+    [found] = judged(ours, theirs, ["Search"])
+    assert found.outcome == "undecided" and "the present model has no figures by query" in found.reason
+    [found] = judged(theirs, ours, ["Search"])
+    assert found.outcome == "undecided" and "the new model has no figures by query" in found.reason
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "80", True, [1], 10**400])
+def test_a_score_that_is_no_number_is_refused_with_file_and_task(tmp_path: Path, value: Any) -> None:
+    good, bad = plain(tmp_path / "good", A=1.0, B=1.0), plain(tmp_path / "bad", A=1.0, B=value)
+    for new, present in ((good, bad), (bad, good)):
+        with pytest.raises(UserError, match=r"bad.summary\.json: .* task B"):
+            judged(new, present)
+    figures = scores(tmp_path / "figures", [0.5] * 9, 80.0)
+    (figures / "per_query/test__model/Search.json").write_text(json.dumps({"q1": 0.5, "q2": value}))
+    with pytest.raises(UserError, match=r"Search\.json: .*'q2'"):
+        judged(figures, figures)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "", "null", "3", '"x"', '{"scores": []}', '{"scores": {"a": 3}}', "{}"])
+def test_a_broken_file_of_results_is_named(tmp_path: Path, content: str) -> None:
+    good, bad = scores(tmp_path / "good", [0.5] * 9, 80.0), scores(tmp_path / "bad", [0.5] * 9, 80.0)
+    (bad / "summary.json").write_text(content)
+    with pytest.raises(UserError, match=r"bad.summary\.json: "):
+        judged(good, bad)
+    if "{}" not in content:
+        figures = scores(tmp_path / "figures", [0.5] * 9, 80.0)
+        (figures / "per_query/test__model/Search.json").write_text(content)
+        with pytest.raises(UserError, match=r"per_query.test__model.Search\.json: "):
+            judged(good, figures)
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
