@@ -26,7 +26,7 @@ from qwen3emb.config import RunConfig
 from qwen3emb.data.readers import read_file
 from qwen3emb.data.rows import Reject
 from qwen3emb.distributed.encoding import Progress
-from qwen3emb.distributed.workers import EncodeWorker, ModelPlace, actor_options
+from qwen3emb.distributed.workers import EncodeWorker, ModelPlace, worker_resources
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.index import SHARDS, IndexInfo, document_text, shard_table, write_info
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
@@ -185,7 +185,7 @@ def _embed(rows: Any, cfg: RunConfig, model: str, out: Storage, found: Survey, p
             compute=ActorPoolStrategy(size=workers),
             batch_format="pyarrow",
             batch_size=None,
-            **actor_options(gpus),
+            **worker_resources(gpus),
         )
         .map_batches(_write, fn_args=(out.uri,), batch_format="pyarrow", batch_size=None, **_TINY)
     )

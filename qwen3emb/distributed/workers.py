@@ -28,6 +28,7 @@ __all__ = [
     "spread",
     "stop",
     "threads_here",
+    "worker_resources",
 ]
 
 _CPUS = 0.5
@@ -48,12 +49,17 @@ def threads_here(workers: int, gpus: float = 0) -> int:
     return threads_of(usable_cores(), -(-workers // max(1, able)))
 
 
-def actor_options(gpus: float) -> dict[str, Any]:
-    """Ray's options of an encoding actor; it finds the number of its threads itself (`threads_here`).
+def worker_resources(gpus: float) -> dict[str, Any]:
+    """What an encoding actor holds; it finds the number of its threads itself (`threads_here`).
 
     Half a logical CPU each, so that slots stay free for the tasks that feed them.
     """
-    return {"num_cpus": _CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+    return {"num_cpus": _CPUS, "num_gpus": gpus}
+
+
+def actor_options(gpus: float) -> dict[str, Any]:
+    """Ray's options of an encoding actor, spread over the nodes as Ray Data spreads its own."""
+    return worker_resources(gpus) | {"scheduling_strategy": "SPREAD"}
 
 
 class ModelPlace(NamedTuple):
