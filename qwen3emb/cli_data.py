@@ -87,9 +87,15 @@ def _described(name: str, cfg: LabelledSetConfig, most: int, examples: int, mode
 
     found = list(read_labelled(name, cfg, 0, most))
     rows = [row for row in found if isinstance(row, LabelledRow)]
-    rejects = Counter(item.code for item in found if isinstance(item, Reject))
+    refused = [item for item in found if isinstance(item, Reject)]
+    rejects = Counter(item.code for item in refused)
     if not rows:
-        raise UserError(f"{name}: no row can be used; rejected: {dict(rejects) or 'nothing, it is empty'}")
+        first = f"; the first, row {refused[0].row} of {refused[0].source}: {refused[0].reason}" if refused else ""
+        hint = "; mend the rows, or say what their fields mean: --task, --min-grade, or `columns` in the config"
+        raise UserError(
+            f"{name}: no row can be used; rejected: {dict(rejects) or 'nothing, it is empty'}"
+            + (first + hint if refused else "")
+        )
     about = {"path": cfg.path, "task": cfg.task, "instruction": cfg.instruction or "(the run's)"}
     about |= {k: v for k, v in {"licence": cfg.licence, "homepage": cfg.homepage}.items() if v}
     counts = {

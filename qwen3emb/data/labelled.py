@@ -23,12 +23,19 @@ from qwen3emb.errors import UserError
 __all__ = ["STAGE", "LabelledRow", "read_labelled"]
 
 
+_NESTED = {"positive_passages", "messages", "positive_messages"}  # no texts, so `columns` cannot read them
+
+
 @dataclass
 class _Labels:
-    """Classes met so far; the negatives of a class are the others, so rows wait until all are known."""
+    """Classes met so far; the negatives of a class are the others, so rows wait until all are known.
+
+    `unlabelled` records wait too: whether they are positives shows when the set has been read.
+    """
 
     waiting: list[tuple[str, Record]] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
+    unlabelled: list[tuple[list[LabelledRow], Reject]] = field(default_factory=list)
 
 
 def read_labelled(
@@ -52,17 +59,19 @@ def read_labelled(
             what is a positive (`labelled_grades`).
     """
     rows: list[LabelledRow] = []
-    found = beir_rows(name, cfg) if cfg.format == "beir" else _read(name, cfg, seed)
+    grades = Grades(name, cfg)
+    found = beir_rows(name, cfg) if cfg.format == "beir" else _read(grades, seed, most)
     for item in islice(reached(found, cfg.path), most):
         if isinstance(item, Reject):
             yield item
         else:
             rows.append(item)
+    grades.check_columns()
     yield from settled(rows, cfg.max_negatives)
 
 
-def _read(name: str, cfg: LabelledSetConfig, seed: int) -> Iterator[LabelledRow | Reject]:
-    labels, grades = _Labels(), Grades(name, cfg)
+def _read(grades: Grades, seed: int, most: int | None) -> Iterator[LabelledRow | Reject]:
+    name, cfg, labels = grades.name, grades.cfg, _Labels()
     kind = cfg.kind or _kind(cfg.path)
     files = list_files(cfg.path, kind)
     prefixes = file_prefixes(files)
@@ -71,9 +80,18 @@ def _read(name: str, cfg: LabelledSetConfig, seed: int) -> Iterator[LabelledRow 
         form = _configured(cfg)
         for raw in guarded(raw_rows(*resolve(file), kind, file), file):
             if form is None and raw.values is not None:
-                form = _detected(raw, file)
+                form = _detected(raw, file, cfg)
             yield from _rows(raw, form or "columns", grades, f"{where}/{raw.number}", file, labels)
+            if most is not None and len(labels.unlabelled) >= most:
+                break
+    yield from _unlabelled(grades, labels)
     yield from _classes(name, cfg, labels, seed)
+
+
+def _unlabelled(grades: Grades, labels: _Labels) -> Iterator[LabelledRow | Reject]:
+    """Records of which nothing says that they are positives: they are where that holds for the whole set."""
+    for rows, reject in labels.unlabelled:
+        yield from [reject] if grades.labelled else rows
 
 
 def _kind(path: str) -> str:
@@ -91,19 +109,31 @@ def _configured(cfg: LabelledSetConfig) -> str | None:
     if cfg.format != "auto":
         return cfg.format
     if cfg.columns.label:
-        return "classification"
-    return "columns" if cfg.columns.query or cfg.columns.positive else None
+        return _classification_of(cfg, f"labelled set {cfg.path}: columns.label")
+    return "columns" if cfg.columns.query or cfg.columns.positive or cfg.columns.negatives else None
 
 
-def _detected(raw: RawRow, file: str) -> str:
+def _classification_of(cfg: LabelledSetConfig, what: str) -> str:
+    """The format of texts with a class, where the task is that too: under another one names would be documents."""
+    if cfg.task != "classification":
+        raise UserError(
+            f"{what} looks like classification, but the task is {cfg.task}; set task: classification (data describe: "
+            "--task classification), or `columns` with query and positive"
+        )
+    return "classification"
+
+
+def _detected(raw: RawRow, file: str, cfg: LabelledSetConfig) -> str:
     assert raw.values is not None
     found = detect(raw.values)
+    if cfg.columns.grade and _NESTED.isdisjoint(raw.values):
+        return "columns"
     if found is None:
         raise UserError(
             f"{file}, row {raw.number}: the fields {', '.join(raw.values)} are those of no known format; give "
             f"`columns` with query and positive, or `format`, one of {', '.join(FORMATS)}"
         )
-    return found
+    return _classification_of(cfg, f"{file}, row {raw.number}") if found == "classification" else found
 
 
 def _rows(
@@ -113,25 +143,34 @@ def _rows(
     try:
         if raw.values is None:
             raise BadRecord(raw.problem)
+        grades.fields.update(dict.fromkeys(raw.values))
         record = read_record(raw.values, form, grades.cfg.columns)
         if form != "classification":
-            grades.check(record, file, raw.number)
-            yield from _of_record(record, where, grades.cfg)
+            grade, said = grades.check(record, file, raw.number)
+            rows = _of_record(record, grade, where, grades.cfg)
+            if said:
+                yield from rows
+            else:
+                labels.unlabelled.append((list(rows), _reject(raw, grades.missing_label(), where, file)))
             return
     except BadRecord as error:
-        payload = repr(raw.values) if raw.raw is None else raw.raw
-        yield Reject(where, STAGE, escaped(str(error)), file, raw.number, escaped(payload))
+        yield _reject(raw, str(error), where, file)
         return
     labels.waiting.append((where, record))
     labels.names.setdefault(content_id(record.label), record.label)
 
 
-def _of_record(record: Record, where: str, cfg: LabelledSetConfig) -> Iterator[LabelledRow]:
+def _reject(raw: RawRow, reason: str, where: str, file: str) -> Reject:
+    payload = repr(raw.values) if raw.raw is None else raw.raw
+    return Reject(where, STAGE, escaped(reason), file, raw.number, escaped(payload))
+
+
+def _of_record(record: Record, grade: float | None, where: str, cfg: LabelledSetConfig) -> Iterator[LabelledRow]:
     positives = list(dict.fromkeys(record.positives))
     others = tuple(positives) if len(positives) > 1 else ()
     for number, positive in enumerate(positives[: cfg.max_positives]):
         suffix = f"#{number}" if others else ""
-        yield LabelledRow(where + suffix, record.query, positive, record.negatives, record.grade, others)
+        yield LabelledRow(where + suffix, record.query, positive, record.negatives, grade, others)
 
 
 def _classes(name: str, cfg: LabelledSetConfig, labels: _Labels, seed: int) -> Iterator[LabelledRow]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from qwen3emb.config_labelled import ColumnNames
+from qwen3emb.data.labelled_marks import NLI_NUMBERS, SWIFT_NUMBERS, Mark, field_named, marks_of
 from qwen3emb.data.rows import BadRecord, clean_newlines, text_problem
 from qwen3emb.evaluate.index import document_text
 
@@ -25,39 +26,30 @@ class Record:
         query: or the first sentence.
         positives: documents that answer it; none for a text with a label.
         negatives: documents that do not.
-        grade: human score of the pair, where the set has one.
-        grade_field: the field that it, or the relation, is in.
-        relation: entailment, neutral, contradiction, ...: what NLI says of a pair.
-        closed: the format says what its labels mean, so no others are taken: ms-swift's 1 is a positive, 0 is none.
+        marks: fields that may say whether they are positives.
+        closed: the format says what its labels mean (ms-swift, NLI), so a record without one is no positive where
+            others have one.
+        nli: the pair is one of NLI.
         label: class of the text, where the set has classes.
     """
 
     query: str
     positives: tuple[str, ...] = ()
     negatives: tuple[str, ...] = ()
-    grade: float | None = None
-    grade_field: str = ""
-    relation: str = ""
+    marks: tuple[Mark, ...] = ()
     closed: bool = False
+    nli: bool = False
     label: str = ""
 
 
-_QUERY = ("anchor", "query", "question", "sentence1", "text1", "premise", "title1", "sentence_A")
+_QUERY = ("anchor", "query", "question", "sentence1", "text1", "premise", "title1", "sentence_A", "text_a")
 _POSITIVE = (
     *("positive", "pos", "positives", "document", "passage", "answer", "answers", "context", "response"),
-    *("sentence2", "text2", "hypothesis", "title2", "sentence_B"),
+    *("sentence2", "text2", "hypothesis", "title2", "sentence_B", "text_b", "text_pair"),
 )
-_GRADE = (
-    *("score", "similarity_score", "relatedness_score", "grade", "label", "gold_label"),
-    *("similarity", "relevance", "is_duplicate", "is_paraphrase"),
-)
-_NLI_CLASSES = ("entailment", "neutral", "contradiction")  # their numbers are 0, 1, 2 in SNLI, MultiNLI, XNLI, ANLI
-_NLI_NUMBERS = {-1.0: "no agreement", **{float(i): word for i, word in enumerate(_NLI_CLASSES)}}
-_NLI_WORDS = {
-    **{word: word for word in _NLI_CLASSES},
-    **{"entails": "entailment", "not_entailment": "no entailment", "-": "no agreement"},
-}
-_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?([-_]?\d+)?")
+_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?([-_]?\d+)?|rejected_response", re.IGNORECASE)
+_SWIFT = {"label", "rejected_response", "negative_messages"}
+_WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 _LABELS = ("label_text", "label", "class", "intent", "category")
 
 
@@ -66,13 +58,13 @@ def detect(values: Mapping[str, object]) -> str | None:
     fields = values.keys()
     if "positive_passages" in fields:
         return "tevatron"
-    if "positive_messages" in fields or {"query", "response"} <= fields:
+    if "positive_messages" in fields or ({"query", "response"} <= fields and not _SWIFT.isdisjoint(fields)):
         return "swift"
     if {"query", "pos"} <= fields:
         return "flagembedding"
-    if _first(fields, _QUERY) and _first(fields, _POSITIVE):
+    if _query_field(fields) and field_named(fields, _POSITIVE):
         return "columns"
-    if "text" in fields and _first(fields, _LABELS):
+    if "text" in fields and field_named(fields, _LABELS):
         return "classification"
     return None
 
@@ -86,41 +78,32 @@ def read_record(values: Mapping[str, object], form: str, columns: ColumnNames) -
         columns: names that differ from the usual ones (`columns` and `classification`).
 
     Raises:
-        BadRecord: codes missing_field, not_a_string, empty_field, no_positive, bad_grade, lone_surrogate,
-            control_character, invalid_utf8.
+        BadRecord: codes missing_field, not_a_string, empty_field, no_positive, lone_surrogate, control_character,
+            invalid_utf8.
     """
     return FORMATS[form](values, columns)
 
 
+def _query_field(fields: Collection[str]) -> str | None:
+    return field_named(fields, _QUERY) or (
+        field_named(fields, ("text",)) if field_named(fields, ("text_pair",)) else None
+    )
+
+
 def _columns(values: Mapping[str, object], names: ColumnNames) -> Record:
-    query = names.query or _first(values, _QUERY) or "query"
-    positive = names.positive or _first([f for f in values if f != query], _POSITIVE) or "positive"
+    query = names.query or _query_field(values.keys()) or "query"
+    positive = names.positive or field_named([f for f in values if f != query], _POSITIVE) or "positive"
     taken = {query, positive}
-    negatives = names.negatives or tuple(f for f in values if f not in taken and _NEGATIVE.fullmatch(f))
+    negatives = tuple(names.negatives) or tuple(f for f in values if f not in taken and _NEGATIVE.fullmatch(f))
+    nli = {"premise", "hypothesis"} <= values.keys()
     return Record(
         _text(values.get(query), query),
         _texts(values.get(positive), positive),
         tuple(text for name in negatives for text in _texts(values.get(name), name, optional=True)),
-        *_judged(values, names.grade or _first([f for f in values if f not in taken], _GRADE), bool(negatives)),
+        marks_of(values, names.grade, {*taken, *negatives}, NLI_NUMBERS if nli else None),
+        closed=nli,
+        nli=nli,
     )
-
-
-def _judged(values: Mapping[str, object], name: str | None, negatives: bool) -> tuple[float | None, str, str, bool]:
-    """(grade, its field, what NLI says, whether the field can say nothing else) of a pair.
-
-    Beside negatives of its own only a label counts: scores there are margins, or lists of them.
-    """
-    value = values.get(name) if name else None
-    if name is None or (negatives and (name not in ("label", "gold_label") or isinstance(value, list))):
-        return None, "", "", False
-    word = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    relation = _NLI_WORDS.get(word.strip().lower(), "") if isinstance(word, str) else ""
-    if relation:
-        return None, name, relation, True
-    grade = _grade(value, name)
-    if grade is None or not {"premise", "hypothesis"} <= values.keys() or name not in ("label", "gold_label"):
-        return grade, name, "", False
-    return grade, name, _NLI_NUMBERS.get(grade, ""), True
 
 
 def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
@@ -128,7 +111,7 @@ def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
         _text(values.get("query"), "query"),
         _texts(values.get("pos"), "pos"),
         _texts(values.get("neg"), "neg", optional=True),
-        *_judged(values, names.grade or _first(values, _GRADE), bool(values.get("neg"))),
+        marks_of(values, names.grade, ("query", "pos", "neg")),
     )
 
 
@@ -137,6 +120,7 @@ def _tevatron(values: Mapping[str, object], names: ColumnNames) -> Record:
         _text(values.get("query"), "query"),
         _some(_passages(values.get("positive_passages"), "positive_passages"), values, "positive_passages"),
         _passages(values.get("negative_passages"), "negative_passages"),
+        marks_of(values, names.grade, ("query",)),
     )
 
 
@@ -153,14 +137,13 @@ def _passages(value: object, name: str) -> tuple[str, ...]:
 
 
 def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
-    grade = _grade(values.get("label"), "label")
+    marks = marks_of(values, names.grade, ("query", "response"), SWIFT_NUMBERS)
     if "messages" not in values:
         return Record(
             _text(values.get("query"), "query"),
             _texts(values.get("response"), "response"),
             _texts(values.get("rejected_response"), "rejected_response", optional=True),
-            grade,
-            "label",
+            marks,
             closed=True,
         )
     query = _chat(values["messages"], "messages")
@@ -168,7 +151,7 @@ def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
         raise BadRecord("empty_field: 'messages' has no turn with a text but the system's")
     positives = _some(_chats(values.get("positive_messages"), "positive_messages"), values, "positive_messages")
     negatives = _chats(values.get("negative_messages"), "negative_messages")
-    return Record(query, positives, negatives, grade, "label", closed=True)
+    return Record(query, positives, negatives, marks, closed=True)
 
 
 def _chats(value: object, name: str) -> tuple[str, ...]:
@@ -188,12 +171,12 @@ def _chat(value: object, name: str) -> str:
 
 def _classification(values: Mapping[str, object], names: ColumnNames) -> Record:
     query = names.query or "text"
-    label = names.label or _first(values, _LABELS) or "label"
+    label = names.label or field_named(values, _LABELS) or "label"
     return Record(_text(values.get(query), query), label=class_text(values.get(label), label))
 
 
 def class_text(value: object, name: str) -> str:
-    """The class that a label names: 1, 1.0 and the text "1" are one class.
+    """The class that a label names: 1, 1.0, "1" and "1.0" are one class, and so are true, "true" and "True".
 
     Raises:
         BadRecord: codes missing_field (no label is no class), and those of `clean_text`.
@@ -204,7 +187,11 @@ def class_text(value: object, name: str) -> str:
         value = None
     elif isinstance(value, int | float):
         value = str(int(value) if value == value // 1 else value)
-    return _text(value, name)
+    text = _text(value, name)
+    whole = _WHOLE.fullmatch(text)
+    if whole:
+        return "0" if whole[1] == "-0" else whole[1]
+    return text.lower() if text.lower() in ("true", "false") else text
 
 
 FORMATS: dict[str, Callable[[Mapping[str, object], ColumnNames], Record]] = {
@@ -215,11 +202,6 @@ FORMATS: dict[str, Callable[[Mapping[str, object], ColumnNames], Record]] = {
     "classification": _classification,
 }
 """How the records of a file are read."""
-
-
-def _first(fields: Iterable[str], names: Iterable[str]) -> str | None:
-    there = set(fields)
-    return next((name for name in names if name in there), None)
 
 
 def _list(value: object, name: str) -> list[object]:
@@ -274,16 +256,3 @@ def _some(texts: tuple[str, ...], values: Mapping[str, object], name: str) -> tu
         missing = values.get(name) is None
         raise BadRecord(f"missing_field: {name!r}" if missing else f"no_positive: field {name!r} is empty")
     return texts
-
-
-def _grade(value: object, name: str) -> float | None:
-    """A human score; None where the field is there but empty."""
-    if value is None or (isinstance(value, str | bytes) and not value.strip()):
-        return None
-    try:
-        grade = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        grade = math.nan
-    if not math.isfinite(grade) or isinstance(value, bool):
-        raise BadRecord(f"bad_grade: field {name!r} is {value!r}")
-    return grade

@@ -47,10 +47,13 @@ def rows_from_pairs(table: pa.Table, graded: Collection[str] = ()) -> list[Train
     """Rows from a table of `records.PAIR`, with the negatives that classification rows have.
 
     `graded` as of `without_own_positives`, which they went through.
+
+    Raises:
+        UserError: a row of a graded set has no grade.
     """
     columns = (table[c].to_pylist() for c in ("id", "query", "document", "origin", "negatives", "grade"))
     rows = [
-        TrainingRow(i, q, d, tuple(n or ()), origin, grade or 0.0)
+        TrainingRow(i, q, d, tuple(n or ()), origin, _grade(i, origin, grade, graded))
         for i, q, d, origin, n, grade in zip(*columns, strict=True)
     ]
     return without_own_positives(rows, graded)
@@ -66,10 +69,13 @@ def rows_from_training(
         negatives: at most so many of each row, the first ones that are no positive of its query.
         synthetic: take the synthetic rows as well.
         graded: as of `without_own_positives`, which all rows of the table went through.
+
+    Raises:
+        UserError: a row of a graded set has no grade.
     """
     columns = (table[c].to_pylist() for c in ("id", "query", "positive", "negatives", "origin", "grade"))
     rows = [
-        TrainingRow(i, q, p, tuple(n or ()), origin, grade or 0.0)
+        TrainingRow(i, q, p, tuple(n or ()), origin, _grade(i, origin, grade, graded))
         for i, q, p, n, origin, grade in zip(*columns, strict=True)
     ]
     return [
@@ -77,6 +83,12 @@ def rows_from_training(
         for row in without_own_positives(rows, graded)
         if synthetic or not is_synthetic(row.dataset)
     ]
+
+
+def _grade(row: str, origin: str, grade: float | None, graded: Collection[str]) -> float:
+    if grade is None and origin in graded:
+        raise UserError(f"row {row}: the data set {origin!r} has the task sts, but this row has no grade; give it one")
+    return 0.0 if grade is None else grade
 
 
 def without_own_positives(rows: Sequence[TrainingRow], graded: Collection[str] = ()) -> list[TrainingRow]:

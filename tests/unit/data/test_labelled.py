@@ -333,9 +333,39 @@ def test_all_flagembedding_examples_are_read() -> None:
         assert {r.id.partition("#")[0] for r in rows} == {f"s/{n}" for n in range(1, 11)}, file
 
 
+@pytest.mark.parametrize("task", ["retrieval", "bitext", "sts"])
+def test_classes_are_no_documents_of_another_task(tmp_path: Path, task: str) -> None:
+    path = written(tmp_path, [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    for columns in ({}, {"label": "label"}):
+        with pytest.raises(UserError, match="looks like classification.*task: classification"):
+            read(path, task=task, columns=columns)
+
+
+def test_text_and_text_pair_are_a_pair_with_a_label(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"text": "a", "text_pair": "b", "label": label} for label in (1, 0)])
+    assert [(r.query, r.positive) for r in read(path, min_grade=1)[0]] == [("a", "b")]
+    assert [r.grade for r in read(path, task="sts")[0]] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("which", ["query", "positive", "negatives", "grade", "label"])
+def test_a_configured_column_that_no_record_has_is_told(tmp_path: Path, which: str) -> None:
+    record = {"query": "q", "positive": "p", "text": "t", "label": 1}
+    settings: dict[str, Any] = {"columns": {which: ["Lbl"] if which == "negatives" else "Lbl"}}
+    with pytest.raises(UserError, match=r"no record has the field 'Lbl'.*query, positive, text, label"):
+        read(written(tmp_path, [record]), **settings | ({"task": "classification"} if which == "label" else {}))
+
+
+def test_a_class_has_one_name_however_it_is_written(tmp_path: Path) -> None:
+    labels: list[Any] = [1, 1.0, "1", "1.0", True, "true", "True", "TRUE", "01", "1e3", "Ja"]
+    path = written(tmp_path, [{"text": f"t{n}", "label": label} for n, label in enumerate(labels)])
+    rows, _ = read(path, task="classification")
+    assert [r.positive for r in rows] == ["1"] * 4 + ["true"] * 4 + ["01", "1e3", "Ja"]
+
+
 def test_detection_prefers_the_more_special_format() -> None:
     assert detect({"query": "", "positive_passages": [], "pos": []}) == "tevatron"
-    assert detect({"query": "", "response": ""}) == "swift"
+    assert detect({"query": "", "response": "", "label": 1}) == "swift"
+    assert detect({"query": "", "response": "", "score": 1}) == "columns"
     assert detect({"query": "", "pos": [], "neg": []}) == "flagembedding"
     assert detect({"text": "", "label": 1}) == "classification"
     assert detect({"text": ""}) is None

@@ -62,6 +62,24 @@ KNOWN: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
 }
 
 
+KNOWN |= {
+    "words in any pair": (
+        [
+            pair(w)
+            for w in ("not_equivalent", "equivalent", "Not Entailment", "irrelevant", "duplicate", "not duplicate")
+        ],
+        ["b equivalent", "b duplicate"],
+    ),
+    "label_text": ([pair("not equivalent", "label_text"), pair("equivalent", "label_text")], ["b equivalent"]),
+    "SICK": ([pair(w, "entailment_judgment") for w in ("ENTAILMENT", "NEUTRAL")], ["b ENTAILMENT"]),
+    "NLI with a constant score": ([nli(n) | {"score": 1} for n in (2, 0)], ["h 0"]),
+    "two labels": ([nli(0) | {"gold_label": "neutral"}, nli(0) | {"gold_label": "entailment"}], ["h 0"]),
+    "NLI beside negatives": ([nli(n) | {"negative": "n"} for n in (1, 0)], ["h 0"]),
+    "ms-swift with a score": ([{"query": "q", "response": f"{n}", "label": n, "score": 1} for n in (0, 1)], ["1"]),
+    "Label": ([nli(n, "Label") for n in (2, 0)], ["h 0"]),
+}
+
+
 @pytest.mark.parametrize("form", KNOWN)
 def test_a_known_format_says_what_its_labels_mean(tmp_path: Path, form: str) -> None:
     records, positives = KNOWN[form]
@@ -82,6 +100,24 @@ UNKNOWN: dict[str, list[dict[str, Any]]] = {
     "NLI with other numbers": [nli(0), nli(3), nli(4)],
     "beside negatives": [{"query": "q", "positive": "p", "negative": "n", "label": 0}],
     "a list of positives": [{"query": "q", "pos": ["p"], "label": label} for label in (1, 0)],
+}
+
+NAMES = [
+    *("Label", "LABEL", "labels", "rating", "target", "is_relevant", "relevant", "quality", "gold", "judgement"),
+    *("judgment", "is_match", "equivalent", "Is_Duplicate", "isDuplicate", "relevance", "Similarity Score"),
+]
+UNKNOWN |= {f"{name} is 0": [pair(1, name), pair(0, name)] for name in NAMES}
+UNKNOWN |= {f"{name} is 0 of a response": [{"query": "q", "response": "r", name: 0}] for name in (*NAMES[:1], "score")}
+UNKNOWN |= {
+    "booleans": [pair(True, "is_duplicate"), pair(False, "is_duplicate")],
+    "booleans as text": [pair("yes", "is_match"), pair("no", "is_match")],
+    "one label hides another": [pair(1, "score") | {"label": 0}],
+    "labels that contradict": [pair(1) | {"gold_label": 0}],
+    "is_duplicate beside negatives": [{"query": "q", "positive": "p", "negative": "n", "is_duplicate": 0}],
+    "tevatron": [{"query": "q", "positive_passages": [{"text": "p"}], "negative_passages": [], "label": 0}],
+    "tevatron with negatives": [
+        {"query": "q", "positive_passages": [{"text": "p"}], "negative_passages": [{"text": "n"}], "label": 0}
+    ],
 }
 
 
@@ -115,3 +151,57 @@ def test_describe_refuses_and_takes_the_threshold(tmp_path: Path) -> None:
     taken = CliRunner().invoke(app, ["data", "describe", path, "--min-grade", "1", "--json"])
     found = json.loads(taken.output)
     assert (taken.exit_code, found["rows"], found["rejected"]) == (0, 1, {"below_min_grade": 1})
+
+
+@pytest.mark.parametrize("empty", [None, "", " ", "absent"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_pair_of_nli_or_swift_without_its_label_is_none(tmp_path: Path, empty: str | None, first: bool) -> None:
+    swift = [{"query": "q", "response": f"r{n}", "rejected_response": "x", "label": 1} for n in range(2)]
+    words = [pair("entailment"), pair("entailment") | {"sentence1": "c"}]
+    for records in ([nli(0), nli("entailment")], swift, [r | {"score": 1} for r in swift], words):
+        at = 0 if first else 1
+        records[at] = {k: v for k, v in records[at].items() if k != "label"}
+        records[at] |= {} if empty == "absent" else {"label": empty}
+        rows, rejects = read(written(tmp_path, records))
+        assert ([r.id for r in rows], [r.code for r in rejects]) == ([f"s/{2 - at}"], ["missing_label"])
+
+
+def test_a_set_without_any_label_is_of_positives_but_not_where_nli_has_an_empty_one(tmp_path: Path) -> None:
+    swift = [{"query": f"q{n}", "response": "r", "rejected_response": "x", "label": None} for n in range(3)]
+    assert [r.id for r in read(written(tmp_path, swift))[0]] == ["s/1", "s/2", "s/3"]
+    bare = [{"premise": f"p{n}", "hypothesis": "h"} for n in range(3)]
+    assert [r.id for r in read(written(tmp_path, bare))[0]] == ["s/1", "s/2", "s/3"]
+    rows, rejects = read(written(tmp_path, [nli(None), nli("")]))
+    assert rows == [] and [r.code for r in rejects] == ["missing_label"] * 2
+
+
+def test_a_named_grade_is_the_one_that_counts(tmp_path: Path) -> None:
+    response = [{"query": "q", "response": f"r{s}", "score": s} for s in (0, 5)]
+    assert [r.positive for r in read(written(tmp_path, response), columns={"grade": "score"}, min_grade=1)[0]] == ["r5"]
+    assert [r.positive for r in read(written(tmp_path, response), min_grade=1)[0]] == ["r5"]
+    with pytest.raises(UserError, match="min_grade"):
+        read(written(tmp_path, response), columns={"grade": "score"})
+    both = [pair(s, "score") | {"label": 1 - s} for s in (0, 1)]
+    rows, _ = read(written(tmp_path, both), columns={"grade": "label"}, min_grade=1)
+    assert [r.positive for r in rows] == ["b 0"]
+
+
+def test_a_threshold_is_for_numbers_also_beside_negatives(tmp_path: Path) -> None:
+    records = [{"query": "q", "positive": f"p{s}", "negative": "n", "score": s} for s in (5, 1)]
+    rows, rejects = read(written(tmp_path, records), min_grade=3)
+    assert [r.positive for r in rows] == ["p5"] and [r.code for r in rejects] == ["below_min_grade"]
+    words = [pair("entailment") | {"score": 4}, pair("neutral") | {"score": 4}, pair("entailment")]
+    rows, rejects = read(written(tmp_path, words), min_grade=3)
+    assert [r.id for r in rows] == ["s/1", "s/3"] and [r.code for r in rejects] == ["no_positive"]
+
+
+@pytest.mark.parametrize("task", ["retrieval", "sts"])
+def test_a_huge_number_is_no_grade(tmp_path: Path, task: str) -> None:
+    rows, rejects = read(written(tmp_path, [pair(10**400, "score")]), task=task)
+    assert rows == [] and [r.code for r in rejects] == ["bad_grade"]
+
+
+def test_describe_shows_the_first_reject_of_a_set_without_rows(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["data", "describe", str(written(tmp_path, [nli("neutral"), nli("-")]))])
+    assert refused.exit_code == 2
+    assert "row 1" in refused.output and "neutral" in refused.output and "'no_positive': 2" in refused.output
