@@ -11,7 +11,7 @@ the seconds before is the limit of this.
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import secrets
 import signal
@@ -28,6 +28,8 @@ from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.storage import Storage
 
 __all__ = ["LEASE", "Lease", "held"]
+
+_log = logging.getLogger(__name__)
 
 LEASE = "lease.json"
 """Name of the file in the stage's folder."""
@@ -64,13 +66,10 @@ class Lease:
         Raises:
             StageFailure: the lease is lost.
         """
-        if not self.lost and _read(self._folder).get("token") != self._content["token"]:
+        if not self.lost and not self._stands():
             self._lost.set()
         if self.lost:
-            raise StageFailure(
-                f"{self._folder} was taken over by {_who(_read(self._folder))}, since this driver showed no life for "
-                f"{EXPIRY:.0f} s; it stops here and leaves the folder to that one"
-            )
+            raise StageFailure(f"{self._folder}{self._why_lost()}")
 
     def release(self) -> None:
         """Let go of the folder, where it is still this driver's."""
@@ -79,17 +78,41 @@ class Lease:
         if not self.lost and _read(self._folder).get("token") == self._content["token"]:
             self._folder.delete(LEASE)
 
+    def _stands(self) -> bool:
+        """Whether the file is this driver's, or damaged: then nobody took the folder, who would have written anew."""
+        found = _found(self._folder)
+        return found is not None and found.get("token", self._content["token"]) == self._content["token"]
+
+    def _why_lost(self) -> str:
+        found = _read(self._folder)
+        if found.get("token") == self._content["token"]:
+            return f": this driver showed no life for {EXPIRY:.0f} s, so that another may take it; it stops here"
+        if not found:
+            return (
+                f": its {LEASE} was removed or damaged, by hand or by a driver that took over and has ended; this "
+                "driver stops here"
+            )
+        return (
+            f" was taken over by {_who(found)}, since this driver showed no life for {EXPIRY:.0f} s; it stops here "
+            "and leaves the folder to that one"
+        )
+
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
-            if not self._renew() or time.monotonic() - self._renewed > EXPIRY:
-                self._lost.set()
-                _interrupt()  # `held` turns it into a StageFailure
-                return
+        alive = True
+        while alive and not self._ended.wait(BEAT):
+            try:
+                alive = self._renew() and time.monotonic() - self._renewed <= EXPIRY
+            except Exception as error:  # else the thread would end and the stage write on without a lease
+                _log.warning("the lease cannot be renewed: %s: %s", type(error).__name__, error)
+                alive = False
+        if not alive:
+            self._lost.set()
+            _interrupt()  # `held` turns it into a StageFailure
 
     def _renew(self) -> bool:
         """Show life once; false where the folder is another's. Storage that does not answer is asked again."""
         try:
-            if _read(self._folder).get("token") != self._content["token"]:
+            if not self._stands():
                 return False
             self._content["beat"] += 1
             self._folder.write_json(LEASE, self._content)
@@ -146,7 +169,14 @@ def _taken(folder: Storage, say: Callable[[str], None]) -> dict[str, Any]:
     _wait_until_free(folder, say)
     since = datetime.now(UTC).isoformat(timespec="seconds")
     mine = {"token": secrets.token_hex(8), **_myself(), "since": since, "beat": 0}
-    folder.write_json(LEASE, mine)
+    try:
+        folder.write_json(LEASE, mine)
+    except OSError as error:
+        if not folder.is_local or not Path(folder.path(LEASE)).is_dir():
+            raise
+        raise UserError(
+            f"{folder.path(LEASE)} is a folder; remove it, the driver of a stage writes a file there"
+        ) from error
     time.sleep(_SETTLE_LOCAL if folder.is_local else _SETTLE_REMOTE)
     winner = _read(folder)
     if winner.get("token") != mine["token"]:
@@ -187,16 +217,28 @@ def _refusal(folder: Storage, holder: dict[str, Any]) -> str:
 def _who(holder: dict[str, Any]) -> str:
     if not holder:
         return "another driver, which has ended"
-    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
+    pid, host, since = (holder.get(name, "?") for name in ("pid", "host", "since"))
+    return f"process {pid} on {host} since {since}"
 
 
 def _read(folder: Storage) -> dict[str, Any]:
-    """The lease in the folder; empty where there is none, or a write was cut off."""
+    """The lease in the folder; empty where there is none that can be read."""
+    return _found(folder) or {}
+
+
+def _found(folder: Storage) -> dict[str, Any] | None:
+    """The lease in the folder; empty where it is damaged (no JSON, no token, not a file), None where there is none."""
     try:
         content = folder.read_json(LEASE)
-    except (FileNotFoundError, json.JSONDecodeError):
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    except OSError:
+        if folder.is_local:  # a folder, or not ours to read; elsewhere it is the connection
+            return {}
+        raise
+    return content if isinstance(content, dict) and isinstance(content.get("token"), str) else {}
 
 
 def _myself() -> dict[str, Any]:
@@ -210,7 +252,8 @@ def _is_here(holder: dict[str, Any]) -> bool:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    return _is_here(holder) and _started(int(holder.get("pid", 0))) != holder.get("started")
+    """Whether it is known to be gone; a lease of this machine that names no process is nobody's."""
+    return _is_here(holder) and _started(holder.get("pid")) != (holder.get("started") or "unknown")
 
 
 def _machine() -> str:
@@ -220,7 +263,7 @@ def _machine() -> str:
     return " ".join([*known, os.readlink(container) if container.is_symlink() else ""])
 
 
-def _started(pid: int) -> str:
+def _started(pid: Any) -> str:
     """When a process of this machine began, in ticks since the boot; "" where there is none, or only its remains."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -147,11 +147,12 @@ def test_a_process_id_that_was_given_again_is_not_the_driver(tmp_path: Path) -> 
 @pytest.mark.parametrize("taken", [True, False])
 def test_a_driver_that_lost_its_folder_stops_and_leaves_it_alone(tmp_path: Path, quick: None, taken: bool) -> None:
     began = time.monotonic()
-    with pytest.raises(StageFailure, match="taken over"), held(Storage(str(tmp_path)), lambda _: None) as mine:
+    said = "taken over by process 1 on far" if taken else "its lease.json was removed or damaged"
+    with pytest.raises(StageFailure, match=said), held(Storage(str(tmp_path)), lambda _: None) as mine:
         if taken:
             elsewhere(tmp_path)
         else:
-            (tmp_path / LEASE).unlink()  # it took over, finished and let go
+            (tmp_path / LEASE).unlink()  # by hand, or another took over, finished and let go
         time.sleep(30)
     assert time.monotonic() - began < 20
     assert mine.lost
@@ -199,3 +200,53 @@ def test_replacing_keeps_the_lease(run_file: Path) -> None:
         mine.check()
         assert folder.names() == [LEASE, "started.json"]
     assert folder.names() == ["started.json"]
+
+
+DAMAGED = [b"", b"{", b"\xff\xfe\x00", b'{"token":"\xe9"}', b"\x00" * 100, b"[" * 100000, b"[1]", b"null", b"5", b"{}"]
+DAMAGED += [b'{"token": null}', b"1" * 5000]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_lease_is_nobodys_and_the_holders_is_written_again(
+    tmp_path: Path, quick: None, content: bytes
+) -> None:
+    (tmp_path / LEASE).write_bytes(content)
+    with held(Storage(str(tmp_path)), lambda _: None) as mine:
+        token = json.loads((tmp_path / LEASE).read_text())["token"]
+        (tmp_path / LEASE).write_bytes(content)
+        mine.check()
+        time.sleep(0.4)
+        assert json.loads((tmp_path / LEASE).read_text())["token"] == token and not mine.lost
+    assert not (tmp_path / LEASE).exists()
+
+
+def test_a_folder_in_place_of_the_lease_is_named(tmp_path: Path, quick: None) -> None:
+    with (
+        pytest.raises(StageFailure, match=r"its lease\.json was removed or damaged"),
+        held(Storage(str(tmp_path)), lambda _: None),
+    ):
+        (tmp_path / LEASE).unlink()
+        (tmp_path / LEASE / "x").mkdir(parents=True)
+        time.sleep(20)
+    with (
+        pytest.raises(UserError, match=r"lease\.json.* is a folder; remove it"),
+        held(Storage(str(tmp_path)), lambda _: None),
+    ):
+        raise AssertionError("held without a lease")
+
+
+@pytest.mark.parametrize("pid", [None, "abc", -1, 10**30, 1.5, True, [], "missing"])
+def test_a_lease_of_this_machine_without_a_process_id_is_free(tmp_path: Path, pid: Any) -> None:
+    elsewhere(tmp_path, **lease._myself() | {"pid": pid, "started": ""})
+    if pid == "missing":
+        (tmp_path / LEASE).write_text(json.dumps({"token": "x", "machine": lease._machine()}))
+    with held(Storage(str(tmp_path)), lambda _: None):
+        assert json.loads((tmp_path / LEASE).read_text())["pid"] == os.getpid()
+
+
+def test_whatever_ends_the_signs_of_life_ends_the_stage(tmp_path: Path, quick: None) -> None:
+    began = time.monotonic()
+    with pytest.raises(StageFailure, match="showed no life"), held(Storage(str(tmp_path)), lambda _: None) as mine:
+        mine._content["beat"] = "no number"  # adding to it is a TypeError
+        time.sleep(30)
+    assert mine.lost and time.monotonic() - began < 20
