@@ -21,7 +21,7 @@ class ColumnNames(Section):
     negatives: list[str] = Field(default_factory=list)
     """Of hard negatives, each a text or a list of texts."""
     grade: str = ""
-    """Of a human score of the pair."""
+    """Of a human score or label of the pair; no other field is then asked whether it is a positive."""
     label: str = ""
     """Of a text's class."""
 

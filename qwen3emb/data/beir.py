@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3emb.data.raw_rows import RawRow
-from qwen3emb.data.rows import BadRecord
+from qwen3emb.data.rows import BadRecord, digits, text_problem
 from qwen3emb.data.table_files import TableFile, find_table, first_cells, table_rows
 from qwen3emb.errors import NotThere, UserError
 from qwen3emb.storage import Storage
@@ -20,6 +20,7 @@ _QRELS_KINDS = ("tsv", "csv", "jsonl", "parquet")
 _QUERY = ("query-id", "query_id", "qid")
 _DOCUMENT = ("corpus-id", "corpus_id", "doc-id", "doc_id", "docid")
 _SCORE = ("score", "relevance", "grade")
+_GRADES = 2**31  # pytrec_eval keeps 32 bits
 _BARE = {3: ("query-id", "corpus-id", "score"), 4: ("query-id", "iteration", "corpus-id", "score")}  # 4: TREC's
 
 Text = Callable[[object, str], str]
@@ -72,7 +73,8 @@ def read_beir_data(folder: Storage, split: str, text: Text, bad: Callable[[BadRo
         split: whose judgments.
         text: takes titles, texts and languages; `exact_text` leaves them as they are.
         bad: takes the rows that cannot be used; codes: those of `text` and of `raw_rows`, missing_field, not_a_string,
-            empty_field, bad_grade, duplicate_id, conflicting_grade (such a pair counts as not judged).
+            empty_field, bad_grade, duplicate_id, control_character (in an
+            id), conflicting_grade (such a pair counts as not judged).
 
     Raises:
         NotThere: a file is missing.
@@ -131,10 +133,11 @@ def _add_query(values: Mapping[str, object], data: BeirData, text: Text) -> None
     query = _body(values.get("text"), text)
     if not query.strip():
         raise BadRecord("empty_field: 'text'")
+    said = values.get("language")
+    language = text(said, "language") if said and digits(said) is not None else ""
     _add(data.queries, name, query)
-    language = values.get("language")
     if language:
-        data.languages[name] = text(language, "language")
+        data.languages[name] = language
 
 
 def _add(known: dict[str, Any], name: str, content: object) -> None:
@@ -149,7 +152,8 @@ def _body(value: object, text: Text) -> str:
 
 
 def _title(value: object, text: Text) -> str:
-    return "" if value is None else text(_digits(value), "title")
+    title = digits(value)
+    return "" if title is None else text(title, "title")
 
 
 def _id(values: Mapping[str, object]) -> str:
@@ -158,14 +162,13 @@ def _id(values: Mapping[str, object]) -> str:
 
 def _name(value: object, field_name: str) -> str:
     """An id; the number 101 and the text "101" are the same."""
-    name = exact_text(_digits(value), field_name)
+    name = exact_text(digits(value), field_name)
     if not name.strip():
         raise BadRecord(f"empty_field: {field_name!r}")
+    problem = text_problem(name)  # pytrec_eval cuts an id at NUL
+    if problem:
+        raise BadRecord(f"{problem} of field {field_name!r}")
     return name
-
-
-def _digits(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _read_qrels(file: TableFile, qrels: dict[str, dict[str, int]], bad: Callable[[BadRow], None]) -> None:
@@ -195,11 +198,15 @@ def _named(values: Mapping[str, object], names: tuple[str, ...]) -> tuple[object
 def _grade(value: object, name: str) -> int:
     try:
         grade = float(value)  # type: ignore[arg-type]
-        if grade == int(grade) and not isinstance(value, bool):
+        if grade == int(grade) and abs(grade) < _GRADES and not isinstance(value, bool):
             return int(grade)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise BadRecord(f"bad_grade: field {name!r} is {value!r}; a judgment is a whole number")
+    raise BadRecord(f"bad_grade: field {name!r} is {_shown(value)}; a judgment is a whole number below 2^31")
+
+
+def _shown(value: object) -> str:
+    return "a huge number" if isinstance(value, int) and abs(value) >= _GRADES else repr(value)[:80]
 
 
 def _bare_columns(file: TableFile) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ def raw_rows(
         header: names of the columns of a CSV or TSV file without a header row.
 
     Raises:
-        UserError: a missing column, an unreadable header.
+        UserError: a missing column, a column twice, an unreadable header.
         OSError, ArrowInvalid, ArrowNotImplementedError: an unreadable file (see `guarded`).
     """
     if kind == "parquet":
@@ -148,7 +148,7 @@ def _table(
         # Undecodable bytes become lone surrogates, so that only their row is refused.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         records = csv.reader(_tap(text, raw_lines), delimiter=delimiter, quoting=quoting, strict=True)
-        columns = list(header) or _table_header(records, source, fields)
+        columns = list(header) or _table_header(records, source, fields, raw_lines)
         number = 0
         while True:
             raw_lines.clear()
@@ -160,7 +160,7 @@ def _table(
                 continue
             if record is None:
                 return
-            if record:  # a blank line is an empty record
+            if not _blank(record, raw_lines):
                 number += 1
                 yield _table_row(record, columns, number, "".join(raw_lines), records.line_num)
 
@@ -171,11 +171,23 @@ def _tap(lines: Iterator[str], seen: list[str]) -> Iterator[str]:
         yield line
 
 
-def _table_header(records: Iterator[list[str]], source: str, fields: Sequence[str]) -> list[str]:
+def _blank(record: list[str], raw_lines: list[str]) -> bool:
+    """Whether a record is a blank line, or one of spaces; a quoted empty cell is a record."""
+    return len(record) < 2 and not "".join(raw_lines).strip()
+
+
+def _table_header(records: Iterator[list[str]], source: str, fields: Sequence[str], raw_lines: list[str]) -> list[str]:
+    header: list[str] | None = []
     try:
-        header = next(records, [])
+        while header is not None and _blank(header, raw_lines):
+            raw_lines.clear()
+            header = next(records, None)
     except csv.Error as error:
         raise UserError(f"{source} has an unreadable header row ({error}); check its quotes.") from error
+    header = [cell.strip() for cell in header or []]
+    twice = next((name for place, name in enumerate(header) if name and name in header[:place]), None)
+    if twice is not None:
+        raise UserError(f"{source} has the column {twice!r} twice in its header; rename or remove one of them.")
     for name in fields:
         if header and name not in header:
             raise UserError(f"{source} has no column {name!r}; its header has {', '.join(header)}.")

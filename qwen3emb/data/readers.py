@@ -16,7 +16,7 @@ from qwen3emb.data.files import SUFFIXES, file_prefixes, list_files, resolve
 from qwen3emb.data.languages import check_language
 from qwen3emb.data.plain_files import text_pieces
 from qwen3emb.data.raw_rows import TABLE_KINDS, guarded, open_lines, raw_rows
-from qwen3emb.data.rows import Passage, Reject, clean_newlines, escaped, text_problem
+from qwen3emb.data.rows import Passage, Reject, clean_newlines, digits, escaped, text_problem
 from qwen3emb.errors import UserError
 
 __all__ = ["STAGE", "check_language", "list_files", "read_file"]
@@ -150,6 +150,8 @@ def _row(values: Mapping[str, object], row: int, spec: _Spec, raw: bytes | str |
 def _field(value: object, name: str, spec: _Spec) -> tuple[str, str]:
     """The field's text and "", or "" and the problem with it."""
     optional = name in spec.optional
+    if name in (spec.id_field, spec.title_field) and name != spec.text_field:
+        value = digits(value)
     if value is None:
         return "", "" if optional else f"missing_field: {name!r}"
     if isinstance(value, bytes):
@@ -157,8 +159,6 @@ def _field(value: object, name: str, spec: _Spec) -> tuple[str, str]:
             value = value.decode("utf-8")
         except UnicodeDecodeError as error:
             return "", f"invalid_utf8: field {name!r}, byte {error.start}"
-    if name == spec.id_field and isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
     if not isinstance(value, str):
         return "", f"not_a_string: field {name!r} is {type(value).__name__}"
     text = clean_newlines(value)

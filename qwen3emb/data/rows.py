@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
-__all__ = ["BadRecord", "Passage", "Reject", "clean_newlines", "escaped", "text_problem"]
+__all__ = ["BadRecord", "Passage", "Reject", "clean_newlines", "digits", "escaped", "text_problem"]
 
 PAYLOAD_CHARACTERS = 10_000  # a reject keeps this much of its row; source and row number lead to the rest
 
@@ -56,6 +57,16 @@ class Reject:
 def clean_newlines(text: str) -> str:
     """`text` with CRLF and CR line ends as LF; no other character changes."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def digits(value: object) -> object:
+    """An id or title that is a whole number as its digits, None for NaN; anything else as it is.
+
+    pandas writes 101 as 101.0 in a column with an empty cell, and the empty cell as NaN.
+    """
+    if isinstance(value, float):
+        return None if math.isnan(value) else str(int(value)) if value.is_integer() else value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def text_problem(text: str) -> str | None:

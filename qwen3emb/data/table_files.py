@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from pyarrow.fs import FileType
+
 from qwen3emb.data.files import COMPRESSED, SUFFIXES
 from qwen3emb.data.raw_rows import TABLE_KINDS, RawRow, guarded, open_lines, raw_rows
+from qwen3emb.errors import UserError
 from qwen3emb.storage import Storage
 
 __all__ = ["TableFile", "find_table", "first_cells", "kind_of", "table_file", "table_rows"]
@@ -30,12 +33,23 @@ class TableFile:
 
 
 def find_table(folder: Storage, stem: str, kinds: Sequence[str] = TABLE_KINDS) -> TableFile | None:
-    """The table called `stem`, with a suffix of one of the kinds (earlier ones first), maybe compressed, or None."""
+    """The table called `stem`, with a suffix of one of the kinds (earlier ones first), maybe compressed, or None.
+
+    Raises:
+        UserError: there is none, but a folder of such a name.
+    """
+    taken: str | None = None
     for kind in kinds:
         for suffix in SUFFIXES[kind]:
             for packed in ("", *(COMPRESSED if kind != "parquet" else ())):
-                if folder.exists(stem + suffix + packed):
-                    return TableFile(folder, stem + suffix + packed, kind)
+                name = stem + suffix + packed
+                found = folder.filesystem.get_file_info(folder.path(name)).type
+                if found == FileType.Directory:
+                    taken = taken or name
+                elif found != FileType.NotFound:
+                    return TableFile(folder, name, kind)
+    if taken is not None:
+        raise UserError(f"{folder}/{taken} is a folder; put a file of that name there, or remove it")
     return None
 
 

@@ -100,6 +100,8 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     "judged again": lambda path: folder(path, lines(CORPUS * 2), lines(QUERIES * 2), QRELS + "q1\td1\t1\n"),
     "id": lambda path: folder(path, lines(CORPUS).replace("_id", "id"), lines(QUERIES).replace("_id", "id")),
     "null title": lambda path: folder(path, lines([CORPUS[0] | {"title": None}, CORPUS[1]])),
+    "NaN title": lambda path: folder(path, lines([CORPUS[0] | {"title": float("nan")}, CORPUS[1]])),
+    "blank line first": lambda path: folder(path, qrels=" \n\n" + QRELS.replace("corpus-id", " corpus-id ")),
     "parquet": parquet,
     "gzip": packed,
 }
@@ -120,6 +122,31 @@ def test_ids_that_are_numbers_are_their_digits(tmp_path: Path) -> None:
     assert evaluated(path).qrels == {"7": {"1": 1, "2": 0}}
     assert list(evaluated(path).corpus) == ["1", "2"]
     assert [row.negatives for row in trained(path)[0]] == [("For soup.",)]
+
+
+def test_ids_of_pandas_with_an_empty_cell_are_their_digits(tmp_path: Path) -> None:
+    path = numbers(tmp_path)
+    (path / "corpus.jsonl").write_text(lines([{"_id": 1.0, "text": "A bread knife."}, {"_id": 2.0, "text": "b"}]))
+    assert list(evaluated(path).corpus) == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["qrels/test.tsv", "corpus.jsonl", "queries.jsonl"])
+def test_a_folder_in_the_place_of_a_table_is_told_and_never_hides_one(tmp_path: Path, name: str) -> None:
+    path = folder(tmp_path)
+    (path / name).rename(path / "kept")
+    (path / name).mkdir()
+    for reader in (evaluated, trained):
+        with pytest.raises(UserError, match=rf"{name} is a folder"):
+            reader(path)
+    (path / f"{name}.gz").write_bytes(gzip.compress((path / "kept").read_bytes()))
+    assert evaluated(path) == WANTED
+
+
+def test_a_query_with_a_bad_language_is_refused_and_not_used(tmp_path: Path) -> None:
+    path = folder(tmp_path, queries=lines([QUERIES[0] | {"language": 5}, QUERIES[1] | {"language": float("nan")}]))
+    rows, rejects = trained(path)
+    assert [r.id for r in rows] == ["s/q2/d2"]
+    assert [r.code for r in rejects] == ["not_a_string", "missing_query"]
 
 
 def corpus_with(row: dict[str, Any]) -> bytes:
@@ -158,6 +185,10 @@ BAD: dict[str, tuple[dict[str, bytes], str, str]] = {
     "half a grade": ({"qrels": QRELS.replace("d1\t1", "d1\t0.5").encode()}, "bad_grade", r"test\.tsv, line 2"),
     "no grade": ({"qrels": QRELS.replace("d1\t1", "d1\t").encode()}, "bad_grade", r"test\.tsv, line 2"),
     "too few columns": ({"qrels": QRELS.encode() + b"q1\td2\n"}, "invalid_csv", r"test\.tsv, line 5"),
+    "a huge grade": ({"qrels": QRELS.replace("d1\t1", "d1\t2147483648").encode()}, "bad_grade", r"test\.tsv, line 2"),
+    "an endless grade": ({"qrels": QRELS.replace("d1\t1", f"d1\t1{'0' * 400}").encode()}, "bad_grade", r"tsv, line 2"),
+    "NUL in an id": ({"qrels": QRELS.replace("q1\td1", "q1\td1\0a").encode()}, "control_character", r"tsv, line 2"),
+    "NUL in a document": ({"corpus": corpus_with({"_id": "d1\0", "text": "a"})}, "control_character", r"corpus.*2"),
     "two grades": ({"qrels": QRELS.encode() + b"\nq1\td1\t0\n"}, "conflicting_grade", r"test\.tsv, line 6"),
 }
 

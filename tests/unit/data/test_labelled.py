@@ -337,7 +337,7 @@ def test_all_flagembedding_examples_are_read() -> None:
 def test_classes_are_no_documents_of_another_task(tmp_path: Path, task: str) -> None:
     path = written(tmp_path, [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     for columns in ({}, {"label": "label"}):
-        with pytest.raises(UserError, match="looks like classification.*task: classification"):
+        with pytest.raises(UserError, match=r"looks like classification.*task: classification"):
             read(path, task=task, columns=columns)
 
 
@@ -360,6 +360,25 @@ def test_a_class_has_one_name_however_it_is_written(tmp_path: Path) -> None:
     path = written(tmp_path, [{"text": f"t{n}", "label": label} for n, label in enumerate(labels)])
     rows, _ = read(path, task="classification")
     assert [r.positive for r in rows] == ["1"] * 4 + ["true"] * 4 + ["01", "1e3", "Ja"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_blank_lines_and_blanks_in_the_header_do_not_matter(tmp_path: Path, suffix: str) -> None:
+    sep = {"csv": ",", "tsv": "\t"}[suffix]
+    path = tmp_path / f"x.{suffix}"
+    path.write_text(f"\ufeff\n  \n query {sep} positive\n\nq{sep}p\n   \r\nr{sep}s\n \n")
+    rows, rejects = read(path)
+    assert ([(r.query, r.positive) for r in rows], rejects) == ([("q", "p"), ("r", "s")], [])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz"])
+@pytest.mark.parametrize("second", ["query", " query"])
+def test_a_column_twice_in_a_header_is_told(tmp_path: Path, suffix: str, second: str) -> None:
+    sep = "\t" if suffix == "tsv" else ","
+    text = f"query{sep}positive{sep}{second}\na{sep}b{sep}c\n".encode()
+    (tmp_path / f"x.{suffix}").write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    with pytest.raises(UserError, match=r"x\..*column 'query' twice"):
+        read(tmp_path / f"x.{suffix}")
 
 
 def test_detection_prefers_the_more_special_format() -> None:

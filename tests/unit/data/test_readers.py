@@ -93,7 +93,7 @@ def test_each_bad_json_row_is_rejected_and_the_others_go_on(tmp_path: Path) -> N
         (b'{"text": "a\\ud800b"}', "lone_surrogate"),
         (b'{"text": "a\\u0000b"}', "control_character"),
         (b'{"text": "a\\u0085b"}', "control_character"),
-        (b'{"text": "ok", "title": 3}', "not_a_string"),
+        (b'{"text": "ok", "title": [3]}', "not_a_string"),
         (b'{"text": "tab\\tand\\nline \\ud83d\\ude00", "title": null}', None),
     ]
     path = tmp_path / "rows.jsonl"
@@ -108,6 +108,25 @@ def test_each_bad_json_row_is_rejected_and_the_others_go_on(tmp_path: Path) -> N
             assert 0 < len(row.payload) <= 10_000
     surrogate = next(row for row in rows if isinstance(row, Reject) and row.code == "lone_surrogate")
     assert "'text'" in surrogate.reason and "D800" in surrogate.reason
+
+
+def test_titles_and_ids_that_are_numbers_are_their_digits(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"t": 1984, "i": 1.0, "text": "a"}\n{"t": NaN, "i": 2, "text": "b"}\n{"i": NaN, "text": "c"}\n')
+    rows = read(path, "jsonl", title_field="t", id_field="i")
+    assert [(r.id, r.title) for r in rows if isinstance(r, Passage)] == [("1", "1984"), ("2", "")]
+    assert rejects(rows) == [(3, "missing_field")]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_blank_lines_before_the_header_and_repeated_columns(tmp_path: Path, kind: str) -> None:
+    sep = {"csv": ",", "tsv": "\t"}[kind]
+    path = tmp_path / f"a.{kind}"
+    path.write_text(f"\n  \nid{sep} text \n1{sep}one\n  \n2{sep}two\n")
+    assert texts(read(path, kind)) == ["one", "two"]
+    path.write_text(f"text{sep}text\n1{sep}one\n")
+    with pytest.raises(UserError, match="'text' twice"):
+        read(path, kind)
 
 
 def test_ids_must_be_there_and_be_text(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qwen3emb.config_train import LossConfig, OptimizerConfig, TeacherConfig, TrainRerankerConfig
+from qwen3emb.errors import UserError
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
 from qwen3emb.records import PAIR, TRAINING_ROW
 from qwen3emb.templates import EmbeddingTemplate, RerankTemplate
@@ -31,6 +32,7 @@ LEFT = [("no",), ("not this",), ("café", "graded"), ()]
 def test_rows_are_made_without_positives_of_their_query() -> None:
     rows = [
         {"id": r.id, "query": r.query, "positive": r.positive, "negatives": list(r.negatives), "origin": r.dataset}
+        | {"grade": 0.0 if r.dataset == "sts" else None}
         for r in ROWS
     ]
     table = pa.Table.from_pylist(rows, schema=TRAINING_ROW)
@@ -39,6 +41,16 @@ def test_rows_are_made_without_positives_of_their_query() -> None:
     assert rows_from_training(table, 9)[2].negatives == ("café",)
     pairs = pa.Table.from_pylist([row | {"document": row["positive"]} for row in rows], schema=PAIR)
     assert [r.negatives for r in rows_from_pairs(pairs, {"sts"})] == LEFT
+
+
+def test_a_graded_row_without_a_grade_is_an_error_not_a_zero() -> None:
+    row = {"id": "x", "query": "q", "positive": "p", "document": "p", "origin": "sts", "grade": None}
+    for rows_from, schema in ((rows_from_pairs, PAIR), (rows_from_training, TRAINING_ROW)):
+        table = pa.Table.from_pylist([row], schema=schema)
+        more = (9,) if rows_from is rows_from_training else ()
+        with pytest.raises(UserError, match=r"row x.*sts.*no grade"):
+            rows_from(table, *more, graded={"sts"})  # type: ignore[operator]
+        assert rows_from(table, *more)[0].grade == 0.0  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("taught", [False, True])
