@@ -126,7 +126,7 @@ def _classification_of(cfg: LabelledSetConfig, what: str) -> str:
 def _detected(raw: RawRow, file: str, cfg: LabelledSetConfig) -> str:
     assert raw.values is not None
     found = detect(raw.values)
-    if cfg.columns.grade and _NESTED.isdisjoint(raw.values):
+    if cfg.columns.grade and found in ("swift", "flagembedding") and _NESTED.isdisjoint(raw.values):
         return "columns"
     if found is None:
         raise UserError(

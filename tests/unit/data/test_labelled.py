@@ -336,7 +336,7 @@ def test_all_flagembedding_examples_are_read() -> None:
 @pytest.mark.parametrize("task", ["retrieval", "bitext", "sts"])
 def test_classes_are_no_documents_of_another_task(tmp_path: Path, task: str) -> None:
     path = written(tmp_path, [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
-    for columns in ({}, {"label": "label"}):
+    for columns in ({}, {"label": "label"}, {"grade": "label"}):
         with pytest.raises(UserError, match=r"looks like classification.*task: classification"):
             read(path, task=task, columns=columns)
 
