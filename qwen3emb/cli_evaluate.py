@@ -62,6 +62,9 @@ def evaluate(
 ) -> None:
     """Scores of a model on tasks of mteb, with mteb's own metrics; results are ready for its leaderboard.
 
+    A task whose data cannot be reached, or without a finite score, is skipped with the reason. So is one whose
+    evaluation fails; the others go on, and the exit code is 1, as it is where no task has a score.
+
     Example: qwen3emb evaluate all-minilm-l6-v2 --task SciFact --data SciFact=../data/scifact --out runs/minilm
     """
 
@@ -99,7 +102,7 @@ def evaluate(
             print_json(summary)
         else:
             _show(summary)
-        return 1 if not any(summary["scores"].values()) else 0
+        return 1 if summary["failed"] or not any(summary["scores"].values()) else 0
 
     finish(body, debug)
 

@@ -16,24 +16,33 @@ becomes a task of its own.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from qwen3emb.data.beir import exact_text, has_beir_corpus
-from qwen3emb.data.labelled_formats import class_text
-from qwen3emb.data.rows import BadRecord
-from qwen3emb.data.table_files import TableFile, find_table, table_file, table_rows
+from qwen3emb.data.beir import has_beir_corpus
+from qwen3emb.data.table_files import TableFile, find_table, table_rows
 from qwen3emb.errors import NotThere, UserError
-from qwen3emb.evaluate.retrieval import read_beir
+from qwen3emb.evaluate.harness_data import (
+    OUR_NAMES,
+    SPLITS,
+    bitext_data,
+    bitext_table,
+    check_classes,
+    classification_data,
+    folders_in,
+    numbered,
+    pairs_of,
+    retrieval_data,
+    splits_in,
+    sts_data,
+)
 from qwen3emb.storage import Storage
 
 __all__ = ["open_tasks"]
 
-_SPLITS = {"dev": "validation"}
-"""Names of splits in our folders that mteb calls otherwise; tried where the mteb name is not there."""
 _MAIN = {
     "Retrieval": "ndcg_at_10",
     "STS": "cosine_spearman",
@@ -66,7 +75,7 @@ def open_tasks(
         if name in {benchmark.name for benchmark in mteb.get_benchmarks()}:
             tasks += list(mteb.get_benchmark(name).tasks)
         else:
-            tasks.append(_known(name) or _made(name, folders))
+            tasks.append(_known(name) or _made(name, folders, splits))
     for task in tasks:
         if splits:
             task.filter_eval_splits(list(splits))
@@ -85,7 +94,7 @@ def _known(name: str) -> Any:
         return None
 
 
-def _made(name: str, folders: Mapping[str, Path]) -> Any:
+def _made(name: str, folders: Mapping[str, Path], splits: Sequence[str]) -> Any:
     """A task of our own for a folder, of the kind that its files tell."""
     import difflib
 
@@ -104,14 +113,15 @@ def _made(name: str, folders: Mapping[str, Path]) -> Any:
         "BitextMining": AbsTaskBitextMining,
     }
     kind: Any
-    kind, subsets = _kind(folders[name])
+    _check_folder(name, folders[name])
+    kind, subsets, found = _kind(folders[name], splits)
     metadata = TaskMetadata(
         dataset={"path": str(folders[name]), "revision": "local"},
         name=name,
         description=f"Local data of {folders[name]}",
         type=kind,
         category="t2t",
-        eval_splits=["test"],
+        eval_splits=found,
         eval_langs={subset: ["eng-Latn"] for subset in subsets} if subsets else ["eng-Latn"],
         main_score=_MAIN[kind],
     )
@@ -119,37 +129,70 @@ def _made(name: str, folders: Mapping[str, Path]) -> Any:
     return made()
 
 
-def _kind(folder: Path) -> tuple[str, list[str]]:
-    """(mteb's type, subsets) of what lies in a folder; no subsets where there is one unnamed set.
+def _check_folder(name: str, folder: Path) -> None:
+    if not folder.is_dir():
+        said = "is a file; give the folder that it is in" if folder.exists() else "no such folder"
+        raise UserError(f"--data {name}={folder}: {said}")
+
+
+def _kind(folder: Path, asked: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    """(mteb's type, subsets, splits) of what lies in a folder; no subsets where there is one unnamed set.
+
+    Splits are those asked for, else `test` or the first that is there.
 
     Raises:
         UserError: it has none of the layouts.
     """
     if has_beir_corpus(Storage(str(folder))):
-        return "Retrieval", []
-    inside = _folders(folder)
+        return "Retrieval", [], list(asked) or _default(sorted(_judged(folder)))
+    inside = folders_in(folder)
     for place in (folder, *inside):
-        test = find_table(Storage(str(place)), "test")
-        if test is not None:
-            there = [path.name for path in inside if find_table(Storage(str(path)), "test")]
-            return _kind_of_rows(test), [] if place == folder else there
-    pairs = _pairs_table(folder)
+        there = splits_in(place, asked)
+        if there:
+            table = find_table(Storage(str(place)), there[0])
+            assert table is not None
+            kind = _kind_of_rows(table)
+            if kind == "BitextMining":
+                break
+            subsets = [] if place == folder else [path.name for path in inside if splits_in(path, asked)]
+            return kind, subsets, list(asked) or _evaluated(place, kind, there)
+    pairs = bitext_table(folder)
     if pairs is not None:
-        languages = {language for language, _ in _pairs(pairs)}
-        return "BitextMining", sorted(f"{language}-eng" for language in languages)
+        languages = {language for language, _ in pairs_of(pairs)}
+        return "BitextMining", sorted(f"{language}-eng" for language in languages), ["test"]
     retrieval = [path.name for path in inside if has_beir_corpus(Storage(str(path)))]
     hint = f"; {', '.join(retrieval)} in it can, each as a task of its own" if retrieval else ""
     raise UserError(f"{folder}: none of the layouts that can be evaluated{hint}; see `qwen3emb evaluate --help`")
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+def _judged(folder: Path) -> set[str]:
+    """The splits that a BEIR folder has judgments of."""
+    names = Storage(str(folder)).names("qrels")
+    return {posixpath.basename(name).partition(".")[0] for name in names} - {""}  # hidden files
+
+
+def _default(there: Sequence[str]) -> list[str]:
+    """`test` where it is there or nothing is, else the first split in the order of `SPLITS`."""
+    first = [split for split in SPLITS if split in there]
+    return [[*first, *there, "test"][0]]
+
+
+def _evaluated(place: Path, kind: str, there: Sequence[str]) -> list[str]:
+    """The split to evaluate on where none is asked for; a classifier is not scored on what it was fitted to."""
+    usable = [split for split in there if split != "train"] if kind == "Classification" else list(there)
+    if not usable:
+        raise NotThere(f"{place}: only the split train is there; a classification needs test or validation too")
+    return _default(usable)
 
 
 def _kind_of_rows(file: TableFile) -> str:
     """What the fields of a file's first row are those of."""
     row = next(table_rows(file), None)
-    fields = set(row.values if row and row.values else ())
+    if row is None:
+        raise UserError(f"{file.source}: no rows there to evaluate on")
+    fields = set(row.values or ())
+    if {"lang", "sentence1", "sentence2"} <= fields and "score" not in fields:
+        return "BitextMining"
     if {"sentence1", "sentence2"} <= fields:
         return "STS"
     if "text" in fields:
@@ -162,13 +205,12 @@ def _load(task: Any, folder: Path, say: Callable[[str], None]) -> None:
     """Put the folder's data where the task's own would be."""
     from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskRetrieval, AbsTaskSTS
 
-    if not folder.is_dir():
-        raise UserError(f"--data {task.metadata.name}={folder}: no such folder")
+    _check_folder(task.metadata.name, folder)
     if isinstance(task, AbsTaskBitextMining):
-        task.dataset = _bitext(folder, task.hf_subsets)
+        task.dataset = bitext_data(folder, task.hf_subsets)
     else:
-        readers: dict[Any, Any] = {AbsTaskRetrieval: partial(_retrieval, say=say)}
-        readers |= {AbsTaskSTS: _sts, AbsTaskClassification: _classification}
+        readers: dict[Any, Any] = {AbsTaskRetrieval: partial(retrieval_data, say=say)}
+        readers |= {AbsTaskSTS: sts_data, AbsTaskClassification: classification_data}
         reader = next((read for kind, read in readers.items() if isinstance(task, kind)), None)
         if reader is None:
             kind = task.metadata.type
@@ -183,23 +225,24 @@ def _load(task: Any, folder: Path, say: Callable[[str], None]) -> None:
             task.hf_subsets = here
             task.dataset = {subset: _by_split(reader, folder / subset, splits) for subset in here}
         else:
-            found = _by_split(reader, _one_folder(folder, isinstance(task, AbsTaskRetrieval)), splits)
+            found = _by_split(reader, _one_folder(folder, isinstance(task, AbsTaskRetrieval), splits), splits)
             task.dataset = {"default": found} if isinstance(task, AbsTaskRetrieval) else found
         if isinstance(task, AbsTaskClassification):
-            task.dataset = _numbered(task.dataset)
+            check_classes(task.dataset, task.train_split, folder)
+            task.dataset = numbered(task.dataset)
     task.data_loaded = True
 
 
-def _one_folder(folder: Path, retrieval: bool) -> Path:
+def _one_folder(folder: Path, retrieval: bool, splits: Sequence[str]) -> Path:
     """The folder itself, or the one folder in it where nothing else is there: that of a language.
 
     Raises:
         UserError: there are several.
     """
-    names = ("corpus",) if retrieval else ("test", "validation", "dev", "train")
+    names = ("corpus",) if retrieval else (*splits, *SPLITS)
     if any(find_table(Storage(str(folder)), name) for name in names):
         return folder
-    inside = [path for path in _folders(folder) if any(find_table(Storage(str(path)), name) for name in names)]
+    inside = [path for path in folders_in(folder) if any(find_table(Storage(str(path)), name) for name in names)]
     if len(inside) > 1:
         there = ", ".join(path.name for path in inside)
         raise UserError(
@@ -212,7 +255,7 @@ def _by_split(reader: Any, folder: Path, splits: Sequence[str]) -> dict[str, Any
     """split -> data; a split that mteb calls otherwise is looked for under our name too."""
     found = {}
     for split in splits:
-        ours = next((mine for mine, theirs in _SPLITS.items() if theirs == split), split)
+        ours = next((mine for mine, theirs in OUR_NAMES.items() if theirs == split), split)
         try:
             found[split] = reader(folder, split)
         except NotThere:
@@ -220,122 +263,3 @@ def _by_split(reader: Any, folder: Path, splits: Sequence[str]) -> dict[str, Any
                 raise
             found[split] = reader(folder, ours)
     return found
-
-
-def _retrieval(folder: Path, split: str, say: Callable[[str], None]) -> dict[str, Any]:
-    from datasets import Dataset
-
-    data = read_beir(Storage(str(folder)), split)
-    for note in data.notes:
-        say(f"{folder}, {split}: {note}")
-    corpus = [{"id": i, "title": title, "text": text} for i, (title, text) in data.corpus.items()]
-    queries = [{"id": i, "text": text} for i, text in data.queries.items()]
-    return {
-        "corpus": Dataset.from_list(corpus),
-        "queries": Dataset.from_list(queries),
-        "relevant_docs": {query: dict(found) for query, found in data.qrels.items()},
-        "top_ranked": None,
-    }
-
-
-def _sts(folder: Path, split: str) -> Any:
-    from datasets import Dataset
-
-    def read(values: Mapping[str, object]) -> dict[str, Any]:
-        sentences = {name: exact_text(values.get(name), name) for name in ("sentence1", "sentence2")}
-        return sentences | {"score": _score(values.get("score"))}
-
-    return Dataset.from_list(list(_read(_needed(folder, split, "tsv"), read)))
-
-
-def _classification(folder: Path, split: str) -> Any:
-    from datasets import Dataset
-
-    def read(values: Mapping[str, object]) -> dict[str, Any]:
-        return {"text": exact_text(values.get("text"), "text"), "label": class_text(values.get("label"), "label")}
-
-    return Dataset.from_list(list(_read(_needed(folder, split, "jsonl"), read)))
-
-
-def _score(value: object) -> float:
-    try:
-        score = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score) or isinstance(value, bool):
-        raise BadRecord(f"bad_grade: field 'score' is {value!r}")
-    return score
-
-
-def _numbered(data: dict[str, Any]) -> dict[str, Any]:
-    """Labels as numbers, by the order of their names over all splits: mteb's metrics want numbers."""
-    if any(isinstance(part, dict) for part in data.values()):
-        return {subset: _numbered(part) for subset, part in data.items()}
-    names = sorted({label for part in data.values() for label in part["label"]}, key=str)
-    number = {name: i for i, name in enumerate(names)}
-    return {
-        split: part.remove_columns("label").add_column("label", [number[label] for label in part["label"]])
-        for split, part in data.items()
-    }
-
-
-def _bitext(folder: Path, subsets: Sequence[str]) -> dict[str, dict[str, Any]]:
-    from datasets import Dataset
-
-    table = _pairs_table(folder)
-    if table is None:
-        raise NotThere(f"{folder}: no table of sentence pairs there (lang, sentence1, sentence2)")
-    by_subset: dict[str, list[dict[str, str]]] = {}
-    for language, pair in _pairs(table):
-        by_subset.setdefault(f"{language}-eng", []).append(pair)
-    missing = [subset for subset in subsets if subset not in by_subset]
-    if missing:
-        raise UserError(f"{table.source}: no pairs of {', '.join(missing[:5])}")
-    return {subset: {"test": Dataset.from_list(by_subset[subset])} for subset in subsets}
-
-
-def _pairs_table(folder: Path) -> TableFile | None:
-    """The first table of a folder, TSV before others."""
-    found = [table_file(Storage(str(folder)), path.name) for path in sorted(folder.glob("*.*")) if path.is_file()]
-    tables = [table for table in found if table is not None]
-    return min(tables, key=lambda table: table.kind != "tsv", default=None)
-
-
-def _pairs(table: TableFile) -> Iterator[tuple[str, dict[str, str]]]:
-    """(language, pair of sentences) of each row."""
-
-    def read(values: Mapping[str, object]) -> tuple[str, dict[str, str]]:
-        language = exact_text(values.get("lang"), "lang").strip()
-        if not language:
-            raise BadRecord("empty_field: 'lang'")
-        return language, {name: exact_text(values.get(name), name) for name in ("sentence1", "sentence2")}
-
-    return _read(table, read)
-
-
-def _needed(folder: Path, split: str, kind: str) -> TableFile:
-    """The table of a split; TSV or JSONL is what it usually is."""
-    found = find_table(Storage(str(folder)), split)
-    if found is None:
-        places = [path.name for path in _folders(folder) if find_table(Storage(str(path)), split)]
-        hint = f", but {', '.join(f'{name}/{split}' for name in places)} is" if places else ""
-        raise NotThere(f"{folder}: no {split}.{kind} there{hint}")
-    return found
-
-
-_Row = TypeVar("_Row")
-
-
-def _read(file: TableFile, read: Callable[[Mapping[str, object]], _Row]) -> Iterator[_Row]:
-    """What `read` makes of each row of a table.
-
-    Raises:
-        UserError: a row cannot be read; what is left out would change the scores.
-    """
-    for row in table_rows(file):
-        try:
-            if row.values is None:
-                raise BadRecord(row.problem)
-            yield read(row.values)
-        except BadRecord as error:
-            raise UserError(f"{file.source}, {row.where}: {error}; mend or remove the row") from error

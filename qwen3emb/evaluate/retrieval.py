@@ -8,11 +8,22 @@ import pyarrow as pa
 
 from qwen3emb.config_serve import EvaluateConfig
 from qwen3emb.data.beir import BadRow, BeirData, exact_text, read_beir_data
+from qwen3emb.data.table_files import find_table
 from qwen3emb.errors import UserError
 from qwen3emb.records import CORPUS, QRELS, QUERIES
 from qwen3emb.storage import Storage
 
-__all__ = ["RetrievalSet", "evaluation_set", "read_beir", "read_retrieval_set", "write_retrieval_set"]
+__all__ = [
+    "RetrievalSet",
+    "check_retrieval_set",
+    "evaluation_set",
+    "read_beir",
+    "read_retrieval_set",
+    "write_retrieval_set",
+]
+
+_GRADES = 2**31
+"""pytrec_eval takes grades below it."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +91,8 @@ def read_beir(folder: Storage, split: str) -> RetrievalSet:
     missing = [query for query in data.qrels if query not in data.queries]
     if missing:
         raise UserError(
-            f"{folder.uri}: {len(missing)} of {len(data.qrels)} queries that qrels/{split} judges are not among the "
-            f"queries, the first is {missing[0]!r}"
+            f"{_source(folder, 'queries')}: {len(missing)} of {len(data.qrels)} queries that qrels/{split} judges are "
+            f"not among the queries, the first is {missing[0]!r}"
         )
     return RetrievalSet(data.queries, data.corpus, data.qrels, data.languages, _notes(data))
 
@@ -101,6 +112,38 @@ def _refuse(bad: BadRow) -> None:
     raise UserError(f"{bad}; mend or remove the row")
 
 
+def check_retrieval_set(data: RetrievalSet, folder: Storage, judgments: str, advice: str = "") -> None:
+    """Whether a model can be told from another on a set; the one check of the stage and of `qwen3emb evaluate`.
+
+    Args:
+        data: the set.
+        folder: where it was read.
+        judgments: name of its judgments there, without a suffix.
+        advice: what else to do, for the message.
+
+    Raises:
+        UserError: no documents, no judged queries, no document that is relevant to any, or a grade out of range.
+    """
+    end = f"; {advice}" if advice else ""
+    judged, corpus = (_source(folder, stem) for stem in (judgments, "corpus"))
+    found = f"{len(data.queries)} queries and {len(data.corpus)} documents to evaluate on"
+    if not data.queries or not data.corpus:
+        raise UserError(f"{corpus if data.queries else judged}: {found}{end}")
+    relevant = [name for grades in data.qrels.values() for name, grade in grades.items() if grade > 0]
+    if not relevant:
+        raise UserError(f"{judged}: no grade above 0, so every model would score 0{end}")
+    if not any(name in data.corpus for name in relevant):
+        raise UserError(f"{judged}: no relevant document is in {corpus}, so every model would score 0{end}")
+    if any(abs(grade) >= _GRADES for grades in data.qrels.values() for grade in grades.values()):
+        raise UserError(f"{judged}: a grade is {_GRADES} or more{end}")
+
+
+def _source(folder: Storage, stem: str) -> str:
+    """A table of a folder, as messages name it."""
+    found = find_table(folder, stem)
+    return found.source if found else f"{folder.uri}/{stem}"
+
+
 def evaluation_set(cfg: EvaluateConfig, corpus: Storage) -> RetrievalSet:
     """What a run is evaluated on.
 
@@ -112,13 +155,11 @@ def evaluation_set(cfg: EvaluateConfig, corpus: Storage) -> RetrievalSet:
         UserError: it is missing or empty.
     """
     if cfg.dataset == "heldout":
-        where, data = (corpus / "heldout").uri, read_retrieval_set(corpus / "heldout")
+        folder, judgments, data = corpus / "heldout", "qrels", read_retrieval_set(corpus / "heldout")
         advice = "raise corpus.heldout_share, add Python sources, or set evaluate.dataset to a BEIR folder"
     else:
-        where, data = cfg.dataset, read_beir(Storage(cfg.dataset), cfg.split)
+        folder, judgments = Storage(cfg.dataset), f"qrels/{cfg.split}"
+        data = read_beir(folder, cfg.split)
         advice = "set evaluate.dataset and evaluate.split to a set with judged queries, or to `heldout`"
-    if not data.queries or not data.corpus:
-        raise UserError(
-            f"{where}: {len(data.queries)} queries and {len(data.corpus)} documents to evaluate on; {advice}"
-        )
+    check_retrieval_set(data, folder, judgments, advice)
     return data

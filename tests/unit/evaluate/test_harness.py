@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwen3emb.config_serve import EvaluateConfig
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.bootstrap import paired_bootstrap
 from qwen3emb.evaluate.comparison import baseline_figures, compared
 from qwen3emb.evaluate.harness_model import HarnessEncoder, Instructions, TwoStageSearch, leave_out_own, model_meta
+from qwen3emb.evaluate.harness_scores import Scored, reached_tasks, score_tasks
 from qwen3emb.evaluate.harness_tasks import open_tasks
 from qwen3emb.evaluate.metrics import retrieval_metrics
 from qwen3emb.evaluate.per_query import main_first, of_split
-from qwen3emb.evaluate.retrieval import RetrievalSet, read_beir
+from qwen3emb.evaluate.retrieval import RetrievalSet, evaluation_set, read_beir
 from qwen3emb.evaluate.vector_cache import VectorCache
 from qwen3emb.storage import Storage
 
@@ -221,6 +223,128 @@ def test_judgments_of_documents_that_are_not_there_are_said(tmp_path: Path) -> N
     [task] = open_tasks(["pets"], {"pets": folder}, (), said.append)
     assert len(said) == 1 and "1 judgments" in said[0] and "'nowhere'" in said[0]
     assert task.dataset["default"]["test"]["relevant_docs"]["q1"]["nowhere"] == 1
+
+
+def likeness(folder: Path, *grades: float) -> Path:
+    folder.mkdir()
+    lines = [f"{'abcde'[i % 5]} x\tb{i} y\t{grade}" for i, grade in enumerate(grades)]
+    (folder / "test.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *lines]))
+    return folder
+
+
+def test_a_task_that_fails_or_has_no_number_costs_itself_only(tmp_path: Path) -> None:
+    def embed(texts: list[str], instruction: str | None) -> np.ndarray:
+        if any(text.startswith("boom") for text in texts):
+            raise RuntimeError("the worker died\nwith a long trace")
+        return letters(texts, instruction)
+
+    folders = {
+        "boom": beir(tmp_path / "boom"),
+        "flat": likeness(tmp_path / "flat", 1, 2, 3),
+        "pets": beir(tmp_path / "pets"),
+    }
+    rows = (folders["boom"] / "corpus.jsonl").read_text().replace("stones", "boom")
+    (folders["boom"] / "corpus.jsonl").write_text(rows)
+    scored, said = Scored(), list[str]()
+    model = HarnessEncoder(embed, None, Instructions({}, {}), model_meta("test/letters", "1", 26))
+    reached, none = reached_tasks(open_tasks(list(folders), folders), said.append)
+    flat = reached[1]
+    flat.dataset = {split: part.map(lambda row: {"score": 1.0}) for split, part in flat.dataset.items()}
+    score_tasks(scored, model, reached, tmp_path / "out", kept=True, say=said.append)
+    assert list(scored.splits["test/letters"]) == ["pets"] and none == {} and scored.failed == ["boom"]
+    assert scored.skipped["boom"] == "its evaluation failed (RuntimeError: the worker died)"
+    assert "no finite number (test nan)" in scored.skipped["flat"]
+    assert any("boom is skipped" in line for line in said) and any("flat is skipped" in line for line in said)
+    assert (tmp_path / "out/per_query/test__letters/pets.json").is_file()
+    second = HarnessEncoder(embed, None, Instructions({}, {}), model_meta("test/letters+reranker", "1", 26))
+    score_tasks(scored, second, reached[:1], tmp_path / "out", kept=True, say=said.append)
+    assert scored.skipped["boom"].startswith("test/letters+reranker: ") and scored.failed == ["boom"]
+
+
+def test_grades_that_are_all_the_same_or_too_large_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"same.test\.tsv: all 3 scores are 2"):
+        open_tasks(["flat"], {"flat": likeness(tmp_path / "same", 2, 2.0, 2)})
+    for huge in ("1" * 400, "1e999"):
+        (tmp_path / "same/test.tsv").write_text(f"sentence1\tsentence2\tscore\na\tb\t1\na\tc\t{huge}\n")
+        with pytest.raises(UserError, match=r"test\.tsv, line 3: .*bad_grade"):
+            open_tasks(["flat"], {"flat": tmp_path / "same"})
+    (tmp_path / "same/test.tsv").unlink()
+    rows = [{"sentence1": "a", "sentence2": "b", "score": score} for score in (1, 10**400)]
+    (tmp_path / "same/test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"test\.jsonl, line 2: .*bad_grade"):
+        open_tasks(["flat"], {"flat": tmp_path / "same"})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("corpus.jsonl", "", r"corpus\.jsonl: 3 queries and 0 documents"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", r"qrels/test\.tsv: 0 queries"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\ta\t0\nq2\tb\t-1\n", r"test\.tsv: no grade above 0"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\tnowhere\t1\n", r"test\.tsv: no relevant document"),
+        ("qrels/test.tsv", f"query-id\tcorpus-id\tscore\nq1\ta\t{2**31}\n", r"test\.tsv: a grade is"),
+        ("queries.jsonl", "", r"queries\.jsonl: 3 of 3 queries"),
+    ],
+)
+def test_a_retrieval_set_that_tells_nothing_is_refused(tmp_path: Path, file: str, content: str, said: str) -> None:
+    folder = beir(tmp_path / "pets")
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=said):
+        open_tasks(["pets"], {"pets": folder})
+    with pytest.raises(UserError, match=said):
+        evaluation_set(EvaluateConfig(dataset=str(folder), split="test"), Storage(str(tmp_path)))
+
+
+@pytest.mark.parametrize("content", ["", "sentence1\tsentence2\tscore\n", "lang\tsentence1\tsentence2\n"])
+@pytest.mark.parametrize("name", ["test", "all"])
+def test_tables_without_rows_are_named(tmp_path: Path, content: str, name: str) -> None:
+    (tmp_path / f"{name}.tsv").write_text(content)
+    with pytest.raises(UserError, match=rf"{name}\.tsv: no rows"):
+        open_tasks(["mine"], {"mine": tmp_path})
+
+
+def test_a_classification_needs_two_classes_and_all_those_of_the_test(tmp_path: Path) -> None:
+    one = labels_of(tmp_path / "one", {"text": "a", "label": "x"}, {"text": "b", "label": "x"})
+    with pytest.raises(UserError, match=r"one.train\.jsonl: one class, 'x'"):
+        open_tasks(["kinds"], {"kinds": one})
+    both = labels_of(tmp_path / "both", {"text": "a", "label": "x"}, {"text": "b", "label": "y"})
+    with (both / "test.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "c", "label": "z"}))
+    with pytest.raises(UserError, match=r"both.test\.jsonl: the class 'z' is not in the split train"):
+        open_tasks(["kinds"], {"kinds": both})
+    (tmp_path / "both/en").mkdir()
+    for split in ("train", "test"):
+        (both / f"{split}.jsonl").rename(both / f"en/{split}.jsonl")
+    with pytest.raises(UserError, match=r"en.test\.jsonl: the class 'z' is not in the split train"):
+        open_tasks(["Banking77Classification"], {"Banking77Classification": both})
+
+
+@pytest.mark.parametrize("there", ["dev", "validation"])
+def test_a_task_of_ones_own_has_the_splits_that_are_there(tmp_path: Path, there: str) -> None:
+    sts, labels, pets = likeness(tmp_path / "sts", 1, 2, 3), tmp_path / "labels", beir(tmp_path / "pets")
+    labels_of(labels, {"text": "a", "label": "x"}, {"text": "b", "label": "y"})
+    for folder, suffix in ((sts, "tsv"), (labels, "jsonl"), (pets / "qrels", "tsv")):
+        (folder / f"test.{suffix}").rename(folder / f"{there}.{suffix}")
+    folders = {"likeness": sts, "kinds": labels, "pets": pets}
+    for splits in ((), (there,)):
+        tasks = open_tasks(list(folders), folders, splits)
+        assert [task.metadata.type for task in tasks] == ["STS", "Classification", "Retrieval"]
+        assert [list(task.eval_splits) for task in tasks] == [[there]] * 3
+    for name, folder in folders.items():
+        with pytest.raises(UserError, match=rf"extra.*{there}"):
+            open_tasks([name], {name: folder}, ["extra"])
+    (labels / f"{there}.jsonl").unlink()
+    with pytest.raises(UserError, match="only the split train"):
+        open_tasks(["kinds"], {"kinds": labels})
+
+
+def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
+    file = likeness(tmp_path / "sts", 1, 2, 3) / "test.tsv"
+    for name in ("mine", "SciFact"):
+        with pytest.raises(UserError, match="no such folder"):
+            open_tasks([name], {name: tmp_path / "nowhere"})
+        with pytest.raises(UserError, match="is a file"):
+            open_tasks([name], {name: file})
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
