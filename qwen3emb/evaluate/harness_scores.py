@@ -119,7 +119,8 @@ def _evaluated(model: Any, task: Any, out: Path, kept: bool) -> dict[str, float]
             co2_tracker=False,
         )
     found = _by_split(task, result.task_results[0].scores)
-    _keep_per_query(task, predictions / f"{task.metadata.name}_predictions.json", out, name)
+    revision = model.mteb_model_meta.revision if kept else None
+    _keep_per_query(task, predictions / f"{task.metadata.name}_predictions.json", out, name, revision)
     return found
 
 
@@ -133,8 +134,12 @@ def _by_split(task: Any, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> d
     return found
 
 
-def _keep_per_query(task: Any, predictions: Path, out: Path, model: str) -> None:
-    """nDCG@10 of every query from the ranking that mteb wrote, which is then removed: it is large."""
+def _keep_per_query(task: Any, predictions: Path, out: Path, model: str, revision: str | None) -> None:
+    """nDCG@10 of every query from the ranking that mteb wrote, which is then removed: it is large.
+
+    mteb ranks only the splits that it has kept no score of. The figures of the others stay if they are of the same
+    revision.
+    """
     if not hasattr(task, "k_values") or not predictions.is_file():
         return
     import pytrec_eval
@@ -148,5 +153,11 @@ def _keep_per_query(task: Any, predictions: Path, out: Path, model: str) -> None
                 run = {query: {d: s for d, s in hits.items() if d != query} for query, hits in run.items()}
             judged = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
             figures |= {figure_key(subset, split, query): row["ndcg_cut_10"] for query, row in judged.items()}
-    Storage(str(out)).write_json(f"{PER_QUERY}/{model.replace('/', '__')}/{task.metadata.name}.json", figures)
+    name, place = task.metadata.name, Storage(str(out)) / PER_QUERY / model.replace("/", "__")
+    file, stamp = f"{name}.json", f"{name}.revision"
+    same = revision is not None and place.exists(stamp) and place.read_bytes(stamp).decode() == revision
+    before = place.read_json(file) if same and place.exists(file) else {}
+    place.write_bytes(stamp, b"")  # killed between the two files, figures of two revisions must not be mixed
+    place.write_json(file, before | figures)
+    place.write_bytes(stamp, (revision or "").encode())
     predictions.unlink()

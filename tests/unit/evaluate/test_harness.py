@@ -261,6 +261,22 @@ def test_a_task_that_fails_or_has_no_number_costs_itself_only(tmp_path: Path) ->
     assert scored.skipped["boom"].startswith("test/letters+reranker: ") and scored.failed == ["boom"]
 
 
+def test_figures_by_query_of_a_split_stay_when_another_is_added(tmp_path: Path) -> None:
+    folder, said = beir(tmp_path / "pets"), list[str]()
+    (folder / "qrels/dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\ta\t1\n")
+
+    def splits_kept(revision: str, *splits: str) -> set[str]:
+        model = HarnessEncoder(letters, None, Instructions({}, {}), model_meta("test/letters", revision, 26))
+        tasks = open_tasks(["pets"], {"pets": folder}, splits)
+        score_tasks(Scored(), model, tasks, tmp_path / "out", kept=True, say=said.append)
+        figures = json.loads((tmp_path / "out/per_query/test__letters/pets.json").read_text())
+        return {key.split("/")[1] for key in figures}
+
+    assert splits_kept("1", "test") == {"test"}
+    assert splits_kept("1", "test", "dev") == {"test", "dev"}
+    assert splits_kept("2", "dev") == {"dev"}, "of another revision"
+
+
 def test_grades_that_are_all_the_same_or_too_large_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"same.test\.tsv: all 3 scores are 2"):
         open_tasks(["flat"], {"flat": likeness(tmp_path / "same", 2, 2.0, 2)})
