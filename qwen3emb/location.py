@@ -13,10 +13,27 @@ from urllib.parse import quote, unquote, urlsplit
 
 from qwen3emb.errors import UserError
 
-__all__ = ["checked_name", "encoded", "is_uri", "joined", "parent_and_name", "redacted", "with_secrets_of"]
+__all__ = [
+    "checked_name",
+    "checked_place",
+    "encoded",
+    "is_uri",
+    "joined",
+    "parent_and_name",
+    "redacted",
+    "with_secrets_of",
+]
 
-_SECRET = re.compile(r"([?&][^=&]*(?:key|secret|token|passw|credential|signature|\bsig)[^=&]*=)[^&\s]+", re.IGNORECASE)
+_SECRET = re.compile(
+    r"([?&][^=&]*(?:key|secret|token|pass|pwd|auth|credential|signature|\bsig)[^=&]*=)[^&\s]+", re.IGNORECASE
+)
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+# A secret may hold `/`, `@` or a blank that should have been encoded: all up to the last `@`, but not of a next URI.
+# `host:8000/` of a server has a port, and is no user with a secret.
+_RAW_PASSWORD = re.compile(
+    r"(?<=://)(?!(?<=http://)[^/:]*:\d+/)(?!(?<=https://)[^/:]*:\d+/)[^/:@?\s'\"]*:(?:(?!\w+://)[^?'\"\n])*(?=@)"
+)
+_HALF = re.compile(r"(?:s3|gs|gcs|file|hdfs|viewfs|abfss?|az|adl|hf|https?):(?!//)", re.IGNORECASE)
 _HIDDEN = "***"
 _LEGAL = "/:@%+~!$&'()*,;=[]"  # besides letters, digits and -._ ; a percent sign is the user's own encoding
 
@@ -24,6 +41,26 @@ _LEGAL = "/:@%+~!$&'()*,;=[]"  # besides letters, digits and -._ ; a percent sig
 def is_uri(place: str) -> bool:
     """Whether `place` has a scheme, as `s3://bucket/run` does; else it is a path of this machine."""
     return "://" in place
+
+
+def checked_place(place: str) -> str:
+    """A path or URI as it was given.
+
+    Raises:
+        UserError: a URI without its two slashes, which would be taken for a local folder, or a `file://` URI with a
+            `?`, behind which parsers drop everything.
+    """
+    if _HALF.match(place):
+        scheme, _, rest = place.partition(":")
+        shown = redacted(f"{scheme}://{rest.lstrip('/')}")
+        raise UserError(
+            f"{scheme}: must be followed by two slashes ({shown}); a local folder of that name is ./{scheme}:"
+        )
+    if "?" in place and place.lower().startswith("file://"):
+        raise UserError(
+            f"{redacted(place)}: a '?' in a file:// URI must be written %3F (for a pattern give the bare path)"
+        )
+    return place
 
 
 def encoded(uri: str) -> str:
@@ -77,7 +114,11 @@ def parent_and_name(place: str) -> tuple[str, str]:
 def redacted(content: Any) -> Any:
     """A text without the passwords and secret options of the URIs in it; lists and dictionaries entry by entry."""
     if isinstance(content, str):
-        return _SECRET.sub(rf"\1{_HIDDEN}", _PASSWORD.sub(_HIDDEN, content)) if is_uri(content) else content
+        return (
+            _SECRET.sub(rf"\1{_HIDDEN}", _PASSWORD.sub(_HIDDEN, _RAW_PASSWORD.sub(_HIDDEN, content)))
+            if is_uri(content)
+            else content
+        )
     if isinstance(content, dict):
         return {redacted(key): redacted(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from qwen3emb.errors import UserError
-from qwen3emb.location import checked_name, encoded, is_uri, joined, parent_and_name, redacted
+from qwen3emb.location import checked_name, checked_place, encoded, is_uri, joined, parent_and_name, redacted
 
 __all__ = ["Storage", "absolute_uri", "external_fingerprint", "files_fingerprint", "project_root"]
 
@@ -61,7 +61,7 @@ def absolute_uri(uri: str) -> str:
     A relative file that lies in the current folder is taken from there, so that a Ray job reads the personas
     that were uploaded with its working directory; folders are not, since they may be outputs.
     """
-    if is_uri(uri):
+    if is_uri(checked_place(uri)):
         return uri
     path = Path(uri).expanduser()
     if path.is_file():
@@ -228,7 +228,8 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, root = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{redacted(uri)}: not a place that can be opened ({redacted(str(error))})") from error
+        hint = "; percent-encode the secret, or give it by the environment" if redacted(uri) != uri else ""
+        raise UserError(f"{redacted(uri)}: not a place that can be opened ({redacted(str(error))}){hint}") from error
     return filesystem, str(root)
 
 

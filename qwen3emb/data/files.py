@@ -15,6 +15,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from qwen3emb.errors import NotThere, UserError
+from qwen3emb.location import checked_place
 
 __all__ = ["SUFFIXES", "file_prefixes", "first_line", "list_files", "reached", "resolve"]
 
@@ -41,7 +42,7 @@ def resolve(path_or_uri: str, filesystem: pafs.FileSystem | None = None) -> tupl
     """
     if filesystem is not None:
         return filesystem, path_or_uri
-    if not _is_uri(path_or_uri):
+    if not _is_uri(checked_place(path_or_uri)):
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path_or_uri))
     try:
         found, path = pafs.FileSystem.from_uri(path_or_uri)

@@ -9,12 +9,13 @@ from pyarrow import fs as pafs
 
 from qwen3emb.artifact import start
 from qwen3emb.config import load_config
+from qwen3emb.data.files import resolve
 from qwen3emb.errors import UserError
 from qwen3emb.evaluate.ablation import variants
 from qwen3emb.exits import guarded
 from qwen3emb.location import joined, parent_and_name, redacted, with_secrets_of
 from qwen3emb.pipeline import identity
-from qwen3emb.storage import Storage
+from qwen3emb.storage import Storage, external_fingerprint
 
 HOME = "s3://bucket/run?region=eu-central-1"
 SECRET = "s3://AKIA:hunter2@bucket/run?region=eu-central-1&session_token=hunter3"
@@ -155,3 +156,50 @@ def test_no_message_and_no_record_holds_a_password(
 def test_runs_below_a_run_keep_its_options(run_file: Path) -> None:
     found = variants(load_config(run_file, [f"storage={HOME}"]))
     assert found["no-synthetic"][0] == "storage=s3://bucket/run/ablation/no-synthetic?region=eu-central-1"
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/a?b", "FILE:///tmp/a?b.jsonl", "file://localhost/a/b?"])
+def test_a_question_mark_in_a_file_uri_would_be_dropped_and_is_refused(uri: str) -> None:
+    for opened in (Storage, Storage.of_file, resolve, external_fingerprint):
+        with pytest.raises(UserError, match="%3F"):
+            opened(uri)
+    assert Storage("file:///tmp/a%3Fb").path() == resolve("file:///tmp/a%3Fb")[1] == "/tmp/a?b"
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3:/b/x", "file:/tmp/x", "S3:b/x", "gs:/b", "hdfs:/x", "abfs:/c@a/x", "https:/h/x", "s3:"]
+)
+def test_a_uri_that_lacks_a_slash_is_no_local_folder(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for opened in (Storage, Storage.of_file, resolve, external_fingerprint):
+        with pytest.raises(UserError, match="://") as caught:
+            opened(uri)
+        assert "\n" not in str(caught.value)
+    assert Storage("./" + uri).path() == str(tmp_path / uri).rstrip("/") and Storage("/s3:/x").path() == "/s3:/x"
+    assert Storage("run:1/x").path() == str(tmp_path / "run:1/x")
+
+
+@pytest.mark.parametrize("secret", ["wJalr/K7MDENG", "wJ alr", "w@Jalr/K7@", "8000/x", "a:b/c", "+/=", "ü/ö"])
+def test_a_secret_with_any_letters_is_hidden(secret: str) -> None:
+    for uri in (f"s3://AKIAX:{secret}@b/run", f"s3://AKIAX:{secret}@b/run?region=r"):
+        for text in (uri, f"cannot open '{uri}': no", f'{{"a": "{uri}"}}', f"{uri} is not s3://other:x@place/y"):
+            assert redacted(text) == text.replace(f"AKIAX:{secret}", "***").replace("other:x", "***")
+        with pytest.raises(UserError, match="percent-encode the secret, or give it by the environment") as caught:
+            Storage(uri + ("&" if "?" in uri else "?") + "no_such_option=1")
+        assert secret not in str(caught.value) and "AKIAX" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["pwd", "pass", "auth", "password", "db_pwd", "Auth", "passphrase"])
+def test_options_that_name_a_secret_are_hidden(option: str) -> None:
+    assert redacted(f"http://h/v1?model=m&{option}=hunter2") == f"http://h/v1?model=m&{option}=***"
+
+
+def test_an_at_sign_in_a_path_is_shown() -> None:
+    for text in (
+        "s3://b/run@2",
+        "hf://datasets/O/N@rev:2/x",
+        "http://host:8000/v1/models@x?model=m",
+        "s3://b/x?a=k:v@w",
+    ):
+        assert redacted(text) == text
+    assert redacted("s3://a:k@b/x@y") in {"s3://***@b/x@y", "s3://***@y"}
