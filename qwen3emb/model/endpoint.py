@@ -1,13 +1,16 @@
 """Embedding models behind an OpenAI-compatible server, each of which has limits of its own.
 
 What a server refuses (400, 413, 422) may be one text or the whole request. A refused request is halved; a text that is
-refused alone is sent once more with `truncate` (servers of ours, TEI), and where that is unknown it is cut until it is
-accepted. What was learned is kept, so that a limit costs a few requests once, not with every request.
+refused alone is sent once more with `truncate` (servers of ours, TEI), and where that is unknown the longest beginning
+that is accepted is looked for, in steps that are the same for all texts: where a text is cut depends on it alone. What
+was learned says only where to begin, so that a limit costs a few requests.
 """
 
 from __future__ import annotations
 
+import bisect
 import os
+import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +39,8 @@ _PATIENCE = Retry(
     retry_after_max=120,
 )
 _CHARACTERS = 4  # of a token, to begin with
-_FINER = 3
+_LADDER = sorted({round(2 ** (step / 8)) for step in range(8 * 26)})  # lengths that a text may be cut to, 9 % apart
+_SHORT = 16  # characters: no server's limit, so that a refusal is for the content
 
 
 class _Refusal(Exception):
@@ -70,8 +74,9 @@ class EndpointEncoder:
         self._session.auth = _with_key  # else a ~/.netrc would replace the key
         self._most: int | None = None  # texts in a request
         self._truncates: bool | None = None  # whether the server cuts by itself when it is asked to
+        self._lists = False  # whether it then says which, so that all requests may ask for it
         self._whole = 0  # characters of the longest text that was taken as it is
-        self._fits = 0  # characters that a text was last cut to
+        self._fits = 0  # characters of the longest beginning that was taken: where the next search starts
         self._refused = 0  # texts that were refused alone
         self._empty = self._cut = 0
         try:
@@ -101,11 +106,16 @@ class EndpointEncoder:
         given = [text if before or text.strip() else PLACEHOLDER for text in texts]
         self._empty += sum(not (before or text.strip()) for text in texts)
         # Once some were refused, a text longer than all that were taken goes alone, to spare its neighbours' request.
-        alone = self._cut > 0 and not self._truncates
+        alone = self._cut > 0 and not self._lists
         longer = {row for row, text in enumerate(given) if alone and len(text) > self._whole}
         rest = [row for row in range(len(given)) if row not in longer]
-        for rows in [*([rest] if rest else []), *([row] for row in sorted(longer))]:
-            out[rows] = self._together(before, [given[row] for row in rows], max_tokens)
+        if rest:
+            out[rest] = self._together(before, [given[row] for row in rest], max_tokens)
+        for row in sorted(longer):
+            if self._truncates:
+                out[row] = self._together(before, [given[row]], max_tokens)[0]
+            else:
+                out[row] = self._shortened(before, given[row], max_tokens, None)[0]
         return out
 
     def _together(self, before: str, texts: list[str], max_tokens: int) -> np.ndarray:
@@ -122,11 +132,19 @@ class EndpointEncoder:
             half, refused = (len(texts) + 1) // 2, self._refused
             parts = [texts[:half], texts[half:]]
             found = np.concatenate([self._together(before, part, max_tokens) for part in parts])
-            if refused == self._refused:  # each text is fine, so they were too many
-                self._most = min(half, self._most or half)
+            if refused == self._refused and half < (self._most or len(texts)):
+                self._most = half if self._too_many(before, texts) else self._most
             return found
         self._whole = max(self._whole, *map(len, texts))
         return found
+
+    def _too_many(self, before: str, texts: list[str]) -> bool:
+        """Whether texts, each of which is fine, are refused together again: what passes teaches nothing."""
+        try:
+            self._ask([before + text for text in texts])
+        except _Refusal:
+            return True
+        return False
 
     def _alone(self, before: str, text: str, max_tokens: int, error: _Refusal) -> np.ndarray:
         """The vector of a text that was refused, without its end.
@@ -134,44 +152,69 @@ class EndpointEncoder:
         Raises:
             UserError: it is refused whatever its length.
         """
-        self._refused += 1
-        if self._truncates is None:
-            self._truncates, cut = True, self._cut
+        if not self._cut or len(text) <= self._whole:
             try:
-                vector = self._ask([before + text])
-                self._cut += cut == self._cut  # a server of ours says it in its answer, others do not
+                return self._ask([before + text])  # the refusal may pass
+            except _Refusal:
+                pass
+        self._refused += 1
+        if len(text) <= _SHORT:
+            raise self._unwanted(text, error, "and not for its length")
+        counted = self._cut
+        if self._truncates is not False:
+            try:
+                vector = self._ask([before + text], truncate=True)
+                self._truncates, self._cut = True, max(self._cut, counted + 1)
                 return vector
             except _Refusal:
-                self._truncates = False
-        fits, found = self._longest(before, text, max_tokens)
-        if found is None:
-            status, said = error.args
-            raise UserError(f"{self._url} refuses a text, even cut to nothing ({status}): {said}; it is {text[:60]!r}")
-        self._fits, self._cut = fits, self._cut + 1
-        return found
+                self._truncates = self._truncates or False
+        return self._shortened(before, text, max_tokens, error)
 
-    def _longest(self, before: str, text: str, max_tokens: int) -> tuple[int, np.ndarray | None]:
-        """(characters, vector) of a beginning of the text that is accepted, None where none is."""
-        low, high, vector = 0, len(text), None
-        length = self._fits if 0 < self._fits < high else min(high // 2, _CHARACTERS * max_tokens)
-        finer = _FINER
-        while length and finer:
+    def _shortened(self, before: str, text: str, max_tokens: int, error: _Refusal | None) -> np.ndarray:
+        """The vector of the longest beginning that is accepted; `error` is what the whole text was refused with.
+
+        Raises:
+            UserError: it is refused whatever its length, or for what it says.
+        """
+        steps = [*_LADDER[: bisect.bisect_left(_LADDER, len(text))], len(text)]
+        accepted, refused, vector = -1, len(steps) - (error is not None), None
+        top, stride = refused, 1
+        at = min(top, bisect.bisect_right(steps, self._fits or min(len(text) // 2, _CHARACTERS * max_tokens))) - 1
+        while refused - accepted > 1:
             try:
-                vector, low = self._ask([before + text[:length]]), length
-                if length == self._fits:
-                    break  # it was looked for with care once
-            except _Refusal:
-                high = length
-            if not low:
-                length //= 2
-            elif 2 * low < high:
-                length = 2 * low
-            else:
-                length, finer = (low + high) // 2, finer - 1
-        return low, vector
+                vector, accepted = self._ask([before + text[: steps[at]]]), at
+            except _Refusal as again:
+                refused, error = at, again
+            down, up = max(0, refused - stride), min(top - 1, accepted + stride)
+            between = up if refused == top else (accepted + refused) // 2
+            at, stride = down if accepted < 0 else between, 2 * stride
+        if vector is None or error is None:
+            if vector is None:
+                raise self._unwanted(text, error or _Refusal(0, ""), "even cut to nothing")
+            self._whole = max(self._whole, len(text))
+            return vector
+        if len(text) <= self._whole:
+            self._check_content(before, text, steps[accepted], steps[refused])
+        self._fits, self._cut = max(self._fits, steps[accepted]), self._cut + 1
+        return vector
 
-    def _ask(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors of texts in one request.
+    def _check_content(self, before: str, text: str, low: int, high: int) -> None:
+        """Ask for the few words alone with which a text was refused: longer texts were taken, so is it their number?
+
+        Raises:
+            UserError: they are refused too.
+        """
+        try:
+            self._ask([before + text[max(0, low - 4 * _SHORT) : high]])
+        except _Refusal as error:
+            raise self._unwanted(text, error, "and not for its length") from error
+
+    def _unwanted(self, text: str, error: _Refusal, how: str) -> UserError:
+        status, said = error.args
+        return UserError(f"{self._url} refuses a text, {how} ({status}): {said}; it is {text[:60]!r}")
+
+    def _ask(self, texts: list[str], truncate: bool = False) -> np.ndarray:
+        """Unit vectors of texts in one request; `truncate` asks the server to cut.
 
         Raises:
             _Refusal: the server does not take them.
@@ -183,11 +226,8 @@ class EndpointEncoder:
             "encoding_format": "float",
         }
         body |= {"model": self._model} if self._model else {}
-        body |= {"truncate": True} if self._truncates else {}
-        try:
-            answer = self._session.post(self._url, json=body, timeout=_TIMEOUT)
-        except requests.RequestException as error:
-            raise StageFailure(f"{self._url} does not answer: {error}") from error
+        body |= {"truncate": True} if truncate or self._lists else {}
+        answer = self._posted(body)
         if answer.status_code in _REFUSED:
             raise _Refusal(answer.status_code, " ".join(answer.text[:300].split()))
         if answer.status_code == 429 or answer.status_code >= 500:
@@ -201,8 +241,42 @@ class EndpointEncoder:
         vectors = _vectors(content, texts, self._url)
         if getattr(self, "_dimensions", vectors.shape[1]) != vectors.shape[1]:
             raise UserError(f"{self._url}: vectors of {vectors.shape[1]} numbers, of {self._dimensions} before")
-        self._cut += len(content.get("truncated") or [])
+        said = content.get("truncated")
+        self._lists |= truncate and isinstance(said, list) and len(said) > 0
+        self._cut += _count(said, len(texts))
         return vectors
+
+    def _posted(self, body: dict[str, Any]) -> requests.Response:
+        """The server's answer. One that breaks off is asked for again, as urllib3 does where none has begun.
+
+        Raises:
+            StageFailure: there is none.
+        """
+        for left in range(int(_PATIENCE.total or 0), -1, -1):
+            try:
+                return self._session.post(self._url, json=body, timeout=_TIMEOUT)
+            except requests.exceptions.ChunkedEncodingError as error:
+                if not left:
+                    raise StageFailure(f"{self._url} does not answer in full: {_cause(error)}") from error
+                time.sleep(_PATIENCE.backoff_factor * 2 ** (int(_PATIENCE.total or 0) - left))
+            except requests.RequestException as error:
+                raise StageFailure(f"{self._url} does not answer: {_cause(error)}") from error
+        raise AssertionError("the last try returns or raises")
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost of errors that wrap, and repeat, one another."""
+    inner = getattr(error, "reason", None) or next((arg for arg in error.args if isinstance(arg, BaseException)), None)
+    if isinstance(inner, BaseException):
+        return _cause(inner)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _count(said: Any, texts: int) -> int:
+    """How many of the texts were cut by an answer's `truncated`: a list in ours, in others a number or yes."""
+    if isinstance(said, list):
+        return min(len(said), texts)
+    return min(max(said, 0), texts) if isinstance(said, int) else 0
 
 
 def _with_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -250,4 +324,4 @@ def notes_lines(notes: Sequence[Mapping[str, int]]) -> list[str]:
     most = [note["most"] for note in notes if note.get("most")]
     lines = [f"{empty} empty texts were sent to the server as {PLACEHOLDER!r}"] if empty else []
     lines += [f"{cut} texts were longer than the server takes and lost their end"] if cut else []
-    return lines + ([f"the server takes at most {min(most)} texts in a request"] if most else [])
+    return lines + ([f"at most {min(most)} texts were sent together"] if most else [])
