@@ -11,7 +11,7 @@ from qwen3emb.data.synthetic import origin_of
 
 __all__ = ["Call", "Row"]
 
-_FINAL = {"prompt_too_long", "engine_died", "no_other_language"}  # asking again changes nothing
+_FINAL = {"prompt_too_long", "chat_template", "engine_died", "no_other_language"}  # asking again changes nothing
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,14 @@ from qwen3emb.data.prompts import Message, defused
 from qwen3emb.errors import UserError
 from qwen3emb.templates import control_ids
 
-__all__ = ["ChatForm", "chat_form"]
+__all__ = ["ChatForm", "ChatRefused", "chat_form"]
 
 _ROLES = ("system", "user", "assistant", "user")
 _PROBE = [{"role": role, "content": f"marker{number}"} for number, role in enumerate(_ROLES)]
+
+
+class ChatRefused(ValueError):
+    """The template does not take this chat; the text says why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,18 @@ class ChatForm:
     folded: bool
 
     def text(self, messages: list[Message]) -> str:
-        """The prompt, up to where the answer begins; no turn's text can end its turn."""
+        """The prompt, up to where the answer begins; no turn's text can end its turn.
+
+        Raises:
+            ChatRefused: the template fails at these turns, though it may take others.
+        """
         safe = [turn | {"content": defused(turn["content"], self.control_tokens)} for turn in messages]
         turns = _folded(safe) if self.folded else safe
-        return str(
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        )
+        form = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, **form))
+        except Exception as error:  # a template is a program of its own: it may raise anything
+            raise ChatRefused(_one_line(error)) from error
 
     @cached_property
     def control_tokens(self) -> list[str]:
@@ -70,8 +80,8 @@ def chat_form(model: str, folder: str) -> ChatForm:
     for form in (ChatForm(tokenizer, folded=False), ChatForm(tokenizer, folded=True)):
         try:
             shown = form.text(_PROBE)
-        except Exception as error:  # a template is a program of its own: it may raise anything
-            complaint = _one_line(error)
+        except ChatRefused as error:
+            complaint = str(error)
             continue
         lost = [turn["role"] for turn in _PROBE if turn["content"] not in shown]
         if not lost:

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3emb.config_data import SynthesizeConfig
 from qwen3emb.data.prompts import Message, defused
-from qwen3emb.distributed.chat_form import chat_form
+from qwen3emb.distributed.chat_form import ChatRefused, chat_form
 from qwen3emb.errors import StageFailure, UserError
 from qwen3emb.model.fetch import resolve_model
 
@@ -41,7 +41,7 @@ class Question:
 class Answer:
     """What came of a question: `text`, or `problem` as `<code>: <detail>`, and the tokens it took.
 
-    Codes: prompt_too_long, engine_error.
+    Codes: prompt_too_long, chat_template, engine_error.
     """
 
     text: str = ""
@@ -101,18 +101,22 @@ class VllmEngine:
         """
         prompts = [self._prompt(q.messages) for q in questions]
         rooms = [self._cfg.max_model_len - q.max_tokens for q in questions]
-        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= rooms[i]]
-        found = self._generate([prompts[i] for i in fitting], [self.sampling(questions[i]) for i in fitting])
+        fitting = {i: ids for i, ids in enumerate(prompts) if isinstance(ids, list) and len(ids) <= rooms[i]}
+        found = self._generate(list(fitting.values()), [self.sampling(questions[i]) for i in fitting])
         answers = [
-            Answer(problem=f"prompt_too_long: {len(prompt)} tokens, {room} fit")
+            Answer(problem=f"prompt_too_long: {len(prompt)} tokens, {room} fit" if isinstance(prompt, list) else prompt)
             for prompt, room in zip(prompts, rooms, strict=True)
         ]
         for i, answer in zip(fitting, found, strict=True):
             answers[i] = answer
         return answers
 
-    def _prompt(self, messages: list[Message]) -> list[int]:
-        return list(self._tokenizer.encode(self._form.text(messages), add_special_tokens=False))
+    def _prompt(self, messages: list[Message]) -> list[int] | str:
+        """A chat's tokens, or the problem with it."""
+        try:
+            return list(self._tokenizer.encode(self._form.text(messages), add_special_tokens=False))
+        except ChatRefused as error:
+            return f"chat_template: {error}"
 
     def sampling(self, question: Question) -> Any:
         """The engine's parameters for one question."""

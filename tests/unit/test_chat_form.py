@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from qwen3emb.config_data import SynthesizeConfig
 from qwen3emb.data.prompts import Configuration as Chosen
 from qwen3emb.data.prompts import query_messages
 from qwen3emb.data.requirements import Requirement
-from qwen3emb.distributed.chat_form import ChatForm, chat_form
+from qwen3emb.distributed.chat_form import ChatForm, ChatRefused, chat_form
+from qwen3emb.distributed.vllm_engine import Question, VllmEngine
 from qwen3emb.errors import UserError
 
 TURN = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -114,3 +116,25 @@ def test_a_generator_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(UserError, match=r"^models\.generator /.*: no tokenizer in it"):
         form(str(tmp_path))
+
+
+PICKY = (
+    "{% for message in messages %}{% if message['content'] | length > 400 %}{{ raise_exception('Too\n long') }}"
+    "{% elif '$' in message['content'] %}{{ message['content'] + 1 }}{% endif %}" + TURN + "{% endfor %}" + ASKING
+)
+
+
+@pytest.mark.parametrize(("content", "why"), [("x" * 401, "Too long"), ("5 $", "concatenate")])
+def test_a_row_that_the_template_refuses_is_rejected_and_ends_nothing(
+    generator: Callable[[str | None], str], content: str, why: str
+) -> None:
+    engine = object.__new__(VllmEngine)  # loading one takes vLLM and minutes; nothing reaches it here
+    engine._form = form(generator(PICKY))
+    engine._tokenizer, engine._cfg = engine._form.tokenizer, SynthesizeConfig(personas="p.jsonl")
+    fine = [{"role": "user", "content": "Hi"}]
+    rows = [[{"role": "user", "content": content}], fine]
+    found = engine.ask([Question(row, {}, engine._cfg.max_model_len, 0) for row in rows])
+    assert str(found[0].problem).startswith("chat_template: ") and why in str(found[0].problem)
+    assert "\n" not in str(found[0].problem) and str(found[1].problem).startswith("prompt_too_long")
+    with pytest.raises(ChatRefused, match=why):
+        engine._form.text(rows[0])
