@@ -241,9 +241,9 @@ class EndpointEncoder:
         vectors = _vectors(content, texts, self._url)
         if getattr(self, "_dimensions", vectors.shape[1]) != vectors.shape[1]:
             raise UserError(f"{self._url}: vectors of {vectors.shape[1]} numbers, of {self._dimensions} before")
-        said = content.get("truncated")
-        self._lists |= truncate and isinstance(said, list) and len(said) > 0
-        self._cut += _count(said, len(texts))
+        cut: Any = content.get("truncated")
+        self._lists |= truncate and isinstance(cut, list) and len(cut) > 0
+        self._cut += _count(cut, len(texts))
         return vectors
 
     def _posted(self, body: dict[str, Any]) -> requests.Response:
