@@ -114,7 +114,8 @@ def check(found: dict[str, Any], wanted: dict[str, dict[str, np.ndarray]]) -> No
         assert cosines.min() >= 0.999, (dtype, cosines)
         for form in {"scores", "classified"} & found[dtype].keys():
             scores = np.array(found[dtype][form])
-            assert np.abs(scores - here["scores"]).max() <= (1e-4 if dtype == "float32" else 0.02), (dtype, form)
+            # Eight bits of mantissa in every product: on one Intel CPU two libraries are 0.0200 apart, on AMD less.
+            assert np.abs(scores - here["scores"]).max() <= (1e-4 if dtype == "float32" else 0.025), (dtype, form)
             clear = np.abs(exact[:, None] - exact[None]) > 0.02
             order = np.sign(scores[:, None] - scores[None]) == np.sign(exact[:, None] - exact[None])
             assert order[clear].all(), (dtype, form, scores, exact)
