@@ -22,9 +22,6 @@ __all__ = [
     "write_retrieval_set",
 ]
 
-_GRADES = 2**31
-"""pytrec_eval takes grades below it."""
-
 
 @dataclass(frozen=True)
 class RetrievalSet:
@@ -122,7 +119,7 @@ def check_retrieval_set(data: RetrievalSet, folder: Storage, judgments: str, adv
         advice: what else to do, for the message.
 
     Raises:
-        UserError: no documents, no judged queries, no document that is relevant to any, or a grade out of range.
+        UserError: no documents, no judged queries, or no document that is relevant to any.
     """
     end = f"; {advice}" if advice else ""
     judged, corpus = (_source(folder, stem) for stem in (judgments, "corpus"))
@@ -134,8 +131,6 @@ def check_retrieval_set(data: RetrievalSet, folder: Storage, judgments: str, adv
         raise UserError(f"{judged}: no grade above 0, so every model would score 0{end}")
     if not any(name in data.corpus for name in relevant):
         raise UserError(f"{judged}: no relevant document is in {corpus}, so every model would score 0{end}")
-    if any(abs(grade) >= _GRADES for grades in data.qrels.values() for grade in grades.values()):
-        raise UserError(f"{judged}: a grade is {_GRADES} or more{end}")
 
 
 def _source(folder: Storage, stem: str) -> str:

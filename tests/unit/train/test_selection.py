@@ -22,7 +22,7 @@ def table_of(**sizes: int) -> pa.Table:
     """Rows of the data sets, each with a query and two negatives of its own."""
     rows = [
         {"id": f"{name}{i}", "query": f"{name} {i}?", "positive": f"{name} {i}", "origin": name}
-        | {"negatives": [f"{name} not {i}", f"{name} neither {i}"]}
+        | {"negatives": [f"{name} not {i}", f"{name} neither {i}"], "grade": 3.0 if name.endswith("sts") else None}
         for name, size in sizes.items()
         for i in range(size)
     ]
