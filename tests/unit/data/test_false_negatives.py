@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3emb.config_labelled import LabelledSetConfig
 from qwen3emb.data.false_negatives import FALSE, answers_of, told, true_negatives
-from qwen3emb.data.labelled import LabelledRow, read_labelled
-from qwen3emb.data.rows import Reject
-
-
-def written(folder: Path, records: list[dict[str, Any]]) -> Path:
-    path = folder / "set.jsonl"
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
-    return path
-
-
-def read(path: Path, **settings: Any) -> tuple[list[LabelledRow], list[Reject]]:
-    cfg = LabelledSetConfig.model_validate({"path": str(path), **settings})
-    found = list(read_labelled("s", cfg, 0))
-    return [r for r in found if isinstance(r, LabelledRow)], [r for r in found if isinstance(r, Reject)]
-
+from tests.unit.data.labelled_sets import read, written
 
 texts = st.sampled_from(["a", "a ", " a", "A", "b", "b\nc", "b c", "caf\u00e9", "cafe\u0301", "d", ""])
 

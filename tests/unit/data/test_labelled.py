@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,10 @@ from qwen3emb.data.catalogue import chosen_sets, read_catalogue
 from qwen3emb.data.files import reached
 from qwen3emb.data.labelled import LabelledRow, read_labelled
 from qwen3emb.data.labelled_formats import detect
-from qwen3emb.data.rows import Reject
 from qwen3emb.errors import NotThere, UserError
+from tests.unit.data.labelled_sets import read, written
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
-
-
-def written(folder: Path, records: list[Any], name: str = "set.jsonl") -> Path:
-    path = folder / name
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
-    return path
-
-
-def read(path: Path, **settings: Any) -> tuple[list[LabelledRow], list[Reject]]:
-    cfg = LabelledSetConfig.model_validate({"path": str(path), **settings})
-    found = list(read_labelled("s", cfg, 0))
-    return [r for r in found if isinstance(r, LabelledRow)], [r for r in found if isinstance(r, Reject)]
 
 
 FORMS: dict[str, tuple[dict[str, Any], LabelledRow]] = {

@@ -10,22 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3emb.cli import app
-from qwen3emb.config_labelled import LabelledSetConfig
-from qwen3emb.data.labelled import LabelledRow, read_labelled
-from qwen3emb.data.rows import Reject
 from qwen3emb.errors import UserError
-
-
-def written(folder: Path, records: list[dict[str, Any]]) -> Path:
-    path = folder / "set.jsonl"
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
-    return path
-
-
-def read(path: Path, **settings: Any) -> tuple[list[LabelledRow], list[Reject]]:
-    cfg = LabelledSetConfig.model_validate({"path": str(path), **settings})
-    found = list(read_labelled("s", cfg, 0))
-    return [r for r in found if isinstance(r, LabelledRow)], [r for r in found if isinstance(r, Reject)]
+from tests.unit.data.labelled_sets import read, written
 
 
 def nli(label: object, field: str = "label") -> dict[str, Any]:
