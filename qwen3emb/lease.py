@@ -74,7 +74,7 @@ class Lease:
     def release(self) -> None:
         """Let go of the folder, where it is still this driver's."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(EXPIRY)  # storage that hangs must not hold the driver; the thread is a daemon
         if not self.lost and _read(self._folder).get("token") == self._content["token"]:
             self._folder.delete(LEASE)
 
