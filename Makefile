@@ -35,7 +35,7 @@ check: install ## ruff, mypy, every example config, generated documentation
 	@$(PY) -m ruff format --check --quiet .
 	@$(PY) -m mypy --no-error-summary
 	@for file in $(filter-out examples/datasets.yaml,$(wildcard examples/*.yaml)); do $(PY) -m qwen3emb.cli check-config "$$file" >/dev/null; done
-	@$(PY) -m qwen3emb.config_docs --check
+	@$(PY) -m qwen3emb.config.docs --check
 	@echo "check: ruff, mypy, examples and docs are in order"
 
 format: install ## let ruff format and sort the code

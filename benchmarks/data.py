@@ -21,11 +21,11 @@ from typing import Any
 from benchmarks.comparing import Comparison, Outcome, compare, report, seconds
 from benchmarks.data_sides import corpus_preparation, mining
 from benchmarks.encode import docstrings
-from qwen3emb.config_data import SynthesizeConfig
-from qwen3emb.data.task_rows import Row
-from qwen3emb.distributed.query_writer import QueryWriter
-from qwen3emb.distributed.vllm_engine import Answer, Question, VllmEngine
+from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.model.fetch import fetch_model
+from qwen3emb.synthesis.engine import Answer, Question, VllmEngine
+from qwen3emb.synthesis.task_rows import Row
+from qwen3emb.synthesis.writer import QueryWriter
 
 MODEL = "smollm2-135m-instruct"
 PARTS = ("mining", "corpus", "synthesis")

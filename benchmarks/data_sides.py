@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.comparing import Comparison, Outcome, compare, seconds
-from qwen3emb.config import load_config
-from qwen3emb.config_data import CorpusConfig
+from qwen3emb.config.data import CorpusConfig
+from qwen3emb.config.run import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS, QUERIES, DIMENSIONS = 100_000, 5_000, 384
@@ -94,9 +94,9 @@ def _mined(side: str, folder: Path, threads: int) -> dict[str, Any]:
 def corpus_preparation(threads: int) -> Outcome:
     """Seconds of the stage `corpus` on a running Ray, and of the same calls one after the other in one process."""
     from cluster.session import connected
-    from qwen3emb.distributed.corpus import build_corpus
-    from qwen3emb.pipeline import STAGES, StageContext
-    from qwen3emb.storage import Storage
+    from qwen3emb.core.storage import Storage
+    from qwen3emb.corpus.stage import build_corpus
+    from qwen3emb.pipeline.stages import STAGES, StageContext
 
     cfg = load_config(str(ROOT / "examples/demo.yaml"))
     cfg = cfg.model_copy(update={"corpus": cfg.corpus.model_copy(update={"workers": threads})})
@@ -124,10 +124,10 @@ def corpus_preparation(threads: int) -> Outcome:
 
 def _loop(cfg: CorpusConfig, seed: int, model: str, folder: Path) -> int:
     """Read, chunk and sign every file, find duplicates, write what is left; the number of rows found."""
-    from qwen3emb.data.corpus_chunker import chunker
-    from qwen3emb.data.corpus_files import corpus_files
-    from qwen3emb.data.corpus_rows import CANDIDATE, KEYS, file_rows
-    from qwen3emb.data.corpus_split import decide
+    from qwen3emb.corpus.candidates import CANDIDATE, KEYS, file_rows
+    from qwen3emb.corpus.chunker import chunker
+    from qwen3emb.corpus.sources import corpus_files
+    from qwen3emb.corpus.split import decide
 
     chunk = chunker(model, cfg.max_tokens, cfg.overlap_tokens)
     rows = [row for file in corpus_files(cfg.sources, seed) for row in file_rows(file, cfg, seed, chunk)]

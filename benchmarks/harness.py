@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from cluster.session import connected
-from qwen3emb.config import ClusterConfig
-from qwen3emb.distributed.harness import HarnessSettings, evaluate_tasks
-from qwen3emb.evaluate.harness_tasks import open_tasks
+from qwen3emb.config.run import ClusterConfig
+from qwen3emb.evaluation.harness import HarnessSettings, evaluate_tasks
+from qwen3emb.evaluation.harness_tasks import open_tasks
 from qwen3emb.model.fetch import fetch_model
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

@@ -17,7 +17,7 @@ from benchmarks.comparing import peak_bytes
 
 def ours(folder: Path, out: Path) -> Callable[[], object]:
     """Our merge."""
-    from qwen3emb.merge.checkpoint import merge_checkpoints
+    from qwen3emb.merging.checkpoint import merge_checkpoints
 
     return lambda: merge_checkpoints([folder / "one", folder / "two"], out)
 

@@ -23,11 +23,11 @@ NEGATIVES, TOP, RELATIVE_MARGIN = 8, 50, 0.05
 
 def ours(folder: Path, texts: dict[str, list[str]]) -> Any:
     """Our stage's steps one after the other in this process; a function that mines, which gives (query, negatives)."""
-    from qwen3emb.config_data import MineConfig
-    from qwen3emb.data.mine_rows import training_rows
-    from qwen3emb.data.mining import MinePair, blocks, choose, merged, plan
-    from qwen3emb.distributed.mine_search import QUERIES_AT_ONCE, search_shard, shards
-    from qwen3emb.distributed.vectors import Vectors
+    from qwen3emb.config.data import MineConfig
+    from qwen3emb.encoding.vectors import Vectors
+    from qwen3emb.mining.rows import training_rows
+    from qwen3emb.mining.rules import MinePair, blocks, choose, merged, plan
+    from qwen3emb.mining.search import QUERIES_AT_ONCE, search_shard, shards
 
     rules = MineConfig(negatives=NEGATIVES, top_k=TOP, relative_margin=RELATIVE_MARGIN)
 

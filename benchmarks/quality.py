@@ -20,15 +20,15 @@ from typing import Any
 from benchmarks.comparing import Difference, report
 from benchmarks.quality_sides import INSTRUCTION
 from cluster.session import connected
-from qwen3emb.config import ClusterConfig
-from qwen3emb.distributed.encoding import Encoders
-from qwen3emb.distributed.harness import HarnessSettings, evaluate_tasks
-from qwen3emb.evaluate.harness_tasks import open_tasks
-from qwen3emb.evaluate.metrics import retrieval_metrics
-from qwen3emb.evaluate.retrieval import RetrievalSet, read_beir
-from qwen3emb.merge.checkpoint import merge_checkpoints
+from qwen3emb.config.run import ClusterConfig
+from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.pool import Encoders
+from qwen3emb.evaluation.harness import HarnessSettings, evaluate_tasks
+from qwen3emb.evaluation.harness_tasks import open_tasks
+from qwen3emb.merging.checkpoint import merge_checkpoints
+from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.model.fetch import fetch_model
-from qwen3emb.storage import Storage
+from qwen3emb.text.retrieval_set import RetrievalSet, read_beir
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"

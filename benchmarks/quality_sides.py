@@ -30,13 +30,13 @@ def steps_that_fit(trial_seconds: float, left: float) -> int:
 def ours(order: dict[str, Any]) -> dict[str, Any]:
     """The supervised stage's own training on Ray Train and DeepSpeed, from the base model."""
     from cluster.session import connected
-    from qwen3emb.config import ClusterConfig
-    from qwen3emb.config_train import LossConfig, OptimizerConfig, TrainEmbeddingConfig
-    from qwen3emb.distributed.trainer import TrainJob, fit
-    from qwen3emb.storage import Storage
-    from qwen3emb.train.history import History
-    from qwen3emb.train.rows import TrainingRow
-    from qwen3emb.train.tasks import EmbeddingTask
+    from qwen3emb.config.run import ClusterConfig
+    from qwen3emb.config.training import LossConfig, OptimizerConfig, TrainEmbeddingConfig
+    from qwen3emb.core.storage import Storage
+    from qwen3emb.objective.rows import TrainingRow
+    from qwen3emb.training.history import History
+    from qwen3emb.training.loop import TrainJob, fit
+    from qwen3emb.training.tasks import EmbeddingTask
 
     began = time.monotonic()
     rows = [TrainingRow(str(i), q, d, (), "scifact") for i, (q, d) in enumerate(json.loads(_read(order["pairs"])))]

@@ -26,7 +26,7 @@ from benchmarks.train_scale_sides import Workers, peak_memory
 from benchmarks.train_sides import FlagEmbedding, Ours, Theirs, alone, peer_columns, read_rows, shortened
 from qwen3emb.model.fetch import fetch_model
 from qwen3emb.model.loading import load_tokenizer
-from qwen3emb.templates import RerankTemplate
+from qwen3emb.text.templates import RerankTemplate
 
 MODEL = "smollm2-135m-instruct"
 SETS = {"scifact": "train", "mlquestions": "dev", "mbpp": "test"}

@@ -17,14 +17,14 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Transformer
 
 from benchmarks.train_sides import INSTRUCTION, LR, MAX_TOKENS, TOKEN_BUDGET
-from qwen3emb.config_train import OptimizerConfig, TrainRerankerConfig
-from qwen3emb.distributed.engine import ZeroEngine, build_engine, set_learning_rate
+from qwen3emb.config.training import OptimizerConfig, TrainRerankerConfig
 from qwen3emb.model.loading import load_causal, load_tokenizer
 from qwen3emb.model.packing import pack
 from qwen3emb.model.reranker import answer_logits, rerank_tree
-from qwen3emb.templates import RerankTemplate
-from qwen3emb.train.reranker_step import reranker_step
-from qwen3emb.train.rows import TrainingRow
+from qwen3emb.objective.reranker_step import reranker_step
+from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.text.templates import RerankTemplate
+from qwen3emb.training.zero import ZeroEngine, build_engine, set_learning_rate
 
 NEGATIVES = 8
 

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.comparing import peak_bytes
 from benchmarks.train_sides import Ours, read_rows
-from qwen3emb.train.allocator import keep_freed
+from qwen3emb.objective.allocator import keep_freed
 
 
 def peak_memory(directory: Path, name: str, split: str, batch: int, budget: int) -> float:

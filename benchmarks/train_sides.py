@@ -26,15 +26,15 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from qwen3emb.config_train import LossConfig, OptimizerConfig
-from qwen3emb.distributed.engine import ZeroEngine, build_engine, set_learning_rate
+from qwen3emb.config.training import LossConfig, OptimizerConfig
 from qwen3emb.model.encoder import pooled
 from qwen3emb.model.loading import load_tokenizer, load_trunk
-from qwen3emb.templates import EmbeddingTemplate, query_prompt
-from qwen3emb.train.allocator import keep_freed
-from qwen3emb.train.embedding_step import StepSettings, embedding_step, micro_batches
-from qwen3emb.train.rows import TrainingRow
-from qwen3emb.train.sharing import plan_texts
+from qwen3emb.objective.allocator import keep_freed
+from qwen3emb.objective.embedding_step import StepSettings, embedding_step, micro_batches
+from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.objective.sharing import plan_texts
+from qwen3emb.text.templates import EmbeddingTemplate, query_prompt
+from qwen3emb.training.zero import ZeroEngine, build_engine, set_learning_rate
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 INSTRUCTION = "Given a query, retrieve documents that answer it"

@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 
 from cluster.session import own_cluster_environment, ray_environment
-from qwen3emb.config import ClusterConfig
-from qwen3emb.errors import StageFailure
+from qwen3emb.config.run import ClusterConfig
+from qwen3emb.core.errors import StageFailure
 
 __all__ = ["private_head"]
 

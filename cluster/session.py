@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qwen3emb.config import ClusterConfig
-from qwen3emb.errors import UserError
+from qwen3emb.config.run import ClusterConfig
+from qwen3emb.core.errors import UserError
 
 __all__ = ["OWN_CLUSTER", "connected", "own_cluster_environment", "ray_environment"]
 

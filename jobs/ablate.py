@@ -10,10 +10,10 @@ from contextlib import redirect_stdout
 
 from jobs.entry import command_line, guarded, say, table_console
 from jobs.pipeline import parse, run_pipeline
-from qwen3emb.config import load_config
-from qwen3emb.errors import StageFailure, UserError
-from qwen3emb.evaluate.ablation import ablation_table, variants, with_figures, write_ablation
-from qwen3emb.pipeline import borrow
+from qwen3emb.config.run import load_config
+from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.pipeline.ablation import ablation_table, variants, with_figures, write_ablation
+from qwen3emb.pipeline.stages import borrow
 
 
 def _pipeline(arguments: argparse.Namespace, changes: list[str]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from jobs.entry import command_line, run_stage, say
-from qwen3emb.artifact import StageResult
-from qwen3emb.pipeline import StageContext
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.pipeline.stages import StageContext
 
 
 def run(ctx: StageContext) -> StageResult:
     """The stage."""
-    from qwen3emb.distributed.corpus import build_corpus
+    from qwen3emb.corpus.stage import build_corpus
 
     return build_corpus(ctx, lambda done, total: say(f"corpus: {done} of {total} files read"))
 

@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from cluster.session import connected
-from qwen3emb.artifact import Identity, StageResult, complete, start, state_of
-from qwen3emb.config import RunConfig, load_config
-from qwen3emb.data.card import count_rows, write_card
-from qwen3emb.errors import UserError
-from qwen3emb.exits import guarded
-from qwen3emb.lease import held
-from qwen3emb.location import redacted
-from qwen3emb.pipeline import STAGES, StageContext, asked_for, identity, needs, own_folder, stage_folder
+from qwen3emb.config.run import RunConfig, load_config
+from qwen3emb.core.artifact import Identity, StageResult, complete, start, state_of
+from qwen3emb.core.card import count_rows, write_card
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.exits import guarded
+from qwen3emb.core.lease import held
+from qwen3emb.core.location import redacted
+from qwen3emb.pipeline.stages import STAGES, StageContext, asked_for, identity, needs, own_folder, stage_folder
 
 __all__ = ["command_line", "guarded", "run_stage", "say", "table_console"]
 

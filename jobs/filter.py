@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from jobs.entry import command_line, run_stage, say
-from qwen3emb.artifact import StageResult
-from qwen3emb.pipeline import StageContext
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.pipeline.stages import StageContext
 
 
 def run(ctx: StageContext) -> StageResult:
     """The stage."""
-    from qwen3emb.distributed.filtering import filter_pairs
+    from qwen3emb.filtering.stage import filter_pairs
 
     return filter_pairs(ctx, say)
 

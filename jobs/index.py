@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 
 from jobs.entry import command_line, run_stage, say
-from qwen3emb.artifact import StageResult
-from qwen3emb.distributed.progress import paced
-from qwen3emb.pipeline import StageContext
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.progress import paced
+from qwen3emb.pipeline.stages import StageContext
 
 
 def run(ctx: StageContext) -> StageResult:
     """The stage."""
-    from qwen3emb.distributed.indexing import build_index
+    from qwen3emb.search.stage import build_index
 
     return build_index(ctx, paced(say, "index: documents"))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from jobs.entry import command_line, run_stage, say
-from qwen3emb.artifact import StageResult
-from qwen3emb.pipeline import StageContext
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.pipeline.stages import StageContext
 
 
 def run(ctx: StageContext) -> StageResult:
     """The stage."""
-    from qwen3emb.distributed.labelled import read_sets
+    from qwen3emb.labelled.stage import read_sets
 
     return read_sets(ctx, say)
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.private_head import private_head
+from cluster.submission import Target, connect, here, there
 from jobs.entry import command_line, guarded, say, table_console
-from qwen3emb.artifact import start
-from qwen3emb.config import RunConfig, load_config
-from qwen3emb.distributed.submission import Target, connect, here, there
-from qwen3emb.errors import StageFailure, UserError
-from qwen3emb.evaluate.report import print_report, write_summary
-from qwen3emb.pipeline import STAGES, Stage, identity, own_folder, plan, selected, stage_folder
+from qwen3emb.config.run import RunConfig, load_config
+from qwen3emb.core.artifact import start
+from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.pipeline.report import print_report, write_summary
+from qwen3emb.pipeline.stages import STAGES, Stage, identity, own_folder, plan, selected, stage_folder
 
 __all__ = ["main", "parse", "run_pipeline"]
 

@@ -9,8 +9,8 @@ import threading
 
 from cluster.session import connected
 from jobs.entry import command_line, say
-from qwen3emb.config import load_config
-from qwen3emb.exits import guarded
+from qwen3emb.config.run import load_config
+from qwen3emb.core.exits import guarded
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from jobs.entry import command_line, run_stage
-from qwen3emb.distributed.training import train_supervised, train_weak
+from qwen3emb.training.stage import train_supervised, train_weak
 
 __all__ = ["main"]
 

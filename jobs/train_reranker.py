@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from jobs.entry import command_line, run_stage, say
-from qwen3emb.distributed.training import train_reranker
+from qwen3emb.training.stage import train_reranker
 
 __all__ = ["main"]
 

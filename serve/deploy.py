@@ -12,12 +12,12 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from qwen3emb.artifact import finished, read_record
-from qwen3emb.config import RunConfig, load_config
-from qwen3emb.config_serve import ServeConfig
-from qwen3emb.errors import UserError
-from qwen3emb.pipeline import stage_folder
-from qwen3emb.storage import Storage
+from qwen3emb.config.run import RunConfig, load_config
+from qwen3emb.config.serving import ServeConfig
+from qwen3emb.core.artifact import finished, read_record
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.storage import Storage
+from qwen3emb.pipeline.stages import stage_folder
 from serve.app import RETRY_AFTER_S, Gateway, Served
 from serve.embedder import Embedder
 from serve.reranker import Judge

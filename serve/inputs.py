@@ -10,11 +10,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.storage import Storage
 from qwen3emb.model.contract import read_contract
 from qwen3emb.model.loading import load_tokenizer
-from qwen3emb.storage import Storage
-from qwen3emb.templates import DEFAULT_RERANK_INSTRUCTION, EmbeddingTemplate, RerankTemplate
+from qwen3emb.text.templates import DEFAULT_RERANK_INSTRUCTION, EmbeddingTemplate, RerankTemplate
 from serve.schema import MAX_TOKENS, EmbeddingRequest, bad_request
 
 __all__ = ["EmbeddingInputs", "Prepared", "RerankInputs"]

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from ray import serve
 
+from qwen3emb.core.storage import Storage
 from qwen3emb.model.loading import stored_dtype
 from qwen3emb.model.packing import pack
 from qwen3emb.model.reranker import Reranker, answer_states
-from qwen3emb.storage import Storage
 from serve.passes import Failure, Job, forward_passes
 
 __all__ = ["Judge"]

@@ -6,8 +6,8 @@ import asyncio
 
 import numpy as np
 
-from qwen3emb.evaluate.index import Hit, SearchIndex
-from qwen3emb.storage import Storage
+from qwen3emb.core.storage import Storage
+from qwen3emb.search.index import Hit, SearchIndex
 
 __all__ = ["Searcher"]
 

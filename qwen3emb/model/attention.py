@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
 from qwen3emb.model.attention_cuda import cuda_attention
 from qwen3emb.model.packing import PackedBatch, Segment
 

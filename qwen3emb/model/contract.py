@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
 
 __all__ = ["CONTRACT_FILE", "Contract", "read_contract", "write_contract"]
 

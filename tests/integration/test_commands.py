@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from qwen3emb.pipeline import STAGES
-from tests.unit.conftest import run_file  # noqa: F401, a fixture
 from tests.unit.evaluate.test_ablation import finished_ablation
 from tests.unit.test_cli import finish
+
+from qwen3emb.pipeline.stages import STAGES
+from tests.unit.conftest import run_file  # noqa: F401, a fixture
 
 pytestmark = pytest.mark.integration
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
+from qwen3emb.export.export import export_embedding, export_reranker, export_sequence_classifier
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import Encoder
-from qwen3emb.model.export import export_embedding, export_reranker, export_sequence_classifier
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.loading import load_causal, load_tokenizer
 from qwen3emb.model.packing import pack
 from qwen3emb.model.reranker import Reranker, answer_states, rerank_tree
-from qwen3emb.templates import RerankTemplate
+from qwen3emb.text.templates import RerankTemplate
 from tests.integration.other_engines import LEGACY, transformers_4, vllm
 
 pytestmark = pytest.mark.integration

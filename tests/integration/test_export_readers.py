@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 
+from qwen3emb.export.export import SEQUENCE_CLASSIFIER, export_embedding, export_reranker, export_sequence_classifier
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import Encoder
-from qwen3emb.model.export import SEQUENCE_CLASSIFIER, export_embedding, export_reranker, export_sequence_classifier
 from qwen3emb.model.reranker import Reranker
 from tests.integration.other_engines import LEGACY
 

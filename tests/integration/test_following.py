@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from qwen3emb.distributed import submission
-from qwen3emb.distributed.submission import connect, exit_code, follow
-from qwen3emb.errors import StageFailure
+from cluster import submission
+from cluster.submission import connect, exit_code, follow
+from qwen3emb.core.errors import StageFailure
 
 pytestmark = pytest.mark.integration
 

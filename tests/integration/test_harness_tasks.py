@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3emb.config_serve import EvaluateConfig
-from qwen3emb.errors import UserError
-from qwen3emb.evaluate.bootstrap import paired_bootstrap
-from qwen3emb.evaluate.comparison import baseline_figures, compared
-from qwen3emb.evaluate.harness_model import HarnessEncoder, Instructions, TwoStageSearch, leave_out_own, model_meta
-from qwen3emb.evaluate.harness_scores import Scored, reached_tasks, score_tasks
-from qwen3emb.evaluate.harness_tasks import open_tasks
-from qwen3emb.evaluate.metrics import retrieval_metrics
-from qwen3emb.evaluate.per_query import main_first, of_split
-from qwen3emb.evaluate.retrieval import RetrievalSet, evaluation_set, read_beir
-from qwen3emb.evaluate.vector_cache import VectorCache
-from qwen3emb.storage import Storage
+from qwen3emb.config.serving import EvaluateConfig
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.storage import Storage
+from qwen3emb.evaluation.comparison import baseline_figures, compared
+from qwen3emb.evaluation.harness_model import HarnessEncoder, Instructions, TwoStageSearch, leave_out_own, model_meta
+from qwen3emb.evaluation.harness_scores import Scored, reached_tasks, score_tasks
+from qwen3emb.evaluation.harness_tasks import open_tasks
+from qwen3emb.evaluation.per_query import main_first, of_split
+from qwen3emb.evaluation.vector_cache import VectorCache
+from qwen3emb.metrics.bootstrap import paired_bootstrap
+from qwen3emb.metrics.retrieval import retrieval_metrics
+from qwen3emb.text.retrieval_set import RetrievalSet, evaluation_set, read_beir
 
 pytestmark = pytest.mark.integration  # importing mteb takes as long as a sixth of the unit tests
 

@@ -19,7 +19,7 @@ def loaded(program: str, *names: str) -> list[str]:
 
 
 def test_the_corpus_chunker_does_not_load_torch(tiny_qwen3: Path) -> None:
-    program = f"from qwen3emb.data.corpus_chunker import chunker; chunker({str(tiny_qwen3)!r}, 64, 0)('a text')"
+    program = f"from qwen3emb.corpus.chunker import chunker; chunker({str(tiny_qwen3)!r}, 64, 0)('a text')"
     assert loaded(program, "torch") == []
 
 
@@ -28,4 +28,4 @@ def test_the_schema_of_the_server_imports_no_ray() -> None:
 
 
 def test_the_prompt_module_needs_no_heavy_library() -> None:
-    assert loaded("import qwen3emb.data.prompts", "torch", "ray", "vllm") == []
+    assert loaded("import qwen3emb.synthesis.prompts", "torch", "ray", "vllm") == []

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from cluster.private_head import private_head
-from qwen3emb.config import ClusterConfig
+from qwen3emb.config.run import ClusterConfig
 
 pytestmark = pytest.mark.integration
 
@@ -68,9 +68,7 @@ def client(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     Ray reads its authentication mode once per process, and other tests have started a Ray without it in this one.
     """
     imports = (
-        "import json, sys\n"
-        "from qwen3emb.config import load_config\n"
-        "from qwen3emb.distributed.submission import connect, there\n"
+        "import json, sys\nfrom qwen3emb.config.run import load_config\nfrom cluster.submission import connect, there\n"
     )
     command = [sys.executable, "-c", imports + textwrap.dedent(code), *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
@@ -129,8 +127,8 @@ def test_without_a_cluster_a_private_head_runs_the_stage_and_goes(
 
 def test_one_process_may_have_one_head_after_another() -> None:
     """As `ablate` does; Ray's client keeps the first token that it read."""
-    code = "from cluster.private_head import private_head as head\nfrom qwen3emb.config import ClusterConfig\n"
-    code += "from qwen3emb.distributed.submission import connect\n"
+    code = "from cluster.private_head import private_head as head\nfrom qwen3emb.config.run import ClusterConfig\n"
+    code += "from cluster.submission import connect\n"
     code += "for _ in range(2):\n    with head(ClusterConfig()) as at:\n        print(connect(at).list_jobs())\n"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
@@ -169,7 +167,15 @@ def submissions(shared_head: str, tiny_qwen3: Path, tmp_path_factory: pytest.Tem
 
     def submit(sets: list[str], *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return run(
-            "qwen3emb.cli", "submit", demo, *flags(sets), "--address", shared_head, "--stage", *words, **environment
+            "qwen3emb.cli",
+            "submit",
+            demo,
+            *flags(sets),
+            "--address",
+            shared_head,
+            "--stage",
+            *words,
+            **environment,
         )
 
     clients = {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen3emb.artifact import finished, read_record
-from qwen3emb.lease import LEASE
-from qwen3emb.storage import Storage
+from qwen3emb.core.artifact import finished, read_record
+from qwen3emb.core.lease import LEASE
+from qwen3emb.core.storage import Storage
 
 pytestmark = pytest.mark.integration
 

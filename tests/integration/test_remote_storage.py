@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from qwen3emb.artifact import Identity, StageResult, complete, read_record, start, state_of
-from qwen3emb.data.personas import read_personas
-from qwen3emb.errors import UserError
-from qwen3emb.lease import LEASE, held
-from qwen3emb.storage import Storage, external_fingerprint
+from qwen3emb.core.artifact import Identity, StageResult, complete, read_record, start, state_of
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.lease import LEASE, held
+from qwen3emb.core.storage import Storage, external_fingerprint
+from qwen3emb.synthesis.personas import read_personas
 
 WHAT = Identity("corpus", "0.1.0", {"seed": 0}, {})
 OTHER = Identity("corpus", "0.1.0", {"seed": 1}, {})
@@ -149,8 +149,8 @@ def test_inputs_have_fingerprints_and_are_read(folder: Storage) -> None:
 
 HOLDER = """
 import sys, time
-from qwen3emb.lease import held
-from qwen3emb.storage import Storage
+from qwen3emb.core.lease import held
+from qwen3emb.core.storage import Storage
 with held(Storage(sys.argv[1]), print):
     print("mine", flush=True)
     time.sleep(60)

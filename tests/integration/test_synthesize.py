@@ -18,15 +18,15 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from qwen3emb.artifact import StageResult, complete, start
-from qwen3emb.config import load_config
-from qwen3emb.data.prompts import DIFFICULTIES, QUESTION_TYPES
-from qwen3emb.distributed.tally import Tally
-from qwen3emb.errors import UserError
+from qwen3emb.config.run import load_config
+from qwen3emb.core.artifact import StageResult, complete, start
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.records import PAIR, PASSAGE, REJECT
+from qwen3emb.core.storage import Storage
 from qwen3emb.model.fetch import fetch_model
-from qwen3emb.pipeline import identity, stage_folder
-from qwen3emb.records import PAIR, PASSAGE, REJECT
-from qwen3emb.storage import Storage
+from qwen3emb.pipeline.stages import identity, stage_folder
+from qwen3emb.synthesis.prompts import DIFFICULTIES, QUESTION_TYPES
+from qwen3emb.synthesis.tally import Tally
 
 pytestmark = pytest.mark.integration
 
@@ -259,10 +259,10 @@ def test_a_row_that_ends_engines_is_found_among_its_neighbours() -> None:
 
 ASK = """
 import json, sys
-from qwen3emb.config_data import SynthesizeConfig
-from qwen3emb.data.prompts import query_schema
-from qwen3emb.distributed.vllm_engine import Question, VllmEngine
-from qwen3emb.distributed.query_writer import QueryWriter
+from qwen3emb.config.data import SynthesizeConfig
+from qwen3emb.synthesis.prompts import query_schema
+from qwen3emb.synthesis.engine import Question, VllmEngine
+from qwen3emb.synthesis.writer import QueryWriter
 tasks = {"retrieval": 1.0, "bitext": 1.0, "sts": 1.0, "classification": 1.0}
 cfg = SynthesizeConfig(personas="-", max_model_len=1024, kv_cache_gb=0.25, max_passage_tokens=48, temperature=0.3,
                        tasks=tasks, languages={"English": 1.0, "German": 1.0}, queries_per_passage=12,

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from qwen3emb.cores import usable_cores
+from qwen3emb.core.cores import usable_cores
 
 pytestmark = pytest.mark.integration
 
@@ -18,7 +18,7 @@ CODE = """
 import json, sys
 import ray, torch
 from ray.cluster_utils import Cluster
-from qwen3emb.distributed.workers import EncodeWorker, actor_options, threads_here
+from qwen3emb.encoding.workers import EncodeWorker, actor_options, threads_here
 
 class Asked(EncodeWorker):
     def threads(self):

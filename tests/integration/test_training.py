@@ -16,11 +16,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from qwen3emb.artifact import StageResult, complete, read_record, start
-from qwen3emb.config import load_config
-from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
-from qwen3emb.pipeline import identity, stage_folder
-from qwen3emb.records import PAIR, TRAINING_ROW
+from qwen3emb.config.run import load_config
+from qwen3emb.core.artifact import StageResult, complete, read_record, start
+from qwen3emb.core.records import PAIR, TRAINING_ROW
+from qwen3emb.pipeline.stages import identity, stage_folder
+from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
 pytestmark = pytest.mark.integration
 

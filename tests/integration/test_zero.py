@@ -14,14 +14,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from qwen3emb.config_train import LoraConfig, LossConfig, OptimizerConfig, TrainEmbeddingConfig
+from qwen3emb.config.training import LoraConfig, LossConfig, OptimizerConfig, TrainEmbeddingConfig
 from qwen3emb.model.loading import load_tokenizer, load_trunk
 from qwen3emb.model.lora import add_adapters, merged_weights
-from qwen3emb.templates import EmbeddingTemplate
-from qwen3emb.train.embedding_step import StepSettings, embedding_step
-from qwen3emb.train.microbatch import PlainEngine
-from qwen3emb.train.rows import TrainingRow
-from qwen3emb.train.tasks import EmbeddingTask
+from qwen3emb.objective.embedding_step import StepSettings, embedding_step
+from qwen3emb.objective.microbatch import PlainEngine
+from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.text.templates import EmbeddingTemplate
+from qwen3emb.training.tasks import EmbeddingTask
 
 pytestmark = pytest.mark.integration
 
@@ -77,7 +77,7 @@ def leave() -> None:
 def worker(rank: int, world: int, folder: str, rendezvous: str, result: str) -> None:
     from deepspeed.utils import safe_get_full_grad
 
-    from qwen3emb.distributed.engine import ZeroEngine, build_engine, full_weights, set_learning_rate
+    from qwen3emb.training.zero import ZeroEngine, build_engine, full_weights, set_learning_rate
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # Ray Train sets it
@@ -136,7 +136,7 @@ def many(rank: int, world: int, rendezvous: str, result: str) -> None:
     """300 micro-batches whose gradient is one each; bf16 cannot count them."""
     from deepspeed.utils import safe_get_full_grad
 
-    from qwen3emb.distributed.engine import ZeroEngine, build_engine
+    from qwen3emb.training.zero import ZeroEngine, build_engine
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
@@ -173,8 +173,8 @@ def test_gradients_of_many_micro_batches_are_added_up_in_float32(tmp_path: Path)
 
 def stretch(rank: int, world: int, folder: str, to: str, source: str, marks: tuple[int, int, int]) -> None:
     """Go on from the state in `source` at step marks[0], leave one in `to` at marks[1], and weights at marks[2]."""
-    from qwen3emb.distributed.engine import ZeroEngine, build_engine, full_weights, restore, save, set_learning_rate
-    from qwen3emb.distributed.resharding import saved_world_size, universal
+    from qwen3emb.training.resharding import saved_world_size, universal
+    from qwen3emb.training.zero import ZeroEngine, build_engine, full_weights, restore, save, set_learning_rate
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
@@ -220,8 +220,8 @@ def test_another_world_size_goes_on_where_the_first_one_stopped(tiny_qwen3: Path
 
 def dropped(rank: int, world: int, folder: str, to: str, source: str, marks: tuple[int, int, int]) -> None:
     """As `stretch`, by the steps of the training loop itself, with adapters that have dropout."""
-    from qwen3emb.distributed.engine import build_engine, full_weights, restore, save
-    from qwen3emb.distributed.trainer import TrainJob, _step
+    from qwen3emb.training.loop import TrainJob, _step
+    from qwen3emb.training.zero import build_engine, full_weights, restore, save
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)

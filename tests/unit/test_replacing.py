@@ -10,8 +10,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs as pafs
 
-from qwen3emb.artifact import Identity, StageResult, complete, start, state_of
-from qwen3emb.storage import Storage
+from qwen3emb.core.artifact import Identity, StageResult, complete, start, state_of
+from qwen3emb.core.storage import Storage
 
 WHAT = Identity("corpus", "0.1.0", {"seed": 0}, {})
 CHANGED = replace(WHAT, config={"seed": 1})

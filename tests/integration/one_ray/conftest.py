@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.session import connected
-from qwen3emb.config import ClusterConfig
+from qwen3emb.config.run import ClusterConfig
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -15,16 +15,16 @@ import pytest
 
 from jobs.corpus import run
 from jobs.entry import command_line, run_stage
-from qwen3emb.artifact import read_record
-from qwen3emb.config import load_config
-from qwen3emb.data.python_source import split_of
-from qwen3emb.distributed.corpus import build_corpus
-from qwen3emb.errors import UserError
-from qwen3emb.evaluate.retrieval import read_retrieval_set
-from qwen3emb.exits import guarded
-from qwen3emb.pipeline import STAGES, StageContext, stage_folder
-from qwen3emb.records import PAIR, PASSAGE, REJECT
-from qwen3emb.storage import Storage
+from qwen3emb.config.run import load_config
+from qwen3emb.core.artifact import read_record
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.exits import guarded
+from qwen3emb.core.records import PAIR, PASSAGE, REJECT
+from qwen3emb.core.storage import Storage
+from qwen3emb.corpus.python_source import split_of
+from qwen3emb.corpus.stage import build_corpus
+from qwen3emb.pipeline.stages import STAGES, StageContext, stage_folder
+from qwen3emb.text.retrieval_set import read_retrieval_set
 
 pytestmark = pytest.mark.integration
 

@@ -13,13 +13,13 @@ import pytest
 import ray
 from safetensors.torch import load_file, save_file
 
-from qwen3emb.distributed.encoding import Encoders, Rerankers, encode_texts
-from qwen3emb.distributed.vectors import write_vectors
-from qwen3emb.errors import UserError
-from qwen3emb.exits import guarded
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.exits import guarded
+from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.pool import Encoders, Rerankers, encode_texts
+from qwen3emb.encoding.vectors import write_vectors
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.reranker import Reranker
-from qwen3emb.storage import Storage
 
 pytestmark = pytest.mark.integration
 

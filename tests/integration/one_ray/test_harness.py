@@ -10,13 +10,13 @@ import mteb
 import numpy as np
 import pytest
 
-from qwen3emb.distributed.harness import HarnessSettings, evaluate_tasks
-from qwen3emb.evaluate.harness_tasks import open_tasks
-from qwen3emb.evaluate.metrics import retrieval_metrics
-from qwen3emb.evaluate.retrieval import read_beir
+from qwen3emb.core.storage import Storage
+from qwen3emb.evaluation.harness import HarnessSettings, evaluate_tasks
+from qwen3emb.evaluation.harness_tasks import open_tasks
+from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.reranker import Reranker
-from qwen3emb.storage import Storage
+from qwen3emb.text.retrieval_set import read_beir
 
 pytestmark = pytest.mark.integration
 

@@ -24,19 +24,19 @@ import pytest
 import torch
 import yaml
 
-from qwen3emb.artifact import StageResult, complete, start
-from qwen3emb.config import load_config
-from qwen3emb.errors import UserError
-from qwen3emb.evaluate.index import SearchIndex
+from qwen3emb.config.run import load_config
+from qwen3emb.core.artifact import StageResult, complete, start
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.records import CORPUS, REJECT
+from qwen3emb.core.storage import Storage
+from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import Encoder
-from qwen3emb.model.export import export_embedding, export_reranker
 from qwen3emb.model.foreign import open_encoder
 from qwen3emb.model.loading import load_causal, load_tokenizer
 from qwen3emb.model.reranker import Reranker
-from qwen3emb.pipeline import identity, stage_folder
-from qwen3emb.records import CORPUS, REJECT
-from qwen3emb.storage import Storage
+from qwen3emb.pipeline.stages import identity, stage_folder
+from qwen3emb.search.index import SearchIndex
 
 pytestmark = pytest.mark.integration
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
-from qwen3emb.artifact import StageResult, complete, start
-from qwen3emb.config import RunConfig, load_config
-from qwen3emb.distributed import teacher
-from qwen3emb.distributed.training import _reranker_start
+from qwen3emb.config.run import RunConfig, load_config
+from qwen3emb.core.artifact import StageResult, complete, start
+from qwen3emb.core.storage import Storage
 from qwen3emb.model.reranker import Reranker
-from qwen3emb.pipeline import STAGES, StageContext, identity, stage_folder
-from qwen3emb.storage import Storage
-from qwen3emb.train.rows import TrainingRow
+from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.pipeline.stages import STAGES, StageContext, identity, stage_folder
+from qwen3emb.training import teacher
+from qwen3emb.training.stage import _reranker_start
 
 pytestmark = pytest.mark.integration
 

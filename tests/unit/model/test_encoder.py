@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
+from qwen3emb.export.export import export_embedding
 from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
 from qwen3emb.model.encoder import Encoder, budgeted
-from qwen3emb.model.export import export_embedding
 
 TEXTS = [
     "how do I read a file line by line in Python?",

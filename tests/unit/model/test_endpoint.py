@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from qwen3emb.errors import StageFailure, UserError
+from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.model import endpoint
 from qwen3emb.model.endpoint import PLACEHOLDER, EndpointEncoder, notes_lines
 from qwen3emb.model.loading import load_tokenizer
-from qwen3emb.templates import EmbeddingTemplate
+from qwen3emb.text.templates import EmbeddingTemplate
 from serve.inputs import EmbeddingInputs, Prepared
 from serve.schema import ApiError, EmbeddingRequest, embedding_response, validation_error
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
+from qwen3emb.export.export import export_embedding
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
 from qwen3emb.model.encoder import Encoder
-from qwen3emb.model.export import export_embedding
 from qwen3emb.model.fetch import is_endpoint
 from qwen3emb.model.foreign import SentenceEncoder, is_foreign, open_encoder
 from qwen3emb.model.loading import load_tokenizer, load_trunk

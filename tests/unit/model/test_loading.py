@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, stored_dtype
 from qwen3emb.model.reranker import Reranker

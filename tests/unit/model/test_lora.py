@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwen3emb.config_train import LoraConfig
-from qwen3emb.errors import UserError
+from qwen3emb.config.training import LoraConfig
+from qwen3emb.core.errors import UserError
 from qwen3emb.model.encoder import pooled
 from qwen3emb.model.loading import load_trunk
 from qwen3emb.model.lora import add_adapters, merged_weights

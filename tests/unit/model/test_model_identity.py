@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
 from qwen3emb.model import identity as identity_module
 from qwen3emb.model.identity import model_identity, tokenizer_identity
 

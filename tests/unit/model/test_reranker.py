@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from qwen3emb.errors import UserError
+from qwen3emb.core.errors import UserError
+from qwen3emb.export.export import export_reranker, export_sequence_classifier
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
-from qwen3emb.model.export import export_reranker, export_sequence_classifier
 from qwen3emb.model.loading import load_causal, load_tokenizer
 from qwen3emb.model.reranker import Reranker
-from qwen3emb.templates import RerankTemplate
+from qwen3emb.text.templates import RerankTemplate
 
 QUERY = "how do I read a file?"
 DOCUMENTS = ["def read(path): return open(path).read()", "yes", "The query and the document are texts; " * 5]

@@ -13,16 +13,16 @@ import pytest
 import torch
 import yaml
 
-from qwen3emb.artifact import StageResult, complete
-from qwen3emb.config import RunConfig, load_config
-from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
+from qwen3emb.config.run import RunConfig, load_config
+from qwen3emb.core.artifact import StageResult, complete
+from qwen3emb.core.records import PAIR, PASSAGE
+from qwen3emb.core.storage import Storage
+from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import Encoder
-from qwen3emb.model.export import export_embedding, export_reranker
 from qwen3emb.model.loading import load_causal, load_tokenizer
-from qwen3emb.pipeline import STAGES, StageContext, identity, stage_folder
-from qwen3emb.records import PAIR, PASSAGE
-from qwen3emb.storage import Storage
+from qwen3emb.pipeline.stages import STAGES, StageContext, identity, stage_folder
+from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
 INSTRUCTION = "Given a description of a function, retrieve the function"
 WORDS = "open close parse sort merge count encode walk copy split join hash; file list date tree socket header"

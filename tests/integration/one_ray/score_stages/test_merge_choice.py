@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwen3emb.config import load_config
-from qwen3emb.data.identity import content_id
-from qwen3emb.distributed.merge_search import best_checkpoints
-from qwen3emb.distributed.merge_weights import probe_rows
-from qwen3emb.distributed.merging import _on_this_node, merge_models
-from qwen3emb.errors import UserError
-from qwen3emb.evaluate.metrics import retrieval_metrics
-from qwen3emb.evaluate.retrieval import write_retrieval_set
-from qwen3emb.merge import pieces
-from qwen3emb.merge.checkpoint import merge_checkpoints
-from qwen3emb.pipeline import borrow
-from qwen3emb.train.losses import ContrastiveBatch, contrastive_loss
+from qwen3emb.config.run import load_config
+from qwen3emb.core.errors import UserError
+from qwen3emb.merging import pieces
+from qwen3emb.merging.checkpoint import merge_checkpoints
+from qwen3emb.merging.search import best_checkpoints
+from qwen3emb.merging.stage import _on_this_node, merge_models
+from qwen3emb.merging.weights import probe_rows
+from qwen3emb.metrics.retrieval import retrieval_metrics
+from qwen3emb.objective.losses import ContrastiveBatch, contrastive_loss
+from qwen3emb.pipeline.stages import borrow
+from qwen3emb.text.identity import content_id
+from qwen3emb.text.retrieval_set import write_retrieval_set
 
 pytestmark = pytest.mark.integration
 

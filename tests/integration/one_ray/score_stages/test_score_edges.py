@@ -12,20 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwen3emb.artifact import read_record
-from qwen3emb.config import load_config
-from qwen3emb.config_data import VetoConfig
-from qwen3emb.data.mining import MinePair, Negatives, plan
-from qwen3emb.distributed.evaluating import evaluate_models
-from qwen3emb.distributed.filtering import filter_pairs
-from qwen3emb.distributed.merging import merge_models
-from qwen3emb.distributed.mining import mine_negatives
-from qwen3emb.distributed.veto import judged_rules, veto
-from qwen3emb.errors import UserError
-from qwen3emb.evaluate.retrieval import RetrievalSet, write_retrieval_set
+from qwen3emb.config.data import VetoConfig
+from qwen3emb.config.run import load_config
+from qwen3emb.core.artifact import read_record
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.records import PAIR
+from qwen3emb.evaluation.stage import evaluate_models
+from qwen3emb.filtering.stage import filter_pairs
+from qwen3emb.merging.stage import merge_models
+from qwen3emb.mining.rules import MinePair, Negatives, plan
+from qwen3emb.mining.stage import mine_negatives
+from qwen3emb.mining.veto import judged_rules, veto
 from qwen3emb.model.reranker import Reranker
 from qwen3emb.model.stored import checkpoints, final_model
-from qwen3emb.records import PAIR
+from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
 pytestmark = pytest.mark.integration
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwen3emb.artifact import read_record
-from qwen3emb.evaluate.metrics import run_metrics
+from qwen3emb.core.artifact import read_record
+from qwen3emb.core.records import PAIR
+from qwen3emb.metrics.retrieval import run_metrics
 from qwen3emb.model.loading import load_tokenizer
 from qwen3emb.model.reranker import Reranker
-from qwen3emb.records import PAIR
 
 pytestmark = pytest.mark.integration
 

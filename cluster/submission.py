@@ -1,0 +1,283 @@
+"""Ray Jobs: submit a command to a cluster, follow its log, bring its exit code back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+from urllib3.exceptions import MaxRetryError
+from urllib3.util import Retry
+
+from cluster.session import ray_environment
+from qwen3emb.config.run import RunConfig
+from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.core.storage import absolute_uri
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+__all__ = ["Target", "connect", "exit_code", "follow", "here", "is_this_machine", "submit", "there"]
+
+_EXCLUDED = [
+    ".git",
+    ".venv*",
+    "runs",
+    "node_modules",
+    "**/__pycache__",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+]
+
+_Answer = TypeVar("_Answer")
+_PATIENCE = Retry(total=12, backoff_factor=0.5, backoff_max=30)
+"""About four minutes: a dashboard that restarts, a network that changes."""
+_UNREACHED = (RuntimeError, OSError, ValueError)  # of Ray, of requests, of an answer that is a proxy's page
+_FINAL = re.compile(r"status code 4(?!08|29)\d\d")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where modules of this project run as Ray jobs, and how their command lines read there.
+
+    Attributes:
+        client: job server.
+        python: interpreter and what stands before it.
+        options: `--config` and `--set` for every module.
+        runtime_env: Ray's runtime environment.
+    """
+
+    client: JobSubmissionClient
+    python: str
+    options: tuple[str, ...]
+    runtime_env: dict[str, Any]
+
+    def command(self, module: str, arguments: Sequence[str] = ()) -> str:
+        """The shell command that runs `module` there."""
+        return f"{self.python} -m {module} {shlex.join([*self.options, *arguments])}"
+
+    def start(self, module: str, arguments: Sequence[str] = ()) -> str:
+        """Submit `module`; the job's id."""
+        return submit(self.client, self.command(module, arguments), self.runtime_env, module)
+
+    def run(self, module: str, arguments: Sequence[str] = ()) -> int:
+        """Submit `module`, show its log on standard error, and return its exit code."""
+        job = self.start(module, arguments)
+        follow(self.client, job)
+        return exit_code(self.client, job)
+
+
+def here(client: JobSubmissionClient, config: str, overrides: Sequence[str]) -> Target:
+    """A private head: jobs run in the current folder with this interpreter, nothing is uploaded."""
+    python = f"cd {shlex.quote(os.getcwd())} && exec {shlex.quote(sys.executable)}"
+    return Target(client, python, _options(config, overrides), {})
+
+
+def there(client: JobSubmissionClient, cfg: RunConfig, config: str, overrides: Sequence[str]) -> Target:
+    """A cluster: the current folder is sent there, and `python` is the cluster's.
+
+    Raises:
+        UserError: the current folder is not the project, the config lies outside it, or the run's storage is
+            a folder of this machine while the cluster is elsewhere.
+    """
+    root, address = Path.cwd().resolve(), client.get_address()
+    if not (root / "jobs" / "entry.py").is_file():
+        raise UserError(f"{root}: no jobs/ here; run this in the project's folder, which is sent to the cluster")
+    try:
+        inside = Path(config).resolve().relative_to(root)
+    except ValueError as error:
+        raise UserError(f"config {config}: not below {root}, which is what the cluster receives") from error
+    storage = cfg.storage
+    if "://" not in storage and is_this_machine(address):
+        storage = absolute_uri(storage)
+    elif "://" not in storage:
+        raise UserError(
+            f"storage {storage!r} is a folder, which the nodes of {address} do not share; "
+            "give a URI, e.g. --set storage=s3://bucket/run"
+        )
+    options = _options(str(inside), [*overrides, f"storage={storage}"])
+    return Target(client, "python", options, {"working_dir": str(root), "excludes": _EXCLUDED})
+
+
+def _options(config: str, overrides: Sequence[str]) -> tuple[str, ...]:
+    # A job joins the cluster it runs in; the address is for those outside.
+    pairs = [("--set", value) for value in [*overrides, "cluster.address=null"]]
+    return ("--config", config, *(part for pair in pairs for part in pair))
+
+
+def connect(address: str, wait_seconds: float = 30) -> JobSubmissionClient:
+    """A client of the cluster's job server.
+
+    Args:
+        address: dashboard (`http://host:8265`), cluster (`host:6379`) or `auto`.
+        wait_seconds: how long a cluster may take to answer.
+
+    Raises:
+        UserError: nothing answers there, or it wants another token.
+    """
+    os.environ.update(ray_environment())
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # else one line per closed log
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            with _without_ray_address():
+                return JobSubmissionClient(address)
+        except AuthenticationError as error:
+            raise UserError(
+                f"Ray at {address!r} wants another token; set RAY_AUTH_MODE=token, RAY_AUTH_TOKEN "
+                "(or RAY_AUTH_TOKEN_PATH) to those of its head"
+            ) from error
+        except (ConnectionError, RuntimeError) as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"no Ray job server answers at {address!r}; start one with `ray start --head`, or leave "
+                    "cluster.address and RAY_ADDRESS empty"
+                ) from error
+        time.sleep(0.5)
+
+
+@contextmanager
+def _without_ray_address() -> Iterator[None]:
+    """RAY_ADDRESS would win over the address the client is given."""
+    kept = os.environ.pop("RAY_ADDRESS", None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ["RAY_ADDRESS"] = kept
+
+
+def submit(
+    client: JobSubmissionClient,
+    entrypoint: str,
+    runtime_env: dict[str, Any],
+    name: str,
+    wait_seconds: float = 60,
+) -> str:
+    """Submit a shell command and return the job's id.
+
+    A head that just started accepts connections before its agent is there, so the submission is repeated.
+
+    Raises:
+        StageFailure: the cluster takes no job within `wait_seconds`.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata={"name": name})
+        except (RuntimeError, ConnectionError) as error:
+            if time.monotonic() > deadline or not _not_ready(error):
+                reason = str(error).strip().splitlines()[-1]
+                raise StageFailure(f"{name}: the cluster did not take the job: {reason}") from error
+        time.sleep(0.5)
+
+
+def _not_ready(error: Exception) -> bool:
+    return isinstance(error, ConnectionError) or "No available agent" in str(error)
+
+
+def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object] = sys.stderr.write) -> None:
+    """Hand the job's log to `write` as it grows, until the job ends; Ctrl-C stops it, nothing else does.
+
+    Raises:
+        StageFailure: the job server does not answer any more; what runs there goes on.
+    """
+    shown = 0
+    try:
+        while True:
+            shown = asyncio.run(_tail(client, job, shown, write))
+            if _asked(client, job, lambda: client.get_job_status(job)).is_terminal():
+                break
+            time.sleep(0.5)  # the log connection broke, the job goes on
+        write(_asked(client, job, lambda: client.get_job_logs(job))[shown:])
+        sys.stderr.flush()
+    except KeyboardInterrupt:
+        with suppress(*_UNREACHED):  # the cluster may be gone
+            client.stop_job(job)
+        raise
+
+
+def _asked(client: JobSubmissionClient, job: str, question: Callable[[], _Answer]) -> _Answer:
+    """The job server's answer, asked for again while it fails.
+
+    Raises:
+        StageFailure: it fails for minutes, or knows no such job, or wants another token.
+    """
+    from ray.exceptions import AuthenticationError
+
+    patience = _PATIENCE
+    while True:
+        try:
+            return question()
+        except AuthenticationError as error:
+            raise _out_of_sight(client, job, error) from error
+        except _UNREACHED as error:
+            try:
+                if _FINAL.search(str(error)):
+                    raise _out_of_sight(client, job, error) from error
+                patience = patience.increment(error=error)
+            except MaxRetryError:
+                raise _out_of_sight(client, job, error) from error
+        patience.sleep()
+
+
+def _out_of_sight(client: JobSubmissionClient, job: str, error: Exception) -> StageFailure:
+    address, reason = client.get_address(), " ".join(str(error).split())[:300]
+    return StageFailure(
+        f"{job}: the job server at {address} does not say any more how it is ({reason}). The job was not stopped and "
+        f"goes on where the cluster is up: ray job logs --follow --address {address} {job}. Run this again when it ends"
+    )
+
+
+async def _tail(client: JobSubmissionClient, job: str, skip: int, write: Callable[[str], object]) -> int:
+    """Pass on what comes after the first `skip` characters; how many have been seen at the end."""
+    seen = 0
+    from aiohttp import ClientError  # of its errors some are no OSError: a proxy's 502, a server that hangs up
+
+    with suppress(ClientError, *_UNREACHED):  # closed early; the caller asks for the job's status and comes back
+        async for text in client.tail_job_logs(job):
+            write(text[max(skip - seen, 0) :])
+            sys.stderr.flush()
+            seen += len(text)
+    return max(seen, skip)
+
+
+def exit_code(client: JobSubmissionClient, job: str) -> int:
+    """The exit code of the ended job's command; 1 where the cluster lost it.
+
+    Raises:
+        StageFailure: the job server does not answer any more.
+    """
+    details = _asked(client, job, lambda: client.get_job_info(job))
+    code = details.driver_exit_code
+    if code is None:
+        print(f"error: job {job} {details.status}: {details.message}", file=sys.stderr, flush=True)
+        return 1
+    return int(code)
+
+
+def is_this_machine(address: str) -> bool:
+    """True where all living nodes of the cluster are this machine, so that local paths mean the same there.
+
+    The address alone does not tell: 127.0.0.1 may be a tunnel, a head here may have workers elsewhere.
+    """
+    from ray.util.state import list_nodes
+
+    own = {found.address for interface in psutil.net_if_addrs().values() for found in interface}
+    with _without_ray_address():
+        nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")])
+    return all(node.node_ip in own for node in nodes)

@@ -1,0 +1,7 @@
+"""`python -m qwen3emb.cli` is the command `qwen3emb`."""
+
+from __future__ import annotations
+
+from qwen3emb.cli.main import app
+
+app()

@@ -1,0 +1,188 @@
+"""`qwen3emb run`, `submit`, `status` and `report`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qwen3emb.cli.options import Config, Debug, Json, Overrides, finish, print_json
+from qwen3emb.config.run import RunConfig, load_config
+from qwen3emb.core.errors import UserError
+
+if TYPE_CHECKING:
+    from qwen3emb.pipeline.stages import Stage
+
+__all__ = ["ablate", "report", "run", "status", "submit"]
+
+_StageName = Annotated[str | None, typer.Option("--stage", help="One stage alone; default the whole pipeline.")]
+_Replace = Annotated[bool, typer.Option("--replace", help="Throw away output of another configuration.")]
+
+
+def run(
+    config: Config,
+    stage: _StageName = None,
+    overrides: Overrides = None,
+    replace: _Replace = False,
+    debug: Debug = False,
+) -> None:
+    """Run the pipeline, or one stage of it, from this machine; what is done is skipped.
+
+    Example: qwen3emb run examples/demo.yaml --set supervised.steps=60
+    """
+
+    def body() -> None:
+        load_config(config, overrides)
+        module, arguments = _module(stage)
+        _become(module, config, overrides, [*arguments, *["--replace"] * replace, *["--debug"] * debug])
+
+    finish(body, debug)
+
+
+def _become(module: str, config: Path, overrides: list[str] | None, words: list[str]) -> None:
+    """Run a job's module in the place of this process, so that signals and the exit code are the job's own."""
+    sets = [word for override in overrides or [] for word in ("--set", override)]
+    os.execv(sys.executable, [sys.executable, "-m", module, "--config", str(config), *sets, *words])
+
+
+def ablate(
+    config: Config, overrides: Overrides = None, replace: _Replace = False, as_json: Json = False, debug: Debug = False
+) -> None:
+    """What each part of the recipe is worth on your data: the rows of the paper's Table 5, and a weak reranker stage.
+
+    The run itself is finished first; variants reuse its stages and lie below its storage in `ablation/`.
+
+    Example: qwen3emb ablate examples/demo.yaml
+    """
+
+    def body() -> None:
+        load_config(config, overrides)
+        words = ["--replace"] * replace + ["--json"] * as_json + ["--debug"] * debug
+        _become("jobs.ablate", config, overrides, words)
+
+    finish(body, debug)
+
+
+def _module(stage: str | None) -> tuple[str, list[str]]:
+    """The module of a stage and its arguments, or the pipeline's."""
+    if stage is None:
+        return "jobs.pipeline", []
+    found = _stage(stage)
+    return found.module, list(found.arguments)
+
+
+def _stage(name: str) -> Stage:
+    from qwen3emb.pipeline.stages import STAGES
+
+    if name not in STAGES:
+        raise UserError(f"stage {name!r}: no such stage; there are {', '.join(STAGES)}")
+    return STAGES[name]
+
+
+def submit(
+    config: Config,
+    address: Annotated[
+        str | None,
+        typer.Option(help="http://HOST:8265, HOST:6379 or auto; default cluster.address, RAY_ADDRESS."),
+    ] = None,
+    stage: _StageName = None,
+    overrides: Overrides = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stream the logs until it ends.")] = True,
+    replace: _Replace = False,
+    debug: Debug = False,
+) -> None:
+    """Submit the pipeline, or one stage of it, as a job to a Ray cluster; its exit code comes back.
+
+    The current folder is sent along, without what .gitignore names. Relative storage needs a cluster on this
+    machine.
+
+    Example: qwen3emb submit examples/qwen3-0.6b.yaml --address http://head:8265 --stage corpus
+    """
+
+    def body() -> int:
+        cfg = load_config(config, overrides)
+        module, arguments = _module(stage)
+        where = address or cfg.cluster.address or os.environ.get("RAY_ADDRESS")
+        if not where:
+            raise UserError("submit: which cluster? Give --address http://HOST:8265, or set RAY_ADDRESS")
+        from cluster.submission import connect, exit_code, follow, there
+
+        target = there(connect(where), cfg, str(config), overrides or [])
+        job = target.start(module, [*arguments, *["--replace"] * replace, *["--debug"] * debug])
+        print(job, flush=True)
+        if not wait:
+            return 0
+        follow(target.client, job)
+        return exit_code(target.client, job)
+
+    finish(body, debug)
+
+
+def status(config: Config, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Where every stage of a run stands: new, unfinished, done, or different (made by another configuration).
+
+    Example: qwen3emb status examples/demo.yaml
+    """
+
+    def body() -> None:
+        rows = _states(load_config(config, overrides))
+        if as_json:
+            print_json(rows)
+            return
+        table = Table()
+        for name in ("stage", "state", "rows", "rejected", "seconds", "fingerprint"):
+            table.add_column(name, justify="right" if name in ("rows", "rejected", "seconds") else "left")
+        for row in rows:
+            table.add_row(*("" if row[str(c.header)] is None else str(row[str(c.header)]) for c in table.columns))
+        Console().print(table)
+
+    finish(body, debug)
+
+
+def _states(cfg: RunConfig) -> list[dict[str, Any]]:
+    """One row per stage; figures are None where the stage is not complete."""
+    from qwen3emb.core.artifact import finished, read_record
+    from qwen3emb.pipeline.stages import identity, plan, stage_folder
+
+    rows = []
+    known: dict[str, Any] = {}
+    for stage, state in plan(cfg):
+        folder = stage_folder(cfg, stage.name)
+        record = read_record(folder) if finished(folder) else {}
+        rows.append(
+            {
+                "stage": stage.name,
+                "state": state,
+                "rows": record.get("rows_out"),
+                "rejected": sum(record["rejected"].values()) if record else None,
+                "seconds": record.get("seconds"),
+                "fingerprint": record.get("fingerprint") or identity(cfg, stage.name, known).fingerprint,
+            }
+        )
+    return rows
+
+
+def report(config: Config, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """What each stage bought on held-out data, and by language, from the run's storage.
+
+    Example: qwen3emb report examples/demo.yaml
+    """
+
+    def body() -> None:
+        from qwen3emb.core.artifact import read_record
+        from qwen3emb.pipeline.report import metrics_of, quality_tables
+        from qwen3emb.pipeline.stages import stage_folder
+
+        cfg = load_config(config, overrides)
+        if as_json:
+            print_json(metrics_of(read_record(stage_folder(cfg, "evaluate"))))
+            return
+        for table in quality_tables(cfg):
+            Console().print(table)
+
+    finish(body, debug)

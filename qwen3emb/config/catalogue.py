@@ -1,0 +1,68 @@
+"""Which labelled sets a run reads: its own, and those it names from a catalogue file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from qwen3emb.config.datasets import SYNTHETIC_SETS
+from qwen3emb.config.labelled import LabelledConfig, LabelledSetConfig
+from qwen3emb.core.errors import UserError
+
+__all__ = ["chosen_sets", "read_catalogue"]
+
+RESERVED = ("labelled", *SYNTHETIC_SETS)
+"""Origins of the rows that the stages corpus and synthesize make."""
+
+
+def read_catalogue(path: str) -> dict[str, LabelledSetConfig]:
+    """The sets of a catalogue: a YAML mapping of name -> `config_labelled.LabelledSetConfig`.
+
+    Raises:
+        UserError: the file cannot be read, or an entry is not a set.
+    """
+    try:
+        content: Any = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"labelled.catalogue {path}: no such file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"labelled.catalogue {path}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"labelled.catalogue {path}: expected one entry per set, found {type(content).__name__}")
+    sets = {}
+    for name, entry in content.items():
+        try:
+            sets[str(name)] = LabelledSetConfig.model_validate(entry)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, (name, *first["loc"])))
+            raise UserError(f"labelled.catalogue {path}: {where}: {first['msg']}") from error
+    return sets
+
+
+def chosen_sets(cfg: LabelledConfig) -> dict[str, LabelledSetConfig]:
+    """The sets of the config, then those it uses from the catalogue, by name.
+
+    Raises:
+        UserError: a name that the catalogue does not have, that stands twice, or that is taken.
+    """
+    found = dict(cfg.sets)
+    if cfg.use and cfg.catalogue is None:
+        raise UserError("labelled.use names sets of a catalogue; give labelled.catalogue, e.g. examples/datasets.yaml")
+    there = read_catalogue(cfg.catalogue) if cfg.use and cfg.catalogue else {}
+    for name in cfg.use:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise UserError(f"labelled.use: {cfg.catalogue} has no set {name!r}{hint}")
+        if name in found:
+            raise UserError(f"labelled.use: {name!r} is in labelled.sets as well; give one of them another name")
+        found[name] = there[name]
+    for name in found:
+        if name in RESERVED or "/" in name:
+            raise UserError(f"labelled.sets: a set cannot be named {name!r}; give it another name")
+    return found

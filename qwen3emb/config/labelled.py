@@ -1,0 +1,87 @@
+"""Configuration of labelled data sets. Imports no torch, ray or vllm."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from qwen3emb.config.data import Section
+
+__all__ = ["ColumnNames", "LabelledConfig", "LabelledSetConfig"]
+
+
+class ColumnNames(Section):
+    """Fields of a set's records where they have other names than usual (anchor, query, positive, pos, score, ...)."""
+
+    query: str = ""
+    """Of the query or first sentence."""
+    positive: str = ""
+    """Of the document that answers it, or of a list of them."""
+    negatives: list[str] = Field(default_factory=list)
+    """Of hard negatives, each a text or a list of texts."""
+    grade: str = ""
+    """Of a human score or label of the pair; no other field is then asked whether it is a positive."""
+    label: str = ""
+    """Of a text's class."""
+
+
+class LabelledSetConfig(Section):
+    """One labelled data set."""
+
+    path: str
+    """File, folder, glob or URI, e.g. `data/train.jsonl.gz`, `hf://datasets/ORG/NAME/data/*.parquet`."""
+    format: Literal["auto", "columns", "flagembedding", "tevatron", "swift", "classification", "beir"] = "auto"
+    """How records are written; `auto` looks at the first one's fields."""
+    kind: Literal["jsonl", "parquet", "csv", "tsv"] | None = None
+    """Kind of file; default by its suffix. A folder needs it."""
+    split: str = "train"
+    """Judgments of a BEIR folder: qrels/SPLIT.tsv."""
+    columns: ColumnNames = ColumnNames()
+    """Fields with other names than usual."""
+    task: Literal["retrieval", "bitext", "classification", "sts"] = "retrieval"
+    """`classification`: only a row's own negatives count; `sts`: graded pairs, CoSENT."""
+    instruction: str | None = None
+    """Of its queries; default `models.instruction`."""
+    weight: float = Field(default=1.0, ge=0)
+    """Of the set in the mixture, beside its number of rows."""
+    languages: list[str] = Field(default_factory=list)
+    """Codes of the languages of its texts, for the data card."""
+    licence: str = ""
+    """For the data card."""
+    homepage: str = ""
+    """Where it comes from, for the data card."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Keep at most this many rows, chosen by a hash of their ids."""
+    max_positives: int = Field(default=4, ge=1)
+    """Rows from one record with several positives."""
+    max_negatives: int = Field(default=16, ge=0)
+    """Negatives of the set's own that are kept per row."""
+    min_grade: float | None = None
+    """Pairs with a lower score are no positives; needed where pairs have different scores or labels and the format does
+    not say what they mean (docs/data.md)."""
+    mine: bool = True
+    """Rows with fewer negatives than `mine.negatives` get mined ones from the documents of their set."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LabelledSetConfig:
+        if self.format == "classification" and self.task != "classification":
+            raise ValueError("format classification goes with task classification")
+        return self
+
+
+class LabelledConfig(Section):
+    """`labelled`: data sets with human labels into training rows (paper section 4)."""
+
+    sets: dict[str, LabelledSetConfig] = Field(default_factory=dict)
+    """By name; rows carry it as `origin`."""
+    catalogue: str | None = None
+    """YAML file with further sets by name, e.g. `examples/datasets.yaml`."""
+    use: list[str] = Field(default_factory=list)
+    """Names of sets of the catalogue."""
+    skip_missing: bool = False
+    """Go on without a set that is not there or that its file system cannot reach."""
+    decontaminate: float = Field(default=0.8, gt=0, le=1)
+    """Rows with a text this similar (MinHash Jaccard) to a query or document of the held-out set are left out."""
+    decontaminate_ngrams: float = Field(default=0.5, gt=0, le=1)
+    """And rows with a text that holds this share of such a query's or document's runs of eight words."""

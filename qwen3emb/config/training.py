@@ -1,0 +1,245 @@
+"""Configuration of training and merging. Imports no torch, ray or vllm."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from qwen3emb.config.data import Section
+
+__all__ = [
+    "DataSetConfig",
+    "LoraConfig",
+    "LossConfig",
+    "MergeConfig",
+    "OptimizerConfig",
+    "TeacherConfig",
+    "TrainEmbeddingConfig",
+    "TrainRerankerConfig",
+]
+
+
+class LossConfig(Section):
+    """The contrastive loss of the paper's section 2, with a switch for every point it leaves open."""
+
+    temperature: float = Field(default=0.05, gt=0)
+    """tau."""
+    margin: float = 0.1
+    """A negative scoring above s(q, d+) + margin is taken for a false one and masked."""
+    query_query: bool = True
+    """Other queries as negatives."""
+    document_document: bool = True
+    """Other documents against this row's positive as negatives."""
+    in_batch_hard: bool = True
+    """The hard negatives of other rows are among the other documents."""
+    mask_identical: bool = True
+    """Documents with the text of a positive of this query (of this row or another one of the batch), and queries with
+    this query's text, are masked. Texts are the same where only white space or the Unicode form differs."""
+    mrl_dims: list[int] = Field(default_factory=list)
+    """Vector prefixes that the loss is summed over besides the full dimension (Matryoshka)."""
+    mrl_weights: list[float] | None = None
+    """One weight per `mrl_dims` entry, default 1 each; the full dimension always weighs 1."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if self.mrl_weights is not None and len(self.mrl_weights) != len(self.mrl_dims):
+            raise ValueError("mrl_weights needs one weight per entry of mrl_dims")
+        if any(d < 1 for d in self.mrl_dims):
+            raise ValueError("mrl_dims must be positive")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule, and how DeepSpeed splits its state."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Linear warm-up."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Decay after warm-up, to `min_lr_ratio` of the peak; `wsd` stays at the peak until the last `decay_share`."""
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Where the decay ends."""
+    decay_share: float = Field(default=0.2, gt=0, le=1)
+    """`wsd`: share of all steps at the end in which the rate falls linearly."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Adam's moments."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    offload: bool = False
+    """Keep the optimizer's state in CPU memory (ZeRO 1 to 3), and with ZeRO 3 the weights as well."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Weights in the forward pass; the optimizer keeps fp32 masters."""
+    gradient_dtype: Literal["weights", "float32"] = "weights"
+    """Gradients of a step's micro-batches are added up in the dtype of the weights, or in float32, which is exact for
+    however many and takes 4 bytes more for each parameter of a worker's share (ZeRO 2 and 3)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimizerConfig:
+        if self.gradient_dtype == "float32" and self.dtype != "float32" and self.zero_stage not in (2, 3):
+            raise ValueError("gradient_dtype float32 needs zero_stage 2 or 3")
+        return self
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft) instead of full fine-tuning; exports are merged into ordinary weights."""
+
+    rank: int = Field(default=32, ge=1)
+    """r (the follow-up report's 32)."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale of the adapters is alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapters."""
+    modules: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"], min_length=1
+    )
+    """Linear layers that get an adapter (the follow-up report's)."""
+
+
+class _TrainConfig(Section):
+    """What both trainings share."""
+
+    num_workers: int = Field(default=2, ge=1)
+    """Ray Train workers = world size."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads per worker; default the cores of its node (affinity and CPU quota) / the workers there."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and schedule."""
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    checkpoint_every: int = Field(default=0, ge=0)
+    """Steps between checkpoints, each with validation metrics; 0 = only at the end."""
+    keep_checkpoints: int = Field(default=3, ge=1)
+    """Latest checkpoints that are kept, for resuming and for merging."""
+    max_failures: int = Field(default=2, ge=-1)
+    """How often a lost worker group is replaced; -1 = always."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass, for long inputs on small memory."""
+    token_budget: int = Field(default=16384, ge=16)
+    """Activations of so many tokens fit into a worker's memory. A larger share of the global batch is computed twice
+    (gradient cache), so activations depend on this and not on the global batch."""
+    pack_tokens: int = Field(default=4096, ge=16)
+    """Tokens of one packed forward pass. 4096 suits a CPU's caches; on a GPU raise it to `token_budget`. A longer input
+    is a pass of its own."""
+    max_bad_steps: int = Field(default=3, ge=0)
+    """A step whose loss is NaN or infinite is skipped and its rows are written to bad_batches.jsonl; more of them than
+    this end the run."""
+    stop_after: int = Field(default=0, ge=0)
+    """End early after this many validations in a row that are no better than the best before; 0 = never."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters only."""
+
+
+class DataSetConfig(Section):
+    """How one data set of a mixture is trained on; what is not given is as for the stage."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Its share of the batches is proportional to weight x rows ^ (1 / mixture_temperature); 0 leaves it out."""
+    task: Literal["retrieval", "bitext", "classification", "sts"] = "retrieval"
+    """`classification`: only a row's own negatives count, others may share its class; `sts`: CoSENT on graded pairs."""
+    instruction: str | None = None
+    """Of its queries; `sts`: of both sides."""
+    hard_negatives: int | None = Field(default=None, ge=0)
+    """Hard negatives per query."""
+    max_query_tokens: int | None = Field(default=None, ge=4)
+    """Query length with instruction and end token."""
+    max_document_tokens: int | None = Field(default=None, ge=4)
+    """Document length with end token."""
+    loss: LossConfig | None = None
+    """The loss."""
+
+
+class TrainEmbeddingConfig(_TrainConfig):
+    """`train_embedding`: one of its two stages, weak or supervised (paper sections 2 and 4)."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Global batch: queries per optimizer step over all workers."""
+    max_query_tokens: int = Field(default=64, ge=4)
+    """Query length with instruction and end token."""
+    max_document_tokens: int = Field(default=256, ge=4)
+    """Document length with end token."""
+    hard_negatives: int = Field(default=0, ge=0)
+    """Hard negatives per query (supervised stage)."""
+    synthetic: bool = True
+    """Supervised stage: train on the filtered synthetic pairs as well as on the labelled ones."""
+    loss: LossConfig = LossConfig()
+    """The loss."""
+    loss_tile: int = Field(default=256, ge=1)
+    """Rows of the score matrix at a time: memory of the loss is tile x batch."""
+    datasets: dict[str, DataSetConfig] = Field(default_factory=dict)
+    """By the rows' `origin` (labelled, synthetic): every global batch comes from one data set."""
+    mixture_temperature: float = Field(default=1.0, gt=0)
+    """1 = batches in proportion to rows; larger values level the data sets."""
+
+
+class TeacherConfig(Section):
+    """A larger reranker whose scores a smaller one learns beside the labels (distillation; the paper has none)."""
+
+    model: str
+    """Reranker, a model name or directory."""
+    weight: float = Field(default=0.5, gt=0, le=1)
+    """Share of the distillation in the loss; the labels have the rest."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Both logits, log p / (1 - p), are divided by it, and the loss is multiplied with its square."""
+    workers: int = Field(default=1, ge=1)
+    """Workers that compute its scores, once and before the training."""
+
+
+class TrainRerankerConfig(_TrainConfig):
+    """`train_reranker`: yes / no supervised fine-tuning (paper section 2)."""
+
+    queries_per_step: int = Field(default=4, ge=1)
+    """Global batch: queries per optimizer step over all workers."""
+    negatives: int = Field(default=8, ge=1)
+    """Hard negatives per query, each a "no" beside the positive's "yes"."""
+    max_query_tokens: int = Field(default=64, ge=4)
+    """Query length inside the template."""
+    max_tokens: int = Field(default=512, ge=64)
+    """Whole input length; longer documents lose their end."""
+    validation_queries: int = Field(default=128, ge=0)
+    """Queries that are ranked at each checkpoint and never trained on, drawn over all data sets; their rows are at most
+    a tenth of all. With few of them `stop_after` goes by noise."""
+    teacher: TeacherConfig | None = None
+    """Distillation from another reranker's scores."""
+
+
+class MergeConfig(Section):
+    """`merge`: checkpoints of the supervised stage become one model (paper section 4)."""
+
+    method: Literal["slerp", "cocktail", "self_position"] = "slerp"
+    """Of the embedding model. `slerp`: the weighted spherical mean, of two checkpoints SLERP. The others are weighted
+    sums, their weights found on `probe_rows` rows of the dev set: `cocktail` (LM-Cocktail) takes
+    softmax(-loss / `temperature`) of each checkpoint's loss; `self_position` (arXiv 2410.15035) descends the gradient
+    of the loss with respect to the weights. The reranker is always merged by `slerp`, with equal weights there."""
+    on: Literal["weights", "task_vectors"] = "task_vectors"
+    """What is interpolated: raw weights, or their difference to the base model."""
+    last: int = Field(default=2, ge=1)
+    """Merge this many checkpoints, the latest ones."""
+    weights: list[float] | None = None
+    """One weight per checkpoint, oldest first; default equal."""
+    search: bool = False
+    """Score each of these checkpoints, every run of the latest, and the best run with one of its checkpoints weighing
+    more, on the dev set; merge the best (embedding model)."""
+    probe_rows: int = Field(default=64, ge=2)
+    """Dev queries, each with a document that answers it, whose loss decides the weights of the other methods."""
+    temperature: float = Field(default=5.0, gt=0)
+    """Of `cocktail`'s softmax (LM-Cocktail's 5)."""
+    probe_steps: int = Field(default=20, ge=1)
+    """Steps of `self_position`, each with all probe rows."""
+    probe_lr: float = Field(default=0.1, gt=0)
+    """Adam's rate of `self_position`, on the logarithms of the weights."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MergeConfig:
+        if self.method != "slerp" and (self.search or self.weights is not None):
+            raise ValueError(f"method {self.method} finds the weights itself; leave weights and search out")
+        if self.search and self.weights is not None:
+            raise ValueError("search chooses the weights itself; leave weights out")
+        if self.weights is not None and len(self.weights) != self.last:
+            raise ValueError(f"weights has {len(self.weights)} entries, last is {self.last}")
+        return self

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, records, storage, artifacts, leases. Imports nothing of ours."""

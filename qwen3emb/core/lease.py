@@ -1,0 +1,272 @@
+"""One driver at a time writes a stage's folder: `lease.json` in it says who, for as long as it shows life.
+
+The holder changes the file every `BEAT` seconds. Whoever finds one that does not change for `EXPIRY` seconds of its own
+clock takes the folder over; clocks of two machines are never compared. A holder on this machine whose process is gone
+is known to be dead, and its folder is free at once.
+
+Storage offers no "create unless it is there", so taking is: write one's own, wait, read who won. A driver that was
+stopped for longer than `EXPIRY` (a sleeping laptop) finds another's name when it goes on, and ends; what it wrote in
+the seconds before is the limit of this.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.core.storage import Storage
+
+__all__ = ["LEASE", "Lease", "held"]
+
+_log = logging.getLogger(__name__)
+
+LEASE = "lease.json"
+"""Name of the file in the stage's folder."""
+
+BEAT = 15.0
+"""Seconds between two signs of life."""
+
+EXPIRY = 75.0
+"""Seconds without a sign of life after which another driver may take the folder."""
+
+_LOOK = 1.0
+_SETTLE_LOCAL, _SETTLE_REMOTE = 0.2, 2.0
+
+
+class Lease:
+    """A folder's lease, held by this process until `release`."""
+
+    def __init__(self, folder: Storage, content: dict[str, Any]) -> None:
+        """Begin to show life; `content` has just been written."""
+        self._folder, self._content = folder, content
+        self._renewed = time.monotonic()
+        self._ended, self._lost = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether another driver has the folder, or this one could not show life for too long."""
+        return self._lost.is_set()
+
+    def check(self) -> None:
+        """Read the file, before something is written that others rely on.
+
+        Raises:
+            StageFailure: the lease is lost.
+        """
+        if not self.lost and not self._stands():
+            self._lost.set()
+        if self.lost:
+            raise StageFailure(f"{self._folder}{self._why_lost()}")
+
+    def release(self) -> None:
+        """Let go of the folder, where it is still this driver's."""
+        self._ended.set()
+        self._thread.join(EXPIRY)  # storage that hangs must not hold the driver; the thread is a daemon
+        if not self.lost and _read(self._folder).get("token") == self._content["token"]:
+            self._folder.delete(LEASE)
+
+    def _stands(self) -> bool:
+        """Whether the file is this driver's, or damaged: then nobody took the folder, who would have written anew."""
+        found = _found(self._folder)
+        return found is not None and found.get("token", self._content["token"]) == self._content["token"]
+
+    def _why_lost(self) -> str:
+        found = _read(self._folder)
+        if found.get("token") == self._content["token"]:
+            return f": this driver showed no life for {EXPIRY:.0f} s, so that another may take it; it stops here"
+        if not found:
+            return (
+                f": its {LEASE} was removed or damaged, by hand or by a driver that took over and has ended; this "
+                "driver stops here"
+            )
+        return (
+            f" was taken over by {_who(found)}, since this driver showed no life for {EXPIRY:.0f} s; it stops here "
+            "and leaves the folder to that one"
+        )
+
+    def _beat(self) -> None:
+        alive = True
+        while alive and not self._ended.wait(BEAT):
+            try:
+                alive = self._renew() and time.monotonic() - self._renewed <= EXPIRY
+            except Exception as error:  # else the thread would end and the stage write on without a lease
+                _log.warning("the lease cannot be renewed: %s: %s", type(error).__name__, error)
+                alive = False
+        if not alive:
+            self._lost.set()
+            _interrupt()  # `held` turns it into a StageFailure
+
+    def _renew(self) -> bool:
+        """Show life once; false where the folder is another's. Storage that does not answer is asked again."""
+        try:
+            if not self._stands():
+                return False
+            self._content["beat"] += 1
+            self._folder.write_json(LEASE, self._content)
+            self._renewed = time.monotonic()
+        except OSError:
+            pass
+        return True
+
+
+@contextmanager
+def held(folder: Storage, say: Callable[[str], None]) -> Iterator[Lease]:
+    """Hold a folder's lease for the time of the block.
+
+    Args:
+        folder: the stage's folder.
+        say: told when it has to be waited for whether another driver is alive.
+
+    Raises:
+        UserError: another driver has it.
+        StageFailure: it was lost within the block.
+    """
+    with _interruptible():
+        lease = Lease(folder, _taken(folder, say))
+        try:
+            yield lease
+        except BaseException:  # the interrupt, or what the stage made of it
+            if lease.lost:
+                lease.check()
+            raise
+        finally:
+            lease.release()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let `_interrupt` end what the main thread waits for. SIGINT may be ignored, as for jobs in the background."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _interrupt() -> None:
+    if signal.getsignal(signal.SIGUSR1) is signal.default_int_handler:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def _taken(folder: Storage, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write a lease of this process and see that it stands."""
+    _wait_until_free(folder, say)
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    mine = {"token": secrets.token_hex(8), **_myself(), "since": since, "beat": 0}
+    try:
+        folder.write_json(LEASE, mine)
+    except OSError as error:
+        if not folder.is_local or not Path(folder.path(LEASE)).is_dir():
+            raise
+        raise UserError(
+            f"{folder.path(LEASE)} is a folder; remove it, the driver of a stage writes a file there"
+        ) from error
+    time.sleep(_SETTLE_LOCAL if folder.is_local else _SETTLE_REMOTE)
+    winner = _read(folder)
+    if winner.get("token") != mine["token"]:
+        raise UserError(_refusal(folder, winner))
+    return mine
+
+
+def _wait_until_free(folder: Storage, say: Callable[[str], None]) -> None:
+    """Return when nobody has the folder.
+
+    Raises:
+        UserError: somebody has, and is alive.
+    """
+    first = _read(folder)
+    if not first or _is_dead(first):
+        return
+    if _is_here(first):
+        raise UserError(_refusal(folder, first))
+    say(f"{folder} was last written by {_who(first)}; waiting up to {EXPIRY:.0f} s whether it shows life")
+    seen = time.monotonic()
+    while time.monotonic() - seen < EXPIRY:
+        time.sleep(min(_LOOK, BEAT / 2))
+        now = _read(folder)
+        if not now:
+            return
+        if now != first:
+            raise UserError(_refusal(folder, now))
+
+
+def _refusal(folder: Storage, holder: dict[str, Any]) -> str:
+    expires = datetime.now(UTC) + timedelta(seconds=EXPIRY)
+    return (
+        f"{folder} is being written by {_who(holder)}; wait until it is done, or end it. "
+        f"Should it die, its lease expires at {expires:%H:%M:%S} UTC ({EXPIRY:.0f} s without a sign of life)"
+    )
+
+
+def _who(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another driver, which has ended"
+    pid, host, since = (holder.get(name, "?") for name in ("pid", "host", "since"))
+    return f"process {pid} on {host} since {since}"
+
+
+def _read(folder: Storage) -> dict[str, Any]:
+    """The lease in the folder; empty where there is none that can be read."""
+    return _found(folder) or {}
+
+
+def _found(folder: Storage) -> dict[str, Any] | None:
+    """The lease in the folder; empty where it is damaged (no JSON, no token, not a file), None where there is none."""
+    try:
+        content = folder.read_json(LEASE)
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        return {}
+    except OSError:
+        if folder.is_local:  # a folder, or not ours to read; elsewhere it is the connection
+            return {}
+        raise
+    return content if isinstance(content, dict) and isinstance(content.get("token"), str) else {}
+
+
+def _myself() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _started(pid)}
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    """Whether the holder's process id means something here: same machine, same boot, same container."""
+    return holder.get("machine") == _machine()
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether it is known to be gone; a lease of this machine that names no process is nobody's."""
+    return _is_here(holder) and _started(holder.get("pid")) != (holder.get("started") or "unknown")
+
+
+def _machine() -> str:
+    places = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid")
+    boot, container = Path(places[0]), Path(places[1])
+    known = [boot.read_text().strip() if boot.is_file() else "", socket.gethostname()]
+    return " ".join([*known, os.readlink(container) if container.is_symlink() else ""])
+
+
+def _started(pid: Any) -> str:
+    """When a process of this machine began, in ticks since the boot; "" where there is none, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,291 @@
+"""Files on any storage: a folder, `s3://`, `gs://` - through pyarrow.fs, the same calls everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.location import checked_name, checked_place, encoded, is_uri, joined, parent_and_name, redacted
+
+__all__ = ["Storage", "absolute_uri", "external_fingerprint", "files_fingerprint", "project_root"]
+
+_TEMPORARY = ".tmp-"
+_HASHED_FILE, _HASHED_FOLDER = 64 << 20, 512 << 20  # bytes: half a second, and a few
+
+
+def project_root() -> Path:
+    """What relative paths of a config are relative to: the current folder.
+
+    A Ray job runs in a temporary copy of the working directory. What it wrote there would be lost, so there it is
+    the checkout that this environment was installed from (`pip install -e`).
+
+    Raises:
+        UserError: a Ray job on a machine without such a checkout.
+    """
+    here = Path.cwd()
+    if "working_dir_files" not in here.parts:
+        return here
+    try:
+        origin = metadata.distribution("qwen3emb").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        origin = None
+    url = json.loads(origin)["url"] if origin else ""
+    root = Path(unquote(urlparse(url).path))
+    if url.startswith("file:") and root.is_dir():
+        return root
+    raise UserError(
+        "a relative path in a Ray job would be written to a temporary folder; give a URI or an absolute path, "
+        "e.g. --set storage=s3://bucket/run"
+    )
+
+
+def absolute_uri(uri: str) -> str:
+    """`uri` itself where it has a scheme or is absolute, else the path under `project_root()`.
+
+    A relative file that lies in the current folder is taken from there, so that a Ray job reads the personas
+    that were uploaded with its working directory; folders are not, since they may be outputs.
+    """
+    if is_uri(checked_place(uri)):
+        return uri
+    path = Path(uri).expanduser()
+    if path.is_file():
+        return str(path.resolve())
+    return str(path if path.is_absolute() else (project_root() / path).resolve())
+
+
+class Storage:
+    """A folder on a file system; names below are relative to it, with forward slashes.
+
+    `uri` is what another process opens it by, with its options and credentials; `str()` is for messages and records
+    and has no secrets.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Open a folder, which need not be there.
+
+        Raises:
+            UserError: no file system is known for the URI, or it cannot be parsed.
+        """
+        place = absolute_uri(uri)
+        if is_uri(place):
+            self.uri = encoded(place)
+            self.filesystem, self.root = _opened(self.uri)
+        else:
+            self.filesystem, self.root = pafs.LocalFileSystem(), place.rstrip("/") or "/"
+        if self.is_local:
+            self.uri = self.root
+
+    @classmethod
+    def of_file(cls, uri: str) -> tuple[Storage, str]:
+        """The folder that a file lies in, and the file's name below it."""
+        folder, name = parent_and_name(absolute_uri(uri))
+        return cls(folder), name
+
+    def __truediv__(self, name: str) -> Storage:
+        """The folder `name` below this one, on the same file system with the same options."""
+        below = object.__new__(Storage)
+        below.uri, below.filesystem, below.root = joined(self.uri, name), self.filesystem, self.path(name)
+        return below
+
+    def __str__(self) -> str:
+        """Where it is, without passwords and secret options."""
+        return str(redacted(self.uri))
+
+    def path(self, name: str = "") -> str:
+        """The path of `name` as `self.filesystem` wants it.
+
+        Raises:
+            UserError: the name leads out of the folder.
+        """
+        below = checked_name(name)
+        return posixpath.join(self.root, below) if below else self.root
+
+    @property
+    def is_local(self) -> bool:
+        """True where the files lie in a folder of this machine."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def exists(self, name: str = "") -> bool:
+        """True where a file or folder of this name is there."""
+        return bool(self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file, decompressed where its name ends in .gz, .zst or .bz2."""
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file so that readers see all of it or nothing, whoever else writes it at the same time."""
+        target = self.path(name)
+        whole = memoryview(content)  # a stream that was opened on S3 replaces the file, also when nothing is written
+        self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
+        temporary = f"{target}{_TEMPORARY}{_writer()}" if self.is_local else target
+        with self.filesystem.open_output_stream(temporary) as stream:
+            stream.write(whole)
+        if temporary != target:
+            self.filesystem.move(temporary, target)
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file."""
+        return json.loads(self.read_bytes(name))
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file atomically."""
+        self.write_bytes(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def names(self, name: str = "", suffix: str = "") -> list[str]:
+        """Sorted names of the files below a folder; empty where it does not exist. Half-written ones are left out."""
+        selector = pafs.FileSelector(self.path(name), recursive=True, allow_not_found=True)
+        files = (i.path for i in self.filesystem.get_file_info(selector) if i.type == pafs.FileType.File)
+        below = (posixpath.relpath(f, self.root) for f in files if f.endswith(suffix))
+        return sorted(f for f in below if _TEMPORARY not in posixpath.basename(f))
+
+    def entries(self) -> list[str]:
+        """Sorted names of the files and folders directly in this folder, half-written ones too."""
+        selector = pafs.FileSelector(self.root, allow_not_found=True)
+        return sorted(posixpath.basename(i.path) for i in self.filesystem.get_file_info(selector))
+
+    def delete(self, name: str = "") -> None:
+        """Remove a file or folder; nothing happens where it does not exist.
+
+        A kill leaves some of a folder's files, in no order. What says that the others are complete goes first, alone.
+        """
+        kind = self.filesystem.get_file_info(self.path(name)).type
+        if kind == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(name))
+        elif kind == pafs.FileType.File:
+            self.filesystem.delete_file(self.path(name))
+
+    def read_table(self, name: str, schema: pa.Schema | None = None) -> pa.Table:
+        """All Parquet files below a folder (or one file) in name order; `schema` is what an empty folder gives.
+
+        Raises:
+            UserError: there is no such file or folder and no schema was given.
+        """
+        files = [name] if name.endswith(".parquet") else self.names(name, ".parquet")
+        if not files and schema is None:
+            raise UserError(f"{self / name}: no Parquet files there")
+        tables = [pq.read_table(self.path(f), filesystem=self.filesystem) for f in files]
+        return pa.concat_tables(tables) if tables else pa.Table.from_pylist([], schema=schema)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write one Parquet file (zstd) atomically."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def write_parts(self, name: str, table: pa.Table, rows: int) -> None:
+        """Write a table into files of at most `rows` rows below a folder; at least one, so that the schema is there."""
+        for number, start in enumerate(range(0, max(1, len(table)), rows)):
+            self.write_table(f"{name}/part-{number:05d}.parquet", table.slice(start, rows))
+
+    def local(self, name: str = "") -> Path:
+        """A local folder with the content of `name`; downloaded once to a temporary cache where storage is remote.
+
+        Several processes of one machine may ask at once: the folder appears whole, and anew when its files changed.
+        """
+        if self.is_local:
+            return Path(self.path(name))
+        below = self.filesystem.get_file_info(pafs.FileSelector(self.path(name), recursive=True))
+        state = sorted((i.path, i.size, i.mtime_ns) for i in below if i.type == pafs.FileType.File)
+        key = hashlib.sha256(repr((self.uri, name, state)).encode()).hexdigest()[:16]
+        cache = Path(tempfile.gettempdir()) / f"qwen3emb-cache-{os.getuid()}"  # another user's cannot be written to
+        if not (cache / key).is_dir():
+            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
+            pafs.copy_files(self.path(name), str(partial), source_filesystem=self.filesystem)
+            try:
+                partial.rename(cache / key)
+            except OSError:  # another process was faster
+                shutil.rmtree(partial)
+        return cache / key
+
+    def upload(self, folder: Path, name: str) -> None:
+        """Copy a local folder to `name`; nothing to do where it is there already."""
+        if self.is_local and Path(self.path(name)).resolve() == folder.resolve():
+            return
+        self.filesystem.create_dir(self.path(name), recursive=True)
+        pafs.copy_files(str(folder), self.path(name), destination_filesystem=self.filesystem)
+
+
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        hint = "; percent-encode the secret, or give it by the environment" if redacted(uri) != uri else ""
+        raise UserError(f"{redacted(uri)}: not a place that can be opened ({redacted(str(error))}){hint}") from error
+    return filesystem, str(root)
+
+
+def _writer() -> str:
+    """Host, process and chance: two hosts with the same pid may write one file on a shared disk."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def external_fingerprint(uri: str, suffix: str = "", contents: bool = True) -> str:
+    """What tells one state of an input from another.
+
+    Of a file up to 64 MiB its content, of a larger one its size and the time of its last change. Of a folder of this
+    machine the names and contents of its files where they make up 512 MiB or less; else, and on other storage, where
+    the content would have to be fetched, names, sizes and times.
+
+    Args:
+        uri: file or folder.
+        suffix: only files whose names end so count.
+        contents: false for installed packages, tens of thousands of files: names and sizes only.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    place = Storage(uri)
+    info = place.filesystem.get_file_info(place.root)
+    if info.type == pafs.FileType.NotFound:
+        raise UserError(f"{redacted(uri)}: no such file or folder")
+    if info.type == pafs.FileType.File:
+        return _digest(_state(place.filesystem, info, info.size <= _HASHED_FILE))
+    below = place.filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True))
+    files = [i for i in below if i.type == pafs.FileType.File and i.path.endswith(suffix)]
+    return files_fingerprint(place.filesystem, info.path, files, contents)
+
+
+def files_fingerprint(
+    filesystem: pafs.FileSystem, root: str, files: Sequence[pafs.FileInfo], contents: bool = True
+) -> str:
+    """What tells one state of `files` below `root` from another; as `external_fingerprint` of a folder."""
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    hashed = contents and local and sum(i.size for i in files) <= _HASHED_FOLDER
+    lines = []
+    for item in sorted(files, key=lambda i: i.path):
+        state = _state(filesystem, item, hashed) if contents else str(item.size)
+        lines.append(f"{posixpath.relpath(item.path, root)} {state}\n")
+    return _digest("".join(lines))
+
+
+def _state(filesystem: pafs.FileSystem, info: pafs.FileInfo, hashed: bool) -> str:
+    if not hashed:
+        return f"{info.size} {info.mtime_ns}"
+    digest = hashlib.sha256()
+    with filesystem.open_input_file(info.path) as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

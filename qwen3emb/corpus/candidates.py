@@ -1,0 +1,226 @@
+"""One file into candidate rows: passages, labelled pairs, evaluation functions and rejects, with signatures.
+
+Nothing is decided here that needs another file: duplicates, overlaps and caps are `corpus_split`'s.
+"""
+
+from __future__ import annotations
+
+import io
+import tokenize
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from qwen3emb.config.data import CorpusConfig
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.location import redacted
+from qwen3emb.core.rejects import Passage, Reject, escaped, text_problem
+from qwen3emb.corpus.docstrings import first_paragraph, is_natural_language
+from qwen3emb.corpus.python_source import SourceItem, extract_items, labelled_pair, split_of
+from qwen3emb.corpus.sources import CorpusFile
+from qwen3emb.text.files import first_line, resolve
+from qwen3emb.text.identity import content_hash
+from qwen3emb.text.languages import check_language
+from qwen3emb.text.near_duplicates import minhash
+from qwen3emb.text.readers import read_file
+
+__all__ = ["CANDIDATE", "KEYS", "PLACES", "Chunker", "file_rows", "python_rows", "text_rows"]
+
+Chunker = Callable[[str], list[str]]
+"""A text into pieces of at most the corpus' token budget."""
+
+Row = dict[str, Any]
+Role = Literal["passage", "pair", "function", "shadow", "reject"]
+
+PLACES = 64
+"""Places of a signature."""
+_SIGNATURE = pa.binary(PLACES * 8)
+_NO_SIGNATURE = bytes(PLACES * 8)
+
+CANDIDATE = pa.schema(
+    [
+        *((name, pa.string()) for name in ("role", "split", "id", "text_hash", "query_hash")),
+        *(("text_signature", _SIGNATURE), ("query_signature", _SIGNATURE)),
+        *((name, pa.string()) for name in ("text", "title", "query", "language", "source", "reason")),
+        ("row", pa.int64()),
+    ]
+)
+"""What one file yields. Roles: `passage` and `pair` are to train on; `function` is a function of a dev or
+held-out module, its text the code and its query empty where it cannot be one; `shadow` is a docstring of such
+a module, of which only the signatures count (of all of it, of its first paragraph); `reject` has a reason."""
+
+KEYS = ["role", "split", "id", "text_hash", "query_hash", "text_signature", "query_signature", "reason"]
+"""The columns that deciding needs: none of the texts."""
+
+_LONGEST_CODE = 20_000  # characters; beyond are generated tables and vendored blobs
+_NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what the parser says to odd files
+
+
+def file_rows(file: CorpusFile, cfg: CorpusConfig, seed: int, chunk: Chunker) -> Iterator[Row]:
+    """The candidate rows of one file, in its order, as dicts of `CANDIDATE`.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, or its source has an unknown language.
+    """
+    source = cfg.sources[file.source]
+    if source.kind == "python":
+        return python_rows(_read_bytes(file.path), file, cfg, seed, chunk)
+    items = read_file(
+        file.path,
+        source.kind,
+        text_field=source.text_field,
+        title_field=source.title_field,
+        id_field=source.id_field,
+        language=source.language,
+        language_field=source.language_field,
+        id_prefix=file.prefix,
+    )
+    return text_rows(items, chunk)
+
+
+def text_rows(items: Iterable[Passage | Reject], chunk: Chunker) -> Iterator[Row]:
+    """What a reader gave as candidate rows: one per chunk, "<id>/1", "<id>/2" where a text has several."""
+    for item in items:
+        if isinstance(item, Reject):
+            yield _row("reject", item.id, item.source, text=item.payload, reason=item.reason, row=item.row)
+            continue
+        passage = partial(_row, "passage", source=item.source, title=item.title, language=item.language)
+        chunks = _chunks(item.id, item.text, item.source, chunk)
+        yield from (passage(c[0], text=c[1]) if isinstance(c, tuple) else c for c in chunks)
+
+
+def python_rows(raw: bytes, file: CorpusFile, cfg: CorpusConfig, seed: int, chunk: Chunker) -> Iterator[Row]:
+    """The candidate rows of one Python file; a file that is not Python is one reject.
+
+    A docstring is a passage candidate with `cfg.min_words` words of natural language; chunks of a long one
+    with fewer are left out. A function is a pair candidate where `labelled_pair` finds one in it.
+    """
+    try:
+        items = extract_items(_decoded(raw), file.module)
+    except UnicodeDecodeError as error:
+        yield _rejected(file.prefix, file.path, f"invalid_utf8: byte {error.start}", raw)
+        return
+    except _NOT_PYTHON as error:
+        reason = f"invalid_python: {first_line(error)}"
+        yield _rejected(file.prefix, file.path, reason, raw, getattr(error, "lineno", None) or -1)
+        return
+    split = split_of(file.module, cfg.dev_share, cfg.heldout_share, seed)
+    language = check_language(cfg.sources[file.source].language)
+    for item in items:
+        name = file.prefix + item.qualified_name.removeprefix(file.module)
+        problem = text_problem(item.docstring) or text_problem(item.code)
+        if problem:
+            yield _rejected(name, file.path, problem, item.docstring + "\n" + item.code)
+        elif split == "train":
+            yield from _training_rows(item, name, language, file.path, cfg.min_words, chunk)
+        else:
+            yield from _evaluation_rows(item, name, language, file.path, split)
+
+
+def _training_rows(
+    item: SourceItem, name: str, language: str, source: str, min_words: int, chunk: Chunker
+) -> Iterator[Row]:
+    if is_natural_language(item.docstring, min_words):
+        passage = partial(_row, "passage", source=source, title=name, language=language)
+        for c in _chunks(name, item.docstring, source, chunk):
+            if not isinstance(c, tuple):
+                yield c
+            elif c[1] == item.docstring or is_natural_language(c[1], min_words):
+                yield passage(c[0], text=c[1])
+    try:
+        pair = labelled_pair(item)
+    except _NOT_PYTHON as error:
+        yield _rejected(name, source, f"invalid_python: {first_line(error)}", item.code)
+        return
+    if pair is None:
+        return
+    query, code = pair
+    if len(code) > _LONGEST_CODE:
+        yield _rejected(f"labelled:{name}", source, f"code_too_long: {len(code)} characters", code)
+        return
+    yield _row("pair", f"labelled:{name}", source, text=code, title=name, query=query, language=language)
+
+
+def _evaluation_rows(item: SourceItem, name: str, language: str, source: str, split: str) -> Iterator[Row]:
+    shadow = _row("shadow", name, source, split, text=item.docstring, query=first_paragraph(item.docstring))
+    yield shadow | {"text": "", "query": ""}
+    if item.kind != "function" or not item.code:
+        return
+    try:
+        pair = labelled_pair(item)
+    except _NOT_PYTHON as error:
+        yield _rejected(name, source, f"invalid_python: {first_line(error)}", item.code)
+        return
+    query = pair[0] if pair else ""
+    yield _row("function", name, source, split, text=item.code, query=query, language=language)
+
+
+def _read_bytes(path: str) -> bytes:
+    system, place = resolve(path)
+    try:
+        with system.open_input_stream(place) as stream:
+            return bytes(stream.read())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({first_line(error)}); check that it exists and may be read."
+        ) from error
+
+
+def _decoded(raw: bytes) -> str:
+    """Python source as text, by its byte order mark or coding line, else UTF-8."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+    except SyntaxError:
+        raw.decode("utf-8")  # says where, when that is what is wrong
+        raise
+    return raw.decode(encoding)
+
+
+def _chunks(name: str, text: str, source: str, chunk: Chunker) -> Iterator[tuple[str, str] | Row]:
+    """(id, text) of each chunk, or the reject of a text that has none."""
+    try:
+        chunks = chunk(text)
+    except UserError as error:
+        yield _rejected(name, source, f"cannot_chunk: {error}", text)
+        return
+    for number, part in enumerate(chunks, start=1):
+        yield (name if len(chunks) == 1 else f"{name}/{number}"), part
+
+
+def _rejected(name: str, source: str, reason: str, payload: bytes | str, row: int = -1) -> Row:
+    return _row("reject", name, source, text=escaped(payload), reason=escaped(reason), row=row)
+
+
+def _row(
+    role: Role,
+    name: str,
+    source: str,
+    split: str = "train",
+    *,
+    text: str,
+    title: str = "",
+    query: str = "",
+    language: str = "",
+    reason: str = "",
+    row: int = -1,
+) -> Row:
+    """A dict of `CANDIDATE`, with the hashes and signatures of what there is."""
+    signed = role != "reject"
+    return {
+        "role": role,
+        "split": split,
+        "id": name,
+        "text_hash": content_hash(text) if signed else "",
+        "query_hash": content_hash(query) if query else "",
+        "text_signature": minhash(text, PLACES).tobytes() if signed else _NO_SIGNATURE,
+        "query_signature": minhash(query, PLACES).tobytes() if query else _NO_SIGNATURE,
+        "text": text,
+        "title": title,
+        "query": query,
+        "language": language,
+        "source": redacted(source),
+        "reason": reason,
+        "row": row,
+    }

@@ -1,0 +1,172 @@
+"""The stage `corpus`: files into passages, labelled pairs, and the dev and held-out retrieval sets.
+
+Three passes. Tasks read the files (`corpus_reading`). The driver reads the candidates without their texts and
+decides (`corpus_split`). Then it goes through them once more, a part at a time, and writes what is used. The
+order is that of the files, so the output is the same whatever the number of workers.
+
+One row of the record (rows in = out + rejected) is one item that was found: a passage candidate (a chunk of a
+text, a docstring with enough words in a training module), a pair candidate (a training function with a usable
+summary), a documented function of a dev or held-out module (out: it is a document of that set), or a file or
+row that could not be read. A training function may be both a passage and a pair. Docstrings that are too
+short are no candidates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.records import PAIR, PASSAGE, REJECT
+from qwen3emb.core.rejects import escaped
+from qwen3emb.core.storage import Storage
+from qwen3emb.corpus.candidates import CANDIDATE, KEYS
+from qwen3emb.corpus.reading import CANDIDATES, Progress, read_candidates, reading_units
+from qwen3emb.corpus.sources import corpus_files
+from qwen3emb.corpus.split import Verdict, decide
+from qwen3emb.pipeline.stages import StageContext
+from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
+
+__all__ = ["build_corpus"]
+
+Row = dict[str, Any]
+
+_OUTPUTS = ("passages", "pairs", "dev", "heldout", "rejects")
+_OUT_ROWS = 8192
+_TEXTS = ["role", "split", "id", "text", "title", "query", "language", "source", "row"]
+
+
+def build_corpus(ctx: StageContext, progress: Progress | None = None) -> StageResult:
+    """Read the configured sources into `ctx.out`; `progress` is told files read and files in all.
+
+    Raises:
+        UserError: a source is missing or unreadable, or gives no passage at all.
+    """
+    cfg, seed, out = ctx.cfg.corpus, ctx.cfg.seed, ctx.out
+    files = corpus_files(cfg.sources, seed)
+    model = cfg.tokenizer or ctx.cfg.models.base
+    if Path(model).expanduser().is_dir():  # a name or hub id is looked up where the task runs
+        model = str(Path(model).expanduser().resolve())
+    units = reading_units(files, cfg)
+    read_candidates(units, cfg, seed, out, model, progress)
+    parts = [name for name in out.names(CANDIDATES, ".parquet") if name.split("/")[1] in units]
+    verdict = decide(_keys(out, parts), cfg, seed)
+    for name in _OUTPUTS:
+        out.delete(name)
+    return replace(_write(out, parts, verdict, len(files)), scratch=(CANDIDATES,))
+
+
+def _keys(out: Storage, parts: Sequence[str]) -> pa.Table:
+    """The candidates without their texts, in order."""
+    empty = CANDIDATE.empty_table().select(KEYS)
+    read = (pq.read_table(out.path(p), filesystem=out.filesystem, columns=KEYS) for p in parts)
+    return pa.concat_tables([empty, *read])
+
+
+@dataclass
+class _Parts:
+    """Parquet files of at most `_OUT_ROWS` rows below a folder; at least one, which may be empty."""
+
+    out: Storage
+    folder: str
+    schema: pa.Schema
+    rows: list[Row] = field(default_factory=list)
+    written: int = 0
+    total: int = 0
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        self.total += 1
+        if len(self.rows) == _OUT_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        if self.rows or not self.written:
+            self._flush()
+
+    def _flush(self) -> None:
+        table = pa.Table.from_pylist(self.rows, schema=self.schema)
+        self.out.write_table(f"{self.folder}/part-{self.written:05d}.parquet", table)
+        self.rows, self.written = [], self.written + 1
+
+
+def _write(out: Storage, parts: Sequence[str], verdict: Verdict, files: int) -> StageResult:
+    """The candidates as the verdict has it; rows beyond a cap are only counted.
+
+    Raises:
+        UserError: there is no passage.
+    """
+    schemas = {"passages": PASSAGE, "pairs": PAIR, "rejects": REJECT}
+    tables = {name: _Parts(out, name, schema) for name, schema in schemas.items()}
+    sets = {split: RetrievalSet({}, {}, {}) for split in ("dev", "heldout")}
+    rows = 0
+    for place, row in enumerate(_candidates(out, parts)):
+        rows += row["role"] != "shadow"
+        reason = verdict.reasons.get(place)
+        if reason is not None and not reason.startswith("over_max_"):
+            tables["rejects"].add(_reject(row, reason))
+        elif reason is not None or row["role"] == "shadow":
+            continue
+        elif row["role"] == "function":
+            _add_document(sets[row["split"]], row, place in verdict.queries[row["split"]])
+        elif row["role"] == "passage":
+            tables["passages"].add(row)
+        else:
+            tables["pairs"].add(_pair(row))
+    for table in tables.values():
+        table.close()
+    counts = dict(Counter(reason.partition(":")[0] for reason in verdict.reasons.values()))
+    if not tables["passages"].total:
+        why = ", ".join(f"{n} {reason}" for reason, n in counts.items()) or "none rejected"
+        raise UserError(
+            f"corpus.sources: {files} files give no passage ({rows} rows, {why}; see {out.uri}/rejects); "
+            "name other sources, or lower corpus.min_words, dev_share or heldout_share"
+        )
+    for split, found in sets.items():
+        write_retrieval_set(out / split, found)
+    kept = {name: tables[name].total for name in ("passages", "pairs")}
+    documents = {f"{split}_documents": len(found.corpus) for split, found in sets.items()}
+    queries = {f"{split}_queries": len(found.queries) for split, found in sets.items()}
+    ambiguous = {f"{split}_ambiguous_queries": count for split, count in verdict.ambiguous.items()}
+    metrics = {"files": files} | kept | documents | queries | ambiguous
+    return StageResult(rows, sum(kept.values()) + sum(documents.values()), counts, metrics)
+
+
+def _candidates(out: Storage, parts: Iterable[str]) -> Iterator[Row]:
+    for part in parts:
+        yield from pq.read_table(out.path(part), filesystem=out.filesystem, columns=_TEXTS).to_pylist()
+
+
+def _add_document(found: RetrievalSet, row: Row, asked: bool) -> None:
+    found.corpus[row["id"]] = ("", row["text"])
+    if asked:  # ids of queries differ from those of documents: evaluators drop a query's own id
+        query = f"query:{row['id']}"
+        found.queries[query] = row["query"]
+        found.languages[query] = row["language"]
+        found.qrels[query] = {row["id"]: 1}
+
+
+def _pair(row: Row) -> Row:
+    described = dict.fromkeys(("character", "question_type", "difficulty", "words"), "")
+    return described | {
+        "id": row["id"],
+        "query": row["query"],
+        "document": row["text"],
+        "document_id": f"code:{row['title']}",  # the bare name is the id of the docstring's passage
+        "origin": "labelled",
+        "language": row["language"],
+        "score": None,
+    }
+
+
+def _reject(row: Row, reason: str) -> Row:
+    place = {"id": row["id"], "source": row["source"], "row": row["row"]}
+    text = f"{row['query']}\n\n{row['text']}" if row["role"] == "pair" else row["text"]
+    return place | {"stage": "corpus", "reason": reason, "payload": escaped(text)}

@@ -1,1 +1,0 @@
-"""Rows before training: corpus, personas, synthesis, filtering, hard negatives."""

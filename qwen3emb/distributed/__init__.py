@@ -1,1 +1,0 @@
-"""Everything that imports Ray: data sets, vLLM workers, encoding workers, the trainer."""

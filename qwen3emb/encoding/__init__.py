@@ -1,0 +1,1 @@
+"""Embedding on many Ray workers: the pool, vectors on storage, nearest neighbours."""

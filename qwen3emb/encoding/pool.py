@@ -1,0 +1,210 @@
+"""Encoding and reranking many texts on Ray actors: what filter, mine, evaluate and index score with.
+
+A pool holds loaded models for several calls. Work is handed out in small pieces to whichever actor is free,
+and a lost actor is replaced and its piece computed again, so results are complete and in the input's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+import ray
+
+from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.workers import (
+    EncodeWorker,
+    ModelPlace,
+    RerankWorker,
+    actor_options,
+    first_or_stop,
+    spread,
+    stop,
+)
+from qwen3emb.model.endpoint import notes_lines
+from qwen3emb.model.fetch import is_endpoint
+
+__all__ = ["Encoders", "Progress", "Rerankers", "asked_of", "encode_texts"]
+
+Asked = str | Sequence[str | None] | None
+"""An instruction of all texts, or one for each of them."""
+
+Progress = Callable[[int, int], None]
+"""Called with (texts done, texts in all)."""
+
+CHUNK = 64
+
+
+class Encoders:
+    """Loaded copies of one embedding model on Ray actors, which end with the `with` block."""
+
+    def __init__(
+        self,
+        model_dir: str,
+        *,
+        end_token: str | None = None,
+        dtype: str | None = None,
+        workers: int = 1,
+        gpus_per_worker: float = 0,
+    ) -> None:
+        """Start the actors and load the model in each.
+
+        Args:
+            model_dir: directory, URI or address of the model (see `model.foreign`).
+            end_token: needed for directories that are not ours.
+            dtype: of the weights; default as stored.
+            workers: actors. On CPU those of a node share its cores (`workers.threads_here`).
+            gpus_per_worker: GPUs of each.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        start = ray.remote(EncodeWorker).options(**actor_options(gpus_per_worker), max_restarts=-1, max_task_retries=3)
+        self._actors: list[Any] = [start.remote(workers, gpus_per_worker) for _ in range(workers)]
+        self.use(model_dir, end_token, dtype)
+
+    def use(self, model_dir: str, end_token: str | None = None, dtype: str | None = None) -> None:
+        """Load another model in the same actors, which saves starting new ones.
+
+        Raises:
+            UserError: the model cannot be loaded; the actors are ended.
+        """
+        place = model_dir if is_endpoint(model_dir) else Storage(model_dir).uri
+        self._model = ModelPlace(place, end_token, dtype)
+        self.dimensions = int(first_or_stop(self._actors, "dimensions", self._model))
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        max_tokens: int,
+        instruction: Asked = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """(len(texts), dimensions) normalised float32 in the order of `texts`; see `Encoder.encode`.
+
+        Raises:
+            UserError: `max_tokens` exceeds the model's context.
+        """
+        out = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
+        tasks = [
+            (self._model, rows, [texts[i] for i in rows], asked_of(instruction, rows), max_tokens) for rows in chunks
+        ]
+        done = 0
+        for rows, vectors in spread(self._actors, "encode_chunk", tasks):
+            out[rows] = vectors
+            done += len(rows)
+            if progress:
+                progress(done, len(texts))
+        return out
+
+    def write(self, pieces: Sequence[tuple[str, str, Sequence[str], Asked, int]]) -> Iterator[int]:
+        """Have each piece (folder URI, file name, texts, instruction, `max_tokens`) embedded and written as `.npy`.
+
+        Returns:
+            The number of texts of each piece, as they are done, in any order.
+        """
+        yield from spread(self._actors, "write_piece", [(self._model, *piece) for piece in pieces])
+
+    def notes(self) -> list[str]:
+        """Lines on what was done to texts that a server did not take as they are; none for a model that runs here."""
+        if not is_endpoint(self._model.uri):
+            return []
+        return notes_lines(ray.get([actor.notes.remote(self._model) for actor in self._actors]))
+
+    def close(self) -> None:
+        """End the actors."""
+        stop(self._actors)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the actors."""
+        self.close()
+
+
+class Rerankers:
+    """Loaded copies of one reranker on Ray actors, which end with the `with` block."""
+
+    def __init__(
+        self, model_dir: str, *, dtype: str | None = None, workers: int = 1, gpus_per_worker: float = 0
+    ) -> None:
+        """Start the actors and load the model in each; arguments and errors as of `Encoders`."""
+        start = ray.remote(RerankWorker).options(**actor_options(gpus_per_worker), max_restarts=-1, max_task_retries=3)
+        uri = Storage(model_dir).uri
+        self._actors = [start.remote(uri, dtype, workers, gpus_per_worker) for _ in range(workers)]
+        self.context = int(first_or_stop(self._actors, "context"))
+
+    def score(
+        self,
+        queries: Sequence[str],
+        documents: Sequence[Sequence[str]],
+        *,
+        max_tokens: int,
+        instruction: Asked = None,
+        max_query_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[np.ndarray]:
+        """For each query the float32 scores of its own documents, in their order; see `Reranker.score`.
+
+        Raises:
+            UserError: `max_tokens` exceeds the model's context or leaves no room for a document.
+        """
+        options: dict[str, Any] = {"max_tokens": max_tokens, "max_query_tokens": max_query_tokens}
+        own = [instruction] * len(queries) if instruction is None or isinstance(instruction, str) else instruction
+        pairs = list(zip(queries, documents, strict=True))
+        heaviest = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i][1])))
+        tasks = [(i, pairs[i][0], list(pairs[i][1]), options | {"instruction": own[i]}) for i in heaviest]
+        out: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(pairs)
+        for done, (row, scores) in enumerate(spread(self._actors, "score_query", tasks), start=1):
+            out[row] = scores
+            if progress:
+                progress(done, len(pairs))
+        return out
+
+    def close(self) -> None:
+        """End the actors."""
+        stop(self._actors)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the actors."""
+        self.close()
+
+
+def asked_of(instruction: Asked, rows: Sequence[int]) -> Asked:
+    """The instruction of some of the texts: still one where they share it, which is one call of the model."""
+    if instruction is None or isinstance(instruction, str):
+        return instruction
+    own = [instruction[row] for row in rows]
+    return own[0] if len(set(own)) == 1 else own
+
+
+def encode_texts(
+    texts: Sequence[str],
+    *,
+    model_dir: str,
+    end_token: str | None,
+    dtype: str | None,
+    instruction: str | None,
+    max_tokens: int,
+    workers: int,
+    gpus_per_worker: float = 0,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """(len(texts), dimensions) normalised float32 in the order of `texts`, from a pool of this call's own.
+
+    Arguments and errors as of `Encoders` and `Encoders.encode`.
+    """
+    with Encoders(
+        model_dir, end_token=end_token, dtype=dtype, workers=workers, gpus_per_worker=gpus_per_worker
+    ) as pool:
+        return pool.encode(texts, max_tokens=max_tokens, instruction=instruction, progress=progress)

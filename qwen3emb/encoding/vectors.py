@@ -1,0 +1,94 @@
+"""Vectors of many texts on storage, written once by whoever embeds them, read in pieces by whoever searches.
+
+A folder of `.npy` pieces named by their first row. Every worker writes what it embeds, so that no process holds them
+all; pieces that a killed run has written are not embedded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.pool import Encoders, asked_of
+
+__all__ = ["Vectors", "write_vectors"]
+
+_ROWS = 2048
+_LEAST = 64
+_SHARES = 32
+_LAYOUT = "layout.json"
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What lies in a folder: `count` float32 vectors in pieces of `piece` rows, of texts with the hash `texts`."""
+
+    uri: str
+    count: int
+    piece: int
+    texts: str
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), dimensions) float32 of ascending rows, at least one; a piece at a time is in memory beside it."""
+        folder, out, at = Storage(self.uri), np.empty((0, 0), dtype=np.float32), 0
+        for part in np.split(rows, np.flatnonzero(np.diff(rows // self.piece)) + 1):
+            start = int(part[0]) // self.piece * self.piece
+            vectors = _loaded(folder, _name(start))
+            if not out.size:
+                out = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+            np.take(vectors, part - start, axis=0, out=out[at : at + len(part)])
+            at += len(part)
+        return out
+
+
+def write_vectors(
+    pool: Encoders,
+    folder: Storage,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    instruction: str | Sequence[str | None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Vectors:
+    """Embed texts on a pool's workers into `folder`; pieces that are there already, of the same texts, stay.
+
+    Arguments and errors as of `Encoders.encode`.
+    """
+    instruction = asked_of(instruction, range(len(texts)))
+    digest = hashlib.sha256(repr((instruction, max_tokens)).encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode(errors="surrogatepass")).digest())
+    piece = max(_LEAST, min(_ROWS, -(-len(texts) // _SHARES)))
+    written = Vectors(folder.uri, len(texts), piece, digest.hexdigest())
+    if not (folder.exists(_LAYOUT) and folder.read_json(_LAYOUT) == asdict(written)):
+        folder.delete()
+        folder.write_json(_LAYOUT, asdict(written))
+    done = set(folder.names(suffix=".npy"))
+    missing = [row for row in range(0, len(texts), piece) if _name(row) not in done]
+    tasks = []
+    for row in missing:
+        part = texts[row : row + piece]
+        asked = asked_of(instruction, range(row, row + len(part)))
+        tasks.append((folder.uri, _name(row), part, asked, max_tokens))
+    finished = len(texts) - sum(len(task[2]) for task in tasks)
+    for rows in pool.write(tasks):
+        finished += rows
+        if progress:
+            progress(finished, len(texts))
+    return written
+
+
+def _name(row: int) -> str:
+    return f"{row:010d}.npy"
+
+
+def _loaded(folder: Storage, name: str) -> np.ndarray:
+    """A piece, mapped where it lies on this machine."""
+    if folder.is_local:
+        return np.asarray(np.load(folder.path(name), mmap_mode="r"))
+    return np.asarray(np.load(io.BytesIO(folder.read_bytes(name))))

@@ -1,0 +1,202 @@
+"""Actors that hold one model each, and how a pool of them is started, given work and ended."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from ray.util import ActorPool
+
+from qwen3emb.core.cores import threads_of, usable_cores
+from qwen3emb.core.storage import Storage
+from qwen3emb.model.fetch import is_endpoint
+from qwen3emb.model.foreign import AnyEncoder, open_encoder
+from qwen3emb.model.loading import stored_dtype
+from qwen3emb.model.reranker import Reranker
+
+__all__ = [
+    "EncodeWorker",
+    "ModelPlace",
+    "RerankWorker",
+    "actor_options",
+    "first_or_stop",
+    "spread",
+    "stop",
+    "threads_here",
+    "worker_resources",
+]
+
+_CPUS = 0.5
+
+
+def threads_here(workers: int, gpus: float = 0) -> int:
+    """CPU threads of this process, one of a pool of `workers` that Ray spreads over its nodes (`actor_options`).
+
+    What this node's cores give each of the pool's workers that are here, counted as the most that fall to a node.
+
+    Args:
+        workers: of the pool.
+        gpus: of each; nodes without so many hold none.
+    """
+    wanted = {"CPU": _CPUS, "GPU": gpus}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    able = sum(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes)
+    return threads_of(usable_cores(), -(-workers // max(1, able)))
+
+
+def worker_resources(gpus: float) -> dict[str, Any]:
+    """What an encoding actor holds; it finds the number of its threads itself (`threads_here`).
+
+    Half a logical CPU each, so that slots stay free for the tasks that feed them.
+    """
+    return {"num_cpus": _CPUS, "num_gpus": gpus}
+
+
+def actor_options(gpus: float) -> dict[str, Any]:
+    """Ray's options of an encoding actor, spread over the nodes as Ray Data spreads its own."""
+    return worker_resources(gpus) | {"scheduling_strategy": "SPREAD"}
+
+
+class ModelPlace(NamedTuple):
+    """Which embedding model: directory, URI or address, and how it is opened (see `model.foreign`)."""
+
+    uri: str
+    end_token: str | None = None
+    dtype: str | None = None  # None: the one the weights are stored in
+
+
+class EncodeWorker:
+    """An embedding model in one process, ours or another, loaded at first use and kept until another is asked for.
+
+    Every call names the model, so that a worker that Ray started anew never answers with another one. Nothing is
+    loaded in the constructor: Ray hides what a constructor raised, and a missing model is the user's to mend.
+    """
+
+    def __init__(self, workers: int, gpus: float = 0) -> None:
+        """Nothing is loaded yet; arguments as of `threads_here`."""
+        self._pool = workers, gpus
+        self._model: ModelPlace | None = None
+        self._encoder: AnyEncoder | None = None
+
+    def encoder(self, model: ModelPlace) -> AnyEncoder:
+        """The loaded model.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        if self._encoder is None or self._model != model:
+            self._encoder = None  # one at a time in memory
+            place = model.uri if is_endpoint(model.uri) else Storage(model.uri).local()
+            torch.set_num_threads(threads_here(*self._pool))  # Ray has set OMP_NUM_THREADS by `num_cpus`, to 1
+            self._encoder = open_encoder(place, end_token=model.end_token, dtype=model.dtype)
+            self._model = model
+        return self._encoder
+
+    def dimensions(self, model: ModelPlace) -> int:
+        """Length of the model's vectors."""
+        return self.encoder(model).dimensions
+
+    def pid(self) -> int:
+        """This process."""
+        return os.getpid()
+
+    def encode(
+        self, model: ModelPlace, texts: Sequence[str], instruction: str | Sequence[str | None] | None, max_tokens: int
+    ) -> np.ndarray:
+        """(len(texts), dimensions) normalised float32; see `Encoder.encode`. `instruction` may be one for each text."""
+        encoder = self.encoder(model)
+        if instruction is None or isinstance(instruction, str):
+            return encoder.encode(texts, max_tokens=max_tokens, instruction=instruction)
+        out = np.empty((len(texts), encoder.dimensions), dtype=np.float32)
+        for ask in dict.fromkeys(instruction):
+            rows = [row for row, own in enumerate(instruction) if own == ask]
+            out[rows] = encoder.encode([texts[row] for row in rows], max_tokens=max_tokens, instruction=ask)
+        return out
+
+    def notes(self, model: ModelPlace) -> dict[str, int]:
+        """What the model had to do to be answered (`EndpointEncoder.notes`); empty for one that runs here."""
+        return dict(getattr(self.encoder(model), "notes", {}))
+
+    def encode_chunk(
+        self,
+        model: ModelPlace,
+        rows: list[int],
+        texts: list[str],
+        instruction: str | Sequence[str | None] | None,
+        max_tokens: int,
+    ) -> tuple[list[int], np.ndarray]:
+        """The vectors together with the rows they belong to."""
+        return rows, self.encode(model, texts, instruction, max_tokens)
+
+    def write_piece(
+        self,
+        model: ModelPlace,
+        uri: str,
+        name: str,
+        texts: list[str],
+        instruction: str | Sequence[str | None] | None,
+        max_tokens: int,
+    ) -> int:
+        """Write the vectors into a folder, whole or not at all; how many there are."""
+        buffer = io.BytesIO()
+        np.save(buffer, self.encode(model, texts, instruction, max_tokens))
+        Storage(uri).write_bytes(name, buffer.getvalue())
+        return len(texts)
+
+
+class RerankWorker:
+    """A reranker in one process, loaded at first use for the reason given at `EncodeWorker`."""
+
+    def __init__(self, model_dir: str, dtype: str | None, workers: int, gpus: float = 0) -> None:
+        """Remember what to load; `dtype` None takes the one the weights are stored in, others as of `threads_here`."""
+        self._arguments, self._pool = (model_dir, dtype), (workers, gpus)
+        self._reranker: Reranker | None = None
+
+    def reranker(self) -> Reranker:
+        """The loaded model.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        if self._reranker is None:
+            uri, dtype = self._arguments
+            folder = Storage(uri).local()
+            torch.set_num_threads(threads_here(*self._pool))
+            self._reranker = Reranker(folder, dtype=dtype or stored_dtype(folder))
+        return self._reranker
+
+    def context(self) -> int:
+        """The model's longest input, tokens."""
+        return self.reranker().context
+
+    def score_query(
+        self, row: int, query: str, documents: list[str], options: dict[str, Any]
+    ) -> tuple[int, np.ndarray]:
+        """The query's row and its documents' scores."""
+        return row, self.reranker().score(query, documents, **options)
+
+
+def spread(actors: list[Any], method: str, tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Results of `method(*task)` as they come, each task on the first actor that is free."""
+    pool = ActorPool(actors)
+    yield from pool.map_unordered(lambda actor, task: getattr(actor, method).remote(*task), list(tasks))
+
+
+def first_or_stop(actors: list[Any], method: str, *arguments: Any) -> Any:
+    """What `method` gives on the first actor, after all have answered; ends them where one cannot."""
+    try:
+        return ray.get([getattr(actor, method).remote(*arguments) for actor in actors])[0]
+    except BaseException:
+        stop(actors)
+        raise
+
+
+def stop(actors: list[Any]) -> None:
+    """End the actors."""
+    for actor in actors:
+        ray.kill(actor)

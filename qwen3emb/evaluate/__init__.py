@@ -1,1 +1,0 @@
-"""Retrieval metrics and the table of what each stage bought."""

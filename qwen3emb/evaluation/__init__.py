@@ -1,0 +1,1 @@
+"""The stage `evaluate` and the harness around mteb: what a model scores on held-out data."""

@@ -1,0 +1,256 @@
+"""The stage `evaluate`: what each stage bought on a retrieval set that none of them has seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from qwen3emb.config.datasets import origin_of
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.progress import paced
+from qwen3emb.core.records import PAIR, TRAINING_ROW
+from qwen3emb.encoding.nearest import NONE
+from qwen3emb.encoding.pool import Encoders, Rerankers
+from qwen3emb.evaluation.by_language import Query, by_language, few_rows_line, trained_on
+from qwen3emb.evaluation.ranking import (
+    Ranking,
+    nearest,
+    ranking_metrics,
+    ranking_per_query,
+    read_run,
+    reranked,
+    run_table,
+)
+from qwen3emb.evaluation.rerank_weight import chosen_weight
+from qwen3emb.metrics.retrieval import own_documents
+from qwen3emb.model.fetch import resolve_model
+from qwen3emb.model.stored import final_model
+from qwen3emb.pipeline.stages import StageContext, asked_for
+from qwen3emb.text.instructions import HELDOUT, instructions
+from qwen3emb.text.retrieval_set import RetrievalSet, evaluation_set, read_retrieval_set
+
+__all__ = ["PER_QUERY", "evaluate_models"]
+
+PER_QUERY = "per_query.json"
+"""model -> query id -> nDCG@10."""
+
+_RUN_DEPTH = 100
+_RERANKED = "merged+reranker"
+_ALONE = "reranker alone"
+_WEIGHT = "rerank_weight.json"
+_SCORES = "runs/rerank_scores.parquet"
+_SAYING = ("labelled", origin_of("retrieval"))  # `language` of other tasks' pairs may be the document's
+_Say = Callable[[str], None]
+_PerQuery = dict[str, dict[str, dict[str, float]]]
+
+
+def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
+    """Rank the documents with every model; write `results.json`, `per_query.json` (nDCG@10) and `runs/`.
+
+    Args:
+        ctx: the stage.
+        say: takes lines of progress.
+
+    Returns:
+        `metrics` is metric name -> model -> mean over the queries, four digits.
+
+    Raises:
+        UserError: the retrieval set is missing or empty, or a model is missing.
+    """
+    cfg = ctx.cfg.evaluate
+    data = evaluation_set(cfg, ctx.input("corpus"))
+    say(f"evaluate: {len(data.queries)} queries, {len(data.corpus)} documents from {cfg.dataset}")
+    own = sum(map(len, own_documents(data)))
+    if own:
+        say(f"evaluate: {own} queries are documents too; a query's own document does not count")
+    for note in data.notes:
+        say(f"evaluate: {note}")
+    results: dict[str, dict[str, float]] = {}
+    per_query: _PerQuery = {}
+    with _Pools(cfg.workers, ctx.cfg.cluster.gpus_per_worker) as pools:
+        for name, rank in _rankings(_Evaluation(ctx, data, pools, say)).items():
+            began = time.monotonic()
+            ranking = _kept(ctx, data, name, rank)
+            found = ranking_metrics(data, ranking, cfg.recall_at)
+            per_query[name] = ranking_per_query(data, ranking, cfg.recall_at)
+            results[name] = {metric: round(value, 4) for metric, value in found.items()}
+            shown = ", ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
+            say(f"evaluate: {name}: {shown} ({time.monotonic() - began:.0f} s)")
+    content: dict[str, Any] = {"dataset": cfg.dataset, "queries": len(data.queries), "documents": len(data.corpus)}
+    languages = _languages(ctx, data, per_query, say)
+    if cfg.rerank_weight is None and ctx.out.exists(_WEIGHT):
+        content["rerank_weight"] = ctx.out.read_json(_WEIGHT)
+    ctx.out.write_json("results.json", content | {"models": results, "languages": languages})
+    headline = {model: {name: row["ndcg@10"] for name, row in rows.items()} for model, rows in per_query.items()}
+    ctx.out.write_json(PER_QUERY, headline)
+    metrics = {m: {name: values[m] for name, values in results.items()} for m in results["merged"]}
+    return StageResult(len(data.queries), len(data.queries), {}, metrics)
+
+
+def _languages(ctx: StageContext, data: RetrievalSet, figures: _PerQuery, say: _Say) -> dict[str, dict[str, Any]]:
+    """`by_language`; says which languages have few training rows."""
+    asked = {name: Query(text, data.languages.get(name)) for name, text in data.queries.items()}
+    languages = by_language(asked, _training_queries(ctx), figures)
+    few = few_rows_line(languages, ctx.cfg.evaluate.few_rows)
+    if few:
+        say(f"evaluate: {few}")
+    return languages
+
+
+def _training_queries(ctx: StageContext) -> list[Query]:
+    """Of the rows that the supervised stage trains on, with the language that their pairs say."""
+    said: dict[tuple[str, str], str] = {}
+    for stage in ("corpus", "filter"):
+        if asked_for(ctx.cfg, stage):
+            pairs = ctx.input(stage).read_table("pairs", PAIR)
+            columns = (pairs[name].to_pylist() for name in ("origin", "id", "language"))
+            said |= {(o, i): code for o, i, code in zip(*columns, strict=True) if o in _SAYING}
+    rows = ctx.input("mine").read_table("rows", TRAINING_ROW)
+    used = {origin: trained_on(ctx.cfg, origin) for origin in set(rows["origin"].to_pylist())}
+    columns = (rows[name].to_pylist() for name in ("origin", "id", "query"))
+    return [Query(query, said.get((o, i))) for o, i, query in zip(*columns, strict=True) if used[o]]
+
+
+class _Pools:
+    """The actors of an evaluation: started at first use, then shared by all models."""
+
+    def __init__(self, workers: int, gpus_per_worker: int) -> None:
+        self._options: dict[str, Any] = {"workers": workers, "gpus_per_worker": gpus_per_worker}
+        self._encoders: Encoders | None = None
+        self._rerankers: Rerankers | None = None
+
+    def encoders(self, model: str, end_token: str | None) -> Encoders:
+        """Actors that hold this embedding model."""
+        if self._encoders is None:
+            self._encoders = Encoders(model, end_token=end_token, **self._options)
+        else:
+            self._encoders.use(model, end_token)
+        return self._encoders
+
+    def rerankers(self, model: str) -> Rerankers:
+        """Actors that hold the reranker, the only one of an evaluation."""
+        self._rerankers = self._rerankers or Rerankers(model, **self._options)
+        return self._rerankers
+
+    def __enter__(self) -> _Pools:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._encoders, self._rerankers):
+            if pool is not None:
+                pool.close()
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What every ranking of one evaluation shares."""
+
+    ctx: StageContext
+    data: RetrievalSet
+    pools: _Pools
+    say: _Say
+
+
+def _rankings(e: _Evaluation) -> dict[str, Callable[[], Ranking]]:
+    """What ranks the documents, by the name in the results, in the order of the pipeline."""
+    cfg = e.ctx.cfg
+    models: dict[str, tuple[str, str | None]] = {}
+    for name in cfg.evaluate.compare:
+        if name == "base":
+            models[name] = str(resolve_model(cfg.models.base)), cfg.models.end_token
+        elif asked_for(cfg, name):
+            models[name] = final_model(e.ctx.input(name)).uri, None
+    models["merged"] = (e.ctx.input("merge") / "embedding").uri, None
+    rankings: dict[str, Callable[[], Ranking]] = {
+        name: partial(_embedded, e, e.data, name, *model) for name, model in models.items()
+    }
+    if not asked_for(cfg, "reranker"):
+        return rankings
+    if cfg.evaluate.rerank_weight != 1:
+        rankings[_ALONE] = partial(_reranked, e, 1.0)
+    return rankings | {_RERANKED: partial(_reranked, e, cfg.evaluate.rerank_weight)}
+
+
+def _kept(ctx: StageContext, data: RetrievalSet, name: str, rank: Callable[[], Ranking]) -> Ranking:
+    """The ranking from `runs/` where a killed run of this stage left it, else a new one."""
+    file = f"runs/{name}.parquet"
+    if not ctx.out.exists(file):
+        ctx.out.write_table(file, run_table(data, rank()))
+    return read_run(data, ctx.out.read_table(file))
+
+
+def _asked(e: _Evaluation, data: RetrievalSet) -> str:
+    """The instruction of a set's queries: that of the rows which held-out and dev set are from, else the run's."""
+    cfg = e.ctx.cfg
+    own = data is not e.data or cfg.evaluate.dataset == "heldout"
+    return instructions(cfg, [HELDOUT])[HELDOUT] if own else cfg.models.instruction
+
+
+def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_token: str | None) -> Ranking:
+    cfg = e.ctx.cfg.evaluate
+    pool = e.pools.encoders(model, end_token)
+    queries = pool.encode(
+        list(data.queries.values()),
+        max_tokens=cfg.max_query_tokens,
+        instruction=_asked(e, data),
+        progress=paced(e.say, f"evaluate: {name}: queries embedded"),
+    )
+    documents = pool.encode(
+        data.texts(),
+        max_tokens=cfg.max_document_tokens,
+        progress=paced(e.say, f"evaluate: {name}: documents embedded"),
+    )
+    return nearest(queries, documents, max(_RUN_DEPTH, cfg.rerank_top, *cfg.recall_at), own_documents(data))
+
+
+def _reranked(e: _Evaluation, weight: float | None) -> Ranking:
+    """The top of the merged model's ranking, re-ordered with the merged reranker's scores."""
+    out = e.ctx.out
+    first = read_run(e.data, out.read_table("runs/merged.parquet"))
+    if not out.exists(_SCORES):
+        found = _scores(e, e.data, first, e.ctx.cfg.evaluate.rerank_top)
+        out.write_table(_SCORES, pa.table({"query_id": list(e.data.queries), "scores": [s.tolist() for s in found]}))
+    scores = [np.array(s, dtype=np.float32) for s in out.read_table(_SCORES)["scores"].to_pylist()]
+    return reranked(first, scores, _dev_weight(e) if weight is None else weight)
+
+
+def _dev_weight(e: _Evaluation) -> float:
+    """The reranker's share that is best on the dev set.
+
+    Raises:
+        UserError: the corpus stage made no dev set.
+    """
+    dev = read_retrieval_set(e.ctx.input("corpus") / "dev")
+    if not dev.queries:
+        raise UserError("evaluate.rerank_weight is null, but there is no dev set to choose it on; set a number")
+    first = _embedded(e, dev, "dev", (e.ctx.input("merge") / "embedding").uri, None)
+    found = chosen_weight(dev, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
+    gain = f"nDCG@10 {found.gain:+.4f}, 95 % of {found.low:+.4f} to {found.high:+.4f} over all shares"
+    e.say(
+        f"evaluate: the reranker's share is {found.weight}: of ten above none, {found.best} is best on "
+        f"{found.queries} dev queries ({gain}){'' if found.weight else ', not clearly better than none'}"
+    )
+    e.ctx.out.write_json(_WEIGHT, {"rerank_weight": found.weight, "chosen_on": "dev", **asdict(found)})
+    return found.weight
+
+
+def _scores(e: _Evaluation, data: RetrievalSet, first: Ranking, top: int) -> list[np.ndarray]:
+    """The merged reranker's probabilities of each query's `top` documents."""
+    cfg = e.ctx.cfg.evaluate
+    texts = data.texts()
+    tops = [[texts[row] for row in rows if row != NONE] for rows in first.rows[:, :top].tolist()]
+    return e.pools.rerankers((e.ctx.input("merge") / "reranker").uri).score(
+        list(data.queries.values()),
+        tops,
+        max_tokens=cfg.rerank_max_tokens,
+        max_query_tokens=cfg.max_query_tokens,
+        instruction=_asked(e, data),
+        progress=paced(e.say, f"evaluate: {_RERANKED}: queries reranked"),
+    )

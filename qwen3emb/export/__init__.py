@@ -1,0 +1,1 @@
+"""Models as other libraries open them: files, prompts, tokenizers, model cards."""

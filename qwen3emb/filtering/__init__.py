@@ -1,0 +1,1 @@
+"""The stage `filter`: keeps the synthetic pairs whose cosine is above a threshold."""

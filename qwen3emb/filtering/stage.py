@@ -1,0 +1,127 @@
+"""The stage `filter`: synthetic pairs whose query-document cosine is above a threshold (RECIPE section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qwen3emb.config.datasets import origin_of
+from qwen3emb.config.run import RunConfig
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.errors import StageFailure
+from qwen3emb.core.progress import paced
+from qwen3emb.core.records import PAIR
+from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.pool import Encoders
+from qwen3emb.filtering.threshold import Histogram, draw, histogram, keep, round_trip, threshold_for
+from qwen3emb.model.stored import scoring_model
+from qwen3emb.pipeline.stages import StageContext
+from qwen3emb.text.instructions import instructions
+
+__all__ = ["filter_pairs"]
+
+_Item = TypeVar("_Item")
+_SHARD = 100_000
+_SCORED = {origin_of("retrieval"), origin_of("bitext")}  # a class, or a sentence of low grade, is not meant to be near
+
+
+def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
+    """Score the pairs of `synthesize` and write `pairs/` (kept), `dropped/` and `histogram.json`.
+
+    Args:
+        ctx: the stage.
+        say: takes lines of progress.
+
+    Raises:
+        UserError: the scoring model is missing.
+        StageFailure: its vectors hold NaN.
+    """
+    cfg = ctx.cfg.filter
+    table = ctx.input("synthesize").read_table("pairs", PAIR).select(PAIR.names).cast(PAIR)
+    chosen = draw(len(table), cfg.sample, ctx.cfg.seed)
+    sample = table.take(pa.array(chosen))
+    scored = pa.array([origin in _SCORED for origin in sample["origin"].to_pylist()], pa.bool_())
+    pairs, exempt = sample.filter(scored), sample.filter(pc.invert(scored))
+    scores, returned = _scores(pairs, ctx.cfg, ctx.input("weak"), say)
+    pairs = pairs.set_column(PAIR.get_field_index("score"), PAIR.field("score"), pa.array(scores, pa.float32()))
+    threshold = cfg.threshold if cfg.keep_share is None else threshold_for(scores, cfg.keep_share)
+    above = keep(scores, threshold)
+    kept = above & returned
+    parts = {
+        "pairs": pa.concat_tables([pairs.filter(pa.array(kept)), exempt]),
+        "dropped": pairs.filter(pa.array(~kept)),
+    }
+    for name, rows in parts.items():
+        ctx.out.delete(name)  # of a run that was killed
+        ctx.out.write_parts(name, rows, _SHARD)
+    found = histogram(scores, cfg.bins)
+    _write_histogram(ctx.out, found, threshold, int(kept.sum()))
+    quantiles = {f"{q:g}": round(value, 4) for q, value in found.quantiles.items()}
+    _tell(found, threshold, quantiles, say)
+    rejected = {"below_threshold": int((~above).sum()), "not_sampled": len(table) - len(sample)}
+    if cfg.round_trip is not None:
+        rejected["no_round_trip"] = int((above & ~returned).sum())
+    metrics = {"threshold": round(threshold, 6), "scored": len(pairs), "exempt": len(exempt), "quantiles": quantiles}
+    return StageResult(len(table), int(kept.sum()) + len(exempt), rejected, metrics)
+
+
+def _tell(found: Histogram, threshold: float, quantiles: dict[str, float], say: Callable[[str], None]) -> None:
+    """The histogram, and what to do where nothing is above the threshold."""
+    for line in found.lines(threshold):
+        say(f"filter: {line}")
+    if max(found.quantiles.values(), default=-1.0) <= threshold:
+        say(
+            f"filter: no pair scores above filter.threshold {threshold}, so no synthetic pairs go on; "
+            f"quantiles of the cosine to choose one from: {quantiles or 'none, there are no pairs'}"
+        )
+
+
+def _scores(
+    pairs: pa.Table, cfg: RunConfig, weak: Storage, say: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs,) float32 cosines, and whether each query finds its document; each distinct text is encoded once."""
+    model, end_token = scoring_model(cfg.filter.model, weak, cfg.models.end_token)
+    if not len(pairs):
+        return np.empty(0, dtype=np.float32), np.empty(0, dtype=bool)
+    origins = pairs["origin"].to_pylist()
+    asked = instructions(cfg, set(origins))
+    queries, of_query = _distinct(list(zip(pairs["query"].to_pylist(), map(asked.get, origins), strict=True)))
+    documents, of_document = _distinct(pairs["document"].to_pylist())
+    say(f"filter: scoring {len(pairs)} pairs with {model}")
+    gpus = cfg.cluster.gpus_per_worker
+    with Encoders(model, end_token=end_token, workers=cfg.filter.workers, gpus_per_worker=gpus) as pool:
+        encode = partial(pool.encode, max_tokens=cfg.filter.max_tokens)
+        texts, own = [text for text, _ in queries], [ask for _, ask in queries]
+        query_vectors = encode(texts, instruction=own, progress=paced(say, "filter: queries embedded"))
+        vectors = encode(documents, progress=paced(say, "filter: documents embedded"))
+        for line in pool.notes():
+            say(f"filter: {line}")
+    out: np.ndarray = np.einsum("nd,nd->n", query_vectors[of_query], vectors[of_document])
+    if not np.isfinite(out).all():
+        raise StageFailure(f"{model} gives NaN for {int((~np.isfinite(out)).sum())} pairs; its training diverged")
+    if cfg.filter.round_trip is None:
+        return out, np.ones(len(out), dtype=bool)
+    return out, round_trip(query_vectors, of_query, vectors, of_document, cfg.filter.round_trip)
+
+
+def _distinct(items: list[_Item]) -> tuple[list[_Item], np.ndarray]:
+    """The distinct items, and for each item its place among them."""
+    place = {item: i for i, item in enumerate(dict.fromkeys(items))}
+    return list(place), np.array([place[item] for item in items], dtype=np.int64)
+
+
+def _write_histogram(out: Storage, found: Histogram, threshold: float, kept: int) -> None:
+    content = {
+        "threshold": threshold,
+        "scored": sum(found.counts),
+        "kept": kept,
+        "edges": [round(e, 6) for e in found.edges],
+        "counts": list(found.counts),
+        "quantiles": {f"{q:g}": value for q, value in found.quantiles.items()},
+    }
+    out.write_json("histogram.json", content)

@@ -1,0 +1,72 @@
+"""What the sets of a run say about one another: a positive of one set is no negative of the same query in another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from qwen3emb.core.records import ANSWER, TRAINING_ROW
+from qwen3emb.core.storage import Storage
+from qwen3emb.text.false_negatives import Answers, true_negatives
+
+__all__ = ["ANSWERS", "read_answers", "settle", "shared_answers", "write_answers"]
+
+ANSWERS = "answers"
+"""Folder of what answers each query, by sets: also positives without a row (`max_rows`, `max_positives`, ...)."""
+
+_SHARD = 1_000_000
+
+
+def write_answers(out: Storage, name: str, answers: Answers) -> None:
+    """Write what answers the queries of the set `name`."""
+    queries = [query for query, positives in answers.items() for _ in positives]
+    columns = [queries, [positive for positives in answers.values() for positive in positives]]
+    out.write_parts(f"{ANSWERS}/{name}", pa.table(columns, schema=ANSWER), _SHARD)
+
+
+def read_answers(out: Storage) -> Answers:
+    """What answers each query, of all sets of the stage `labelled`; empty where an older one did not write it."""
+    return _mapping(out.read_table(ANSWERS, ANSWER))
+
+
+def shared_answers(out: Storage, names: Sequence[str]) -> Answers:
+    """What answers those queries that more than one of the sets has."""
+    tables = [out.read_table(f"{ANSWERS}/{name}", ANSWER) for name in names]
+    if len(tables) < 2:
+        return {}
+    asked = np.concatenate([np.unique(table["query"].to_numpy()) for table in tables])
+    queries, counts = np.unique(asked, return_counts=True)
+    common = queries[counts > 1]
+    return _mapping(pa.concat_tables([t.filter(pa.array(np.isin(t["query"].to_numpy(), common))) for t in tables]))
+
+
+def _mapping(table: pa.Table) -> Answers:
+    answers: Answers = {}
+    for query, positive in zip(table["query"].to_pylist(), table["positive"].to_pylist(), strict=True):
+        answers.setdefault(query, set()).add(positive)
+    return answers
+
+
+def settle(uri: str, name: str, answers: Answers) -> Counter[str]:
+    """Take out of the rows of the set `name` what answers their query; how many negatives, by `false_negatives.FALSE`.
+
+    Args:
+        uri: of the stage `labelled`.
+        name: of the set.
+        answers: of all sets.
+    """
+    out, left_out = Storage(uri), Counter[str]()
+    for file in out.names(f"rows/{name}", ".parquet"):
+        rows = out.read_table(file).to_pylist()
+        found = Counter[str]()
+        for row in rows:
+            kept, dropped = true_negatives(row["query"], row["negatives"], answers)
+            row["negatives"] = [row["negatives"][place] for place in kept]
+            found += dropped
+        if found:
+            out.write_table(file, pa.Table.from_pylist(rows, schema=TRAINING_ROW))
+        left_out += found
+    return left_out

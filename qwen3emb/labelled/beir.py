@@ -1,0 +1,61 @@
+"""A BEIR folder as a labelled set: judged pairs into rows, rows of the files that cannot be used into rejects."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+
+from qwen3emb.config.labelled import LabelledSetConfig
+from qwen3emb.core.rejects import Reject, escaped
+from qwen3emb.core.storage import Storage, absolute_uri
+from qwen3emb.labelled.formats import clean_text
+from qwen3emb.labelled.row import STAGE, LabelledRow
+from qwen3emb.search.index import document_text
+from qwen3emb.text.beir import BadRow, BeirData, read_beir_data
+
+__all__ = ["beir_rows"]
+
+
+def beir_rows(name: str, cfg: LabelledSetConfig) -> Iterator[LabelledRow | Reject]:
+    """One row for each judged pair with a grade above 0, and of `min_grade`; documents graded 0 are negatives.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    rejects: list[Reject] = []
+    found = read_beir_data(
+        Storage(absolute_uri(cfg.path)), cfg.split, clean_text, lambda bad: rejects.append(_bad(name, bad))
+    )
+    yield from rejects
+    for query, judged in found.qrels.items():
+        yield from _of_query(name, query, found, judged, cfg)
+
+
+def _bad(name: str, bad: BadRow) -> Reject:
+    row = bad.row
+    payload = repr(row.values) if row.raw is None else row.raw
+    stem = posixpath.basename(bad.source).partition(".")[0]
+    where = row.line or row.number
+    return Reject(f"{name}/{stem}/{where}", STAGE, escaped(bad.reason), bad.source, where, escaped(payload))
+
+
+def _of_query(
+    name: str, query: str, found: BeirData, judged: dict[str, int], cfg: LabelledSetConfig
+) -> Iterator[LabelledRow | Reject]:
+    texts = {d: document_text(*found.corpus[d]) for d in judged if d in found.corpus}
+    bad = tuple(texts[d] for d, grade in judged.items() if grade <= 0 and texts.get(d))
+    good = [d for d, grade in judged.items() if grade > 0 and (cfg.min_grade is None or grade >= cfg.min_grade)]
+    others = tuple(texts[d] for d in good if texts.get(d)) if bad else ()
+    for document in good:
+        where = f"{name}/{query}/{document}"
+        if query not in found.queries:
+            problem = f"missing_query: {query}"
+        elif document not in texts:
+            problem = f"missing_document: {document}"
+        elif not texts[document]:
+            problem = f"empty_field: document {document}"
+        else:
+            yield LabelledRow(where, found.queries[query], texts[document], bad, others=others)
+            continue
+        payload = escaped(f"{found.queries.get(query, query)}\t{document}")
+        yield Reject(escaped(where), STAGE, escaped(problem), cfg.path, -1, payload)

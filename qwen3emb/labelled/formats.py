@@ -1,0 +1,258 @@
+"""Records of labelled data sets as others write them: one mapping in, query, positives and negatives out.
+
+Formats: sentence-transformers' columns, FlagEmbedding, tevatron, ms-swift, and texts with a class label.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from qwen3emb.config.labelled import ColumnNames
+from qwen3emb.core.rejects import BadRecord, clean_newlines, text_problem
+from qwen3emb.labelled.marks import NLI_NUMBERS, SWIFT_NUMBERS, Mark, field_named, marks_of
+from qwen3emb.search.index import document_text
+
+__all__ = ["FORMATS", "Record", "class_text", "clean_text", "detect", "read_record"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one record of a labelled set says.
+
+    Attributes:
+        query: or the first sentence.
+        positives: documents that answer it; none for a text with a label.
+        negatives: documents that do not.
+        marks: fields that may say whether they are positives.
+        closed: the format says what its labels mean (ms-swift, NLI), so a record without one is no positive where
+            others have one.
+        nli: the pair is one of NLI.
+        label: class of the text, where the set has classes.
+    """
+
+    query: str
+    positives: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    closed: bool = False
+    nli: bool = False
+    label: str = ""
+
+
+_QUERY = ("anchor", "query", "question", "sentence1", "text1", "premise", "title1", "sentence_A", "text_a")
+_POSITIVE = (
+    *("positive", "pos", "positives", "document", "passage", "answer", "answers", "context", "response"),
+    *("sentence2", "text2", "hypothesis", "title2", "sentence_B", "text_b", "text_pair"),
+)
+_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?([-_]?\d+)?|rejected_response", re.IGNORECASE)
+_SWIFT = {"label", "rejected_response", "negative_messages"}
+_WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
+_LABELS = ("label_text", "label", "class", "intent", "category")
+
+
+def detect(values: Mapping[str, object]) -> str | None:
+    """The format of a record by its fields, or None where it is none of them."""
+    fields = values.keys()
+    if "positive_passages" in fields:
+        return "tevatron"
+    if "positive_messages" in fields or ({"query", "response"} <= fields and not _SWIFT.isdisjoint(fields)):
+        return "swift"
+    if {"query", "pos"} <= fields:
+        return "flagembedding"
+    if _query_field(fields) and field_named(fields, _POSITIVE):
+        return "columns"
+    if "text" in fields and field_named(fields, _LABELS):
+        return "classification"
+    return None
+
+
+def read_record(values: Mapping[str, object], form: str, columns: ColumnNames) -> Record:
+    """The record in `values`.
+
+    Args:
+        values: field -> value of one row.
+        form: one of `FORMATS`.
+        columns: names that differ from the usual ones (`columns` and `classification`).
+
+    Raises:
+        BadRecord: codes missing_field, not_a_string, empty_field, no_positive, lone_surrogate, control_character,
+            invalid_utf8.
+    """
+    return FORMATS[form](values, columns)
+
+
+def _query_field(fields: Collection[str]) -> str | None:
+    return field_named(fields, _QUERY) or (
+        field_named(fields, ("text",)) if field_named(fields, ("text_pair",)) else None
+    )
+
+
+def _columns(values: Mapping[str, object], names: ColumnNames) -> Record:
+    query = names.query or _query_field(values.keys()) or "query"
+    positive = names.positive or field_named([f for f in values if f != query], _POSITIVE) or "positive"
+    taken = {query, positive}
+    negatives = tuple(names.negatives) or tuple(f for f in values if f not in taken and _NEGATIVE.fullmatch(f))
+    nli = {"premise", "hypothesis"} <= values.keys()
+    return Record(
+        _text(values.get(query), query),
+        _texts(values.get(positive), positive),
+        tuple(text for name in negatives for text in _texts(values.get(name), name, optional=True)),
+        marks_of(values, names.grade, {*taken, *negatives}, NLI_NUMBERS if nli else None),
+        closed=nli,
+        nli=nli,
+    )
+
+
+def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
+    return Record(
+        _text(values.get("query"), "query"),
+        _texts(values.get("pos"), "pos"),
+        _texts(values.get("neg"), "neg", optional=True),
+        marks_of(values, names.grade, ("query", "pos", "neg")),
+    )
+
+
+def _tevatron(values: Mapping[str, object], names: ColumnNames) -> Record:
+    return Record(
+        _text(values.get("query"), "query"),
+        _some(_passages(values.get("positive_passages"), "positive_passages"), values, "positive_passages"),
+        _passages(values.get("negative_passages"), "negative_passages"),
+        marks_of(values, names.grade, ("query",)),
+    )
+
+
+def _passages(value: object, name: str) -> tuple[str, ...]:
+    """The documents of a list of passages, those without a text left out."""
+    found = []
+    for passage in _list(value, name):
+        if not isinstance(passage, Mapping):
+            raise BadRecord(f"not_a_list: field {name!r} is no list of passages")
+        title, text = passage.get("title"), clean_text(passage.get("text"), f"{name}.text")
+        if text:
+            found.append(document_text(str(title) if type(title) is int else clean_text(title, f"{name}.title"), text))
+    return tuple(found)
+
+
+def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
+    marks = marks_of(values, names.grade, ("query", "response"), SWIFT_NUMBERS)
+    if "messages" not in values:
+        return Record(
+            _text(values.get("query"), "query"),
+            _texts(values.get("response"), "response"),
+            _texts(values.get("rejected_response"), "rejected_response", optional=True),
+            marks,
+            closed=True,
+        )
+    query = _chat(values["messages"], "messages")
+    if not query:
+        raise BadRecord("empty_field: 'messages' has no turn with a text but the system's")
+    positives = _some(_chats(values.get("positive_messages"), "positive_messages"), values, "positive_messages")
+    negatives = _chats(values.get("negative_messages"), "negative_messages")
+    return Record(query, positives, negatives, marks, closed=True)
+
+
+def _chats(value: object, name: str) -> tuple[str, ...]:
+    """The texts of a list of chats, those without a text left out."""
+    return tuple(text for chat in _list(value, name) if (text := _chat(chat, name)))
+
+
+def _chat(value: object, name: str) -> str:
+    """The turns of a list of messages as one text, without the system's and blank ones."""
+    turns = _list(value, name)
+    if not all(isinstance(t, Mapping) for t in turns):
+        raise BadRecord(f"not_a_list: field {name!r} is no list of messages")
+    roles = [(clean_text(t.get("role"), f"{name}.role"), t.get("content")) for t in turns if isinstance(t, Mapping)]
+    said = [clean_text(content, f"{name}.content") for role, content in roles if role != "system"]
+    return "\n".join(text for text in said if text)
+
+
+def _classification(values: Mapping[str, object], names: ColumnNames) -> Record:
+    query = names.query or "text"
+    label = names.label or field_named(values, _LABELS) or "label"
+    return Record(_text(values.get(query), query), label=class_text(values.get(label), label))
+
+
+def class_text(value: object, name: str) -> str:
+    """The class that a label names: 1, 1.0, "1" and "1.0" are one class, and so are true, "true" and "True".
+
+    Raises:
+        BadRecord: codes missing_field (no label is no class), and those of `clean_text`.
+    """
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, float) and math.isnan(value):
+        value = None
+    elif isinstance(value, int | float):
+        value = str(int(value) if value == value // 1 else value)
+    text = _text(value, name)
+    whole = _WHOLE.fullmatch(text)
+    if whole:
+        return "0" if whole[1] == "-0" else whole[1]
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
+FORMATS: dict[str, Callable[[Mapping[str, object], ColumnNames], Record]] = {
+    "columns": _columns,
+    "flagembedding": _flagembedding,
+    "tevatron": _tevatron,
+    "swift": _swift,
+    "classification": _classification,
+}
+"""How the records of a file are read."""
+
+
+def _list(value: object, name: str) -> list[object]:
+    """The entries of a list, null ones left out."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise BadRecord(f"not_a_list: field {name!r} is {type(value).__name__}")
+    return [entry for entry in value if entry is not None]
+
+
+def clean_text(value: object, name: str) -> str:
+    """A text, stripped, with LF line ends; "" where it is null or blank."""
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"invalid_utf8: field {name!r}, byte {error.start}") from error
+    if not isinstance(value, str):
+        raise BadRecord(f"not_a_string: field {name!r} is {type(value).__name__}")
+    text = clean_newlines(value).strip()
+    problem = text_problem(text)
+    if problem:
+        raise BadRecord(f"{problem} of field {name!r}")
+    return text
+
+
+def _text(value: object, name: str) -> str:
+    """The text of a field that must have one."""
+    text = clean_text(value, name)
+    if not text:
+        raise BadRecord(f"missing_field: {name!r}" if value is None else f"empty_field: {name!r}")
+    return text
+
+
+def _texts(value: object, name: str, optional: bool = False) -> tuple[str, ...]:
+    """A text or a list of texts; blank and null ones are left out.
+
+    SQuAD's answers are a mapping with a list `text`.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    texts = tuple(text for v in (value if isinstance(value, list) else [value]) if (text := clean_text(v, name)))
+    return texts if optional else _some(texts, {name: value}, name)
+
+
+def _some(texts: tuple[str, ...], values: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """The texts of a field that must have one."""
+    if not texts:
+        missing = values.get(name) is None
+        raise BadRecord(f"missing_field: {name!r}" if missing else f"no_positive: field {name!r} is empty")
+    return texts

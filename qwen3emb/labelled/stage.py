@@ -1,0 +1,155 @@
+"""The stage `labelled`: data sets with human labels into training rows, each set a Ray task of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from qwen3emb.config.catalogue import chosen_sets
+from qwen3emb.config.labelled import LabelledSetConfig
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.card import write_card
+from qwen3emb.core.errors import NotThere, UserError
+from qwen3emb.core.records import REJECT, TRAINING_ROW
+from qwen3emb.core.rejects import Reject
+from qwen3emb.core.storage import Storage
+from qwen3emb.corpus.sources import chosen_by_hash
+from qwen3emb.labelled.across import ANSWERS, settle, shared_answers, write_answers
+from qwen3emb.labelled.checks import Evaluation, decontaminated, evaluation_of, without_duplicates
+from qwen3emb.labelled.row import answers_in
+from qwen3emb.labelled.rows import LabelledRow, read_labelled
+from qwen3emb.pipeline.stages import StageContext
+from qwen3emb.text.decontamination import evaluation_texts
+from qwen3emb.text.false_negatives import FALSE, SEARCHED, told
+
+__all__ = ["read_sets"]
+
+_SHARD = 50_000
+_Say = Callable[[str], None]
+
+
+def read_sets(ctx: StageContext, say: _Say) -> StageResult:
+    """Read every configured set into `rows/`, `rejects/` and `card.json` (`card.md` to read).
+
+    Raises:
+        UserError: a set that cannot be reached (unless `labelled.skip_missing`) or read, or none has a row.
+    """
+    cfg, out = ctx.cfg.labelled, ctx.out
+    sets = chosen_sets(cfg)
+    evaluation = evaluation_of(evaluation_texts(ctx.input("corpus")), cfg)
+    for folder in ("rows", "rejects", ANSWERS):
+        out.delete(folder)  # of a run that was killed
+    task = ray.remote(_one_set)
+    shared = ray.put(evaluation)
+    pending = {name: task.remote(name, one, ctx.cfg.seed, out.uri, shared) for name, one in sets.items()}
+    cards: dict[str, Any] = {}
+    for name, result in pending.items():
+        card = ray.get(result)
+        if "error" in card and not (cfg.skip_missing and card["missing"]):
+            raise UserError(card["error"])
+        say(f"labelled: {name}: {card.get('error') or _counted(card)}")
+        cards[name] = card
+    _settle_across(out, {name: one for name, one in sets.items() if "error" not in cards[name]}, cards, say)
+    write_card(out, "Labelled data sets", cards)
+    rejected = Counter[str]()
+    for card in cards.values():
+        rejected.update(card.get("rejected", {}))
+    rows = sum(card.get("rows", 0) for card in cards.values())
+    if not rows:
+        why = ", ".join(f"{name} ({card.get('error') or _reasons(card)})" for name, card in cards.items())
+        raise UserError(f"labelled.sets: no set gives a row: {why}; see {out.uri}/rejects")
+    skipped = [name for name, card in cards.items() if "error" in card]
+    left_out = sum((Counter(card.get("negatives_left_out", {})) for card in cards.values()), Counter[str]())
+    metrics: dict[str, Any] = {
+        "rows": {name: card.get("rows", 0) for name, card in cards.items()},
+        "skipped_sets": skipped,
+    }
+    metrics |= {reason: left_out[reason] for reason in FALSE}
+    return StageResult(rows + sum(rejected.values()), rows, dict(sorted(rejected.items())), metrics)
+
+
+def _settle_across(
+    out: Storage, sets: dict[str, LabelledSetConfig], cards: dict[str, Any], say: Callable[[str], None]
+) -> None:
+    """Take out negatives that answer their query in another set, and count them in the cards."""
+    names = [name for name, one in sets.items() if one.task in SEARCHED]
+    answers = shared_answers(out, names)
+    if not answers:
+        return
+    task, shared = ray.remote(settle), ray.put(answers)
+    pending = {name: task.remote(out.uri, name, shared) for name in names}
+    for name, result in pending.items():
+        left_out: Counter[str] = ray.get(result)
+        if left_out:
+            say(f"labelled: {name}: by what other sets say, {told(left_out)}")
+            cards[name]["negatives_left_out"] = dict(Counter(cards[name]["negatives_left_out"]) + left_out)
+
+
+def _counted(card: dict[str, Any]) -> str:
+    rejected = sum(card["rejected"].values())
+    reasons, left_out = f" ({_reasons(card)})" if rejected else "", told(card["negatives_left_out"])
+    return f"{card['rows']} rows, {rejected} rejected{reasons}" + (f"; {left_out}" if left_out else "")
+
+
+def _reasons(card: dict[str, Any]) -> str:
+    counts = sorted(card["rejected"].items(), key=lambda found: (-found[1], found[0]))
+    return ", ".join(f"{code}: {count}" for code, count in counts) or "it is empty"
+
+
+def _one_set(name: str, cfg: LabelledSetConfig, seed: int, uri: str, evaluation: Evaluation) -> dict[str, Any]:
+    """Write one set's rows and rejects; its card, or the sentence that says why it cannot be read.
+
+    Ray keeps only the text of what a task raises, so a user's mistake is returned.
+    """
+    out = Storage(uri)
+    try:
+        found = list(read_labelled(name, cfg, seed))
+    except UserError as error:
+        return {"error": str(error), "missing": isinstance(error, NotThere)}
+    rows = [row for row in found if isinstance(row, LabelledRow)]
+    rejects = [item for item in found if isinstance(item, Reject)]
+    left_out = sum((Counter(row.left_out) for row in rows), Counter[str]())
+    if cfg.task in SEARCHED:
+        write_answers(out, name, answers_in(rows))
+    rows = without_duplicates(rows, rejects)
+    rows = decontaminated(rows, evaluation, rejects)
+    kept = rows if cfg.max_rows is None else _sample(rows, cfg.max_rows, seed)
+    counts = Counter(reject.code for reject in rejects)
+    if len(kept) < len(rows):
+        counts["over_max_rows"] = len(rows) - len(kept)
+    records = [_record(row, name) for row in kept]
+    out.write_parts(f"rows/{name}", pa.Table.from_pylist(records, schema=TRAINING_ROW), _SHARD)
+    out.write_parts(f"rejects/{name}", pa.Table.from_pylist([asdict(r) for r in rejects], schema=REJECT), _SHARD)
+    about = cfg.model_dump(include={"path", "homepage", "licence", "languages", "task", "instruction"})
+    return about | {"rows": len(kept), "rejected": dict(counts), "negatives_left_out": dict(left_out), **_lengths(kept)}
+
+
+def _sample(rows: Sequence[LabelledRow], limit: int, seed: int) -> list[LabelledRow]:
+    chosen = chosen_by_hash([row.id for row in rows], limit, seed)
+    return [row for row in rows if row.id in chosen]
+
+
+def _record(row: LabelledRow, name: str) -> dict[str, Any]:
+    texts = {"query": row.query, "positive": row.positive, "negatives": list(row.negatives)}
+    return {"id": row.id, "origin": name, **texts, "positive_score": None, "negative_scores": [], "grade": row.grade}
+
+
+def _lengths(rows: Sequence[LabelledRow]) -> dict[str, Any]:
+    """Mean words and negatives, for the data card."""
+    if not rows:
+        return {}
+
+    def mean(values: Iterator[int]) -> float:
+        return round(float(np.mean(list(values))), 1)
+
+    return {
+        "query_words": mean(len(row.query.split()) for row in rows),
+        "positive_words": mean(len(row.positive.split()) for row in rows),
+        "negatives": mean(len(row.negatives) for row in rows),
+    }

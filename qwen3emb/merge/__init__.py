@@ -1,1 +1,0 @@
-"""Checkpoint merging: SLERP and its N-way form."""

@@ -1,0 +1,267 @@
+"""SLERP of two tensors and the weighted spherical (Karcher) mean of N (paper section 2.3, RECIPE section 4).
+
+For raw vectors w_1..w_N the result is sum_i c_i w_i. The coefficients c_i come from the *directions*
+u_i = w_i / |w_i| only, so the whole problem is N x N whatever the size of the tensors:
+
+    N = 2    c = ( sin((1-alpha) theta), sin(alpha theta) ) / sin(theta)
+    N > 2    sum_i c_i u_i is the Karcher mean of the u_i: the point m where sum_i weight_i log_m(u_i) = 0
+
+Vectors are read in chunks, in float64; the result is rounded once, to the dtype of the checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from qwen3emb.core.errors import UserError
+from qwen3emb.merging.report import MergeReport, SlerpReport
+from qwen3emb.merging.vectors import InMemory, Vector, chunks, round_once
+
+__all__ = [
+    "ANTIPODAL_WITHIN",
+    "LERP_BELOW",
+    "MergeReport",
+    "SlerpReport",
+    "linear_mean",
+    "merge_vectors",
+    "normalise_weights",
+    "slerp",
+    "spherical_mean",
+]
+
+LERP_BELOW = 1e-8
+"""Radians. Below this angle SLERP and LERP agree to theta^2/6 < 2e-17, under half an ulp of float64."""
+
+ANTIPODAL_WITHIN = 1e-4
+"""Radians. This close to 180 degrees the great circle between two vectors is not defined by the data."""
+
+# The angle between two vectors follows from the length of their difference unless the difference of their lengths is
+# nearly all of it: below this share of its square the digits that are left are too few, and directions are subtracted.
+_ENOUGH = 1e-2
+_BLOCK = 4096  # squares that are summed in one go
+_MAX_ITERATIONS = 1000
+_TOLERANCE = 1e-14
+
+
+def slerp(
+    w1: Tensor, w2: Tensor, alpha: float, *, base: Tensor | None = None, name: str = ""
+) -> tuple[Tensor, SlerpReport]:
+    """Interpolate on the great circle from w1 (alpha = 0) to w2 (alpha = 1); RECIPE section 4.
+
+    w1, w2: same shape and float dtype, any shape (flattened for the angle). base: where given, the task
+    vectors w - base are interpolated and base is added back. Returns the tensor in the shape and dtype
+    of w1, and its report. LERP is used below `LERP_BELOW`, within `ANTIPODAL_WITHIN` of 180 degrees, and
+    where a norm is zero. Raises UserError for alpha outside [0, 1], unequal shapes or dtypes, and NaN.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise UserError(f"alpha is {alpha}; SLERP needs a number from 0 to 1.")
+    return spherical_mean([w1, w2], [1.0 - alpha, alpha], base=base, name=name)
+
+
+def spherical_mean(
+    tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None = None, name: str = ""
+) -> tuple[Tensor, SlerpReport]:
+    """Weighted Karcher mean of N >= 1 tensors; for N = 2 exactly `slerp` at alpha = w2 / (w1 + w2).
+
+    tensors: same shape and float dtype. weights: N numbers >= 0, not all zero. base: see `slerp`.
+    Returns the tensor in the shape and dtype of the first, and its report. LERP is used where `slerp`
+    uses it (any pair counts), and where the mean is not unique (inputs spread beyond a hemisphere).
+    Raises UserError for unequal shapes or dtypes, bad weights, and values that are NaN or infinite.
+    """
+    return _mean(tensors, weights, base, name, linear=False)
+
+
+def linear_mean(
+    tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None = None, name: str = ""
+) -> tuple[Tensor, SlerpReport]:
+    """The weighted sum of N >= 1 tensors (LM-Cocktail, arXiv 2311.13534); arguments and errors as of `spherical_mean`.
+
+    The weights are normalised, so a base changes nothing but the angles in the report.
+    """
+    return _mean(tensors, weights, base, name, linear=True)
+
+
+def _mean(
+    tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None, name: str, linear: bool
+) -> tuple[Tensor, SlerpReport]:
+    """The spherical or the linear mean of tensors in memory."""
+    shares = normalise_weights(weights, len(tensors))
+    _check_tensors(tensors, base, name)
+    merged = torch.empty(tensors[0].numel(), dtype=tensors[0].dtype)
+
+    def keep(start: int, values: Tensor) -> None:
+        merged[start : start + len(values)] = values
+
+    origin = None if base is None else InMemory(base)
+    row = merge_vectors([InMemory(t) for t in tensors], shares, keep, base=origin, name=name, linear=linear)
+    return merged.reshape(tensors[0].shape), row
+
+
+def merge_vectors(
+    vectors: Sequence[Vector],
+    shares: Sequence[float],
+    write: Callable[[int, Tensor], None],
+    *,
+    base: Vector | None,
+    name: str,
+    linear: bool,
+) -> SlerpReport:
+    """The weighted spherical mean, or the linear one, of vectors that are read chunk by chunk, twice.
+
+    vectors: of one length and float dtype; base: of that length, see `slerp`. shares: sum to 1. write:
+    takes the first element's number and the merged values from there on, in the vectors' dtype; they
+    are valid until it returns. Returns the report. Raises UserError for NaN and infinity.
+    """
+    norms, angles = _measure(vectors, base, name)
+    coefficients, reason = torch.tensor(shares, dtype=torch.float64), "asked for"
+    if not linear:
+        coefficients, reason = _coefficients(angles, norms, coefficients)
+    values = tuple(coefficients.tolist())
+    _combine(vectors, base, values, write)
+    directed = angles[norms > 0][:, norms > 0]
+    return SlerpReport(
+        name=name,
+        path="lerp" if reason else "slerp",
+        reason=reason,
+        angle_degrees=math.degrees(directed.max().item()) if len(directed) > 1 else None,
+        coefficients=values,
+        excess=0.0 if reason else math.fsum(values) - 1.0,
+        numel=vectors[0].numel,
+    )
+
+
+def normalise_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """Return `count` weights that sum to 1; None means equal weights. Raises UserError for bad weights."""
+    if count < 1:
+        raise UserError("There is nothing to merge; name at least one checkpoint.")
+    given = [1.0] * count if weights is None else [float(w) for w in weights]
+    if len(given) != count:
+        raise UserError(f"{len(given)} merge weights are given for {count} checkpoints; give one for each.")
+    bad = next((w for w in given if not math.isfinite(w) or w < 0), None)
+    if bad is not None:
+        raise UserError(f"The merge weight {bad} is not a finite number >= 0; change it.")
+    total = math.fsum(given)
+    if not 0 < total < math.inf:
+        raise UserError(f"The merge weights {given} sum to {total}; they must have a positive, finite sum.")
+    return tuple(w / total for w in given)
+
+
+def _check_tensors(tensors: Sequence[Tensor], base: Tensor | None, name: str) -> None:
+    first = tensors[0]
+    for other in tensors:
+        if (other.shape, other.dtype) != (first.shape, first.dtype):
+            kinds = f"{tuple(first.shape)} {first.dtype} and {tuple(other.shape)} {other.dtype}"
+            raise UserError(f"Tensor {name!r} comes as {kinds}; merge checkpoints of one model.")
+    if not first.is_floating_point():
+        raise UserError(f"Tensor {name!r} is {first.dtype}; only floating-point tensors can be merged.")
+    if base is not None and base.shape != first.shape:
+        kinds = f"{tuple(first.shape)} in the checkpoints and {tuple(base.shape)} in the base"
+        raise UserError(f"Tensor {name!r} is {kinds}; give the base they were trained from.")
+
+
+def _measure(vectors: Sequence[Vector], base: Vector | None, name: str) -> tuple[Tensor, Tensor]:
+    """Return (N,) Euclidean norms and (N, N) angles in radians, in one pass over the vectors where digits allow.
+
+    Angles come from chords |u_i - u_j|, since arccos(dot) has no digits left near 0, and the chords from
+    |w_i - w_j|^2 = (|w_i| - |w_j|)^2 + |w_i| |w_j| |u_i - u_j|^2.
+    """
+    count = len(vectors)
+    squares, apart = [0.0] * count, torch.zeros(count, count, dtype=torch.float64)
+    for _, rows, _ in chunks(vectors, base):
+        for i, row in enumerate(rows):
+            squares[i] += _square(row)
+        apart += _squared_distances(rows)
+    norms = torch.tensor(squares, dtype=torch.float64).sqrt()
+    finite = torch.isfinite(norms)
+    if not finite.all():
+        number = int((~finite).nonzero()[0]) + 1
+        where = f"checkpoint number {number}" + ("" if base is None else " or of the base")
+        raise UserError(f"Tensor {name!r} of {where} holds NaN or infinity; leave that checkpoint out.")
+    scale = torch.where(norms > 0, norms, 1.0)
+    rest = apart - (norms[:, None] - norms).square().triu(1)
+    chords = rest / torch.outer(scale, scale)
+    if bool((rest < _ENOUGH * apart).any()):
+        chords = torch.zeros_like(apart)
+        for _, rows, _ in chunks(vectors, base):
+            chords += _squared_distances([row.div_(length) for row, length in zip(rows, scale, strict=True)])
+    chords = (chords + chords.T).sqrt()
+    return norms, 2.0 * torch.asin((chords / 2.0).clamp(max=1.0))
+
+
+def _squared_distances(rows: Sequence[Tensor]) -> Tensor:
+    """(N, N) float64, above the diagonal: |row_i - row_j|^2."""
+    found = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for i, j in combinations(range(len(rows)), 2):
+        found[i, j] = _square(rows[j] - rows[i])
+    return found
+
+
+def _square(row: Tensor) -> float:
+    """|row|^2, block by block: one long sum loses digits that float32 weights show.
+
+    Not torch.dot: its threads, and other processes on the cores, made it a hundred times slower.
+    """
+    whole = len(row) - len(row) % _BLOCK
+    blocks = torch.linalg.vector_norm(row[:whole].view(-1, _BLOCK), dim=1)
+    return float(blocks.square().sum()) + float(torch.linalg.vector_norm(row[whole:])) ** 2
+
+
+def _coefficients(angles: Tensor, norms: Tensor, weights: Tensor) -> tuple[Tensor, str]:
+    """Return the (N,) coefficients and the reason for LERP ("" for SLERP)."""
+    if bool((norms == 0).any()):
+        return weights, "zero norm"
+    widest = angles.max().item()
+    if widest < LERP_BELOW:
+        return weights, "parallel"
+    if widest > math.pi - ANTIPODAL_WITHIN:
+        return weights, "antipodal"
+    if len(weights) == 2:
+        # weights = (1 - alpha, alpha)
+        return torch.sin(weights * widest) / math.sin(widest), ""
+    mean = _karcher(torch.cos(angles), weights)
+    return (weights, "no unique mean") if mean is None else (mean, "")
+
+
+def _karcher(gram: Tensor, weights: Tensor) -> Tensor | None:
+    """Coefficients c of the Karcher mean m = sum_i c_i u_i, from the Gram matrix of the unit vectors u_i.
+
+    Gradient descent with unit steps: m <- exp_m(sum_i weight_i log_m(u_i)), written in the coefficients.
+    Returns None where it does not settle: the points do not fit in a hemisphere around their mean.
+    """
+    resultant = (weights @ gram @ weights).item()
+    if resultant < ANTIPODAL_WITHIN**2:
+        return None
+    mean = weights / math.sqrt(resultant)
+    for _ in range(_MAX_ITERATIONS):
+        cosines = (gram @ mean).clamp(-1.0, 1.0)
+        phi = torch.acos(cosines)
+        if phi[weights > 0].max() > math.pi - ANTIPODAL_WITHIN:
+            return None
+        # log_m(u_i) = phi_i / sin(phi_i) * (u_i - cos(phi_i) m); torch.sinc(x) = sin(pi x) / (pi x)
+        pulls = torch.where(weights > 0, weights / torch.sinc(phi / math.pi), 0.0)
+        tangent = pulls - (pulls @ cosines) * mean
+        length = (tangent @ gram @ tangent).clamp(min=0.0).sqrt()
+        mean = torch.cos(length) * mean + torch.sinc(length / math.pi) * tangent
+        mean = mean / (mean @ gram @ mean).sqrt()
+        # rounding in `cosines` is eps |c|, and comes back multiplied with c
+        if tangent.abs().max() < _TOLERANCE * mean.abs().max().clamp(min=1.0) ** 2:
+            return mean
+    return None
+
+
+def _combine(
+    vectors: Sequence[Vector], base: Vector | None, coefficients: Sequence[float], write: Callable[[int, Tensor], None]
+) -> None:
+    """sum_i c_i w_i (plus the base), summed in float64 and rounded once."""
+    for start, rows, origin in chunks(vectors, base):
+        total = rows[0].mul_(coefficients[0])
+        for row, coefficient in zip(rows[1:], coefficients[1:], strict=True):
+            total += row.mul_(coefficient)
+        if origin is not None:
+            total += origin
+        write(start, round_once(total, vectors[0].dtype))

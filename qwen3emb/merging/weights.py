@@ -1,0 +1,123 @@
+"""The weights of a linear merge, found on rows of the dev set by a Ray task that holds the model (`merge.method`)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from qwen3emb.config.training import MergeConfig
+from qwen3emb.core.cores import usable_cores
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.storage import Storage
+from qwen3emb.merging.positions import Interpolation, cocktail_weights, self_position
+from qwen3emb.model.loading import load_tokenizer, load_trunk, stored_dtype
+from qwen3emb.objective.embedding_step import StepSettings, embedding_step
+from qwen3emb.objective.microbatch import PlainEngine
+from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.pipeline.stages import StageContext
+from qwen3emb.text.instructions import HELDOUT, instructions
+from qwen3emb.text.retrieval_set import read_retrieval_set
+from qwen3emb.text.templates import EmbeddingTemplate
+
+__all__ = ["probe_rows", "probed_weights"]
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What the task needs: checkpoints as URIs, and how the loss is computed."""
+
+    checkpoints: list[str]
+    end_token: str
+    rows: list[TrainingRow]
+    settings: StepSettings
+    cfg: MergeConfig
+    gpus: int
+
+
+class _LossOnly(PlainEngine):
+    """A module whose loss is wanted without gradients."""
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Nothing to do."""
+
+
+def probed_weights(ctx: StageContext, checkpoints: Sequence[str], say: Callable[[str], None]) -> list[float]:
+    """One weight per checkpoint, by `merge.method` cocktail or self_position.
+
+    Args:
+        ctx: the stage `merge`.
+        checkpoints: URIs of embedding models.
+        say: takes lines of progress.
+
+    Raises:
+        UserError: the run has no dev set.
+    """
+    cfg, train = ctx.cfg, ctx.cfg.supervised
+    settings = StepSettings(
+        instruction=instructions(cfg, [HELDOUT])[HELDOUT],
+        task="retrieval",
+        hard_negatives=0,
+        max_query_tokens=train.max_query_tokens,
+        max_document_tokens=train.max_document_tokens,
+        loss=train.loss,
+        token_budget=train.token_budget,
+        tile=train.loss_tile,
+        pack_tokens=train.pack_tokens,
+    )
+    rows, gpus = probe_rows(ctx), cfg.cluster.gpus_per_worker
+    probe = _Probe(list(checkpoints), cfg.models.end_token, rows, settings, cfg.merge, gpus)
+    weights, said = ray.get(ray.remote(_weights).options(num_gpus=gpus).remote(probe))
+    for line in said:
+        say(f"merge: {line}")
+    return list(weights)
+
+
+def probe_rows(ctx: StageContext) -> list[TrainingRow]:
+    """`merge.probe_rows` queries of the dev set, drawn with the run's seed, each with its best document.
+
+    Raises:
+        UserError: the run has no dev set, or one with fewer than two queries.
+    """
+    folder = ctx.input("corpus") / "dev"
+    data = read_retrieval_set(folder) if folder.exists() else None
+    if data is None or len(data.queries) < 2:
+        raise UserError(f"merge.method {ctx.cfg.merge.method}: {folder.uri} has no queries; raise corpus.dev_share")
+    texts = dict(zip(data.corpus, data.texts(), strict=True))
+    best = {query: max((grade, document) for document, grade in data.qrels[query].items()) for query in data.queries}
+    rows = [TrainingRow(query, data.queries[query], texts[document]) for query, (_, document) in sorted(best.items())]
+    random.Random(ctx.cfg.seed).shuffle(rows)
+    return rows[: ctx.cfg.merge.probe_rows]
+
+
+def _weights(probe: _Probe) -> tuple[list[float], list[str]]:
+    """Ray task: (weights, lines to say)."""
+    torch.set_num_threads(usable_cores())
+    folders = [Path(Storage(uri).local()) for uri in probe.checkpoints]
+    device = "cuda" if probe.gpus else "cpu"
+    template = EmbeddingTemplate(load_tokenizer(folders[0]), probe.end_token)
+
+    def loaded(folder: Path) -> Any:
+        return load_trunk(folder, stored_dtype(folder)).to(device)
+
+    said: list[str] = []
+    if probe.cfg.method == "self_position":
+        module = loaded(folders[0]).train()
+
+        def loss() -> float:
+            return embedding_step(PlainEngine(module), template, probe.rows, probe.settings)["loss"]
+
+        space = Interpolation(module, folders)
+        return self_position(space, loss, probe.cfg.probe_steps, probe.cfg.probe_lr, said.append), said
+    losses = []
+    for uri, folder in zip(probe.checkpoints, folders, strict=True):
+        keep_all = replace(probe.settings, token_budget=1 << 60)  # without graphs there is nothing to keep
+        with torch.no_grad():
+            losses.append(embedding_step(_LossOnly(loaded(folder)), template, probe.rows, keep_all)["loss"])
+        said.append(f"{uri.rsplit('/', 1)[-1]}: loss {losses[-1]:.4f} on {len(probe.rows)} dev rows")
+    return cocktail_weights(losses, probe.cfg.temperature), said

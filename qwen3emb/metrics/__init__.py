@@ -1,0 +1,1 @@
+"""Scores of rankings: nDCG, MRR, recall, and whether two models differ."""

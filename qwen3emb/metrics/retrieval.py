@@ -1,0 +1,81 @@
+"""nDCG@10, MRR@10 and recall@k, computed by pytrec_eval as MTEB and BEIR do.
+
+A query that is a document too (ArguAna, Quora) would find itself. BEIR leaves out the document with the query's id
+always, mteb in the tasks that say so (`ignore_identical_ids`), because in others ids are equal by chance: query 1 of a
+set need not be its document 1. A folder does not say which it is, so here the text decides: see `own_documents`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from qwen3emb.text.identity import content_hash
+from qwen3emb.text.retrieval_set import RetrievalSet
+
+__all__ = ["own_documents", "per_query", "retrieval_metrics", "run_metrics", "top_run"]
+
+Run = Mapping[str, Mapping[str, float]]
+
+
+def own_documents(data: RetrievalSet) -> list[list[int]]:
+    """For each query the places in the corpus that do not count for it: the document that it is itself, at most one.
+
+    That is the document with the query's id and its text (alone, or behind the title; equal up to white space), unless
+    it is judged relevant to the query.
+    """
+    places = {name: place for place, name in enumerate(data.corpus) if name in data.queries}
+    return [[places[query]] if query in places and _is_own(data, query) else [] for query in data.queries]
+
+
+def _is_own(data: RetrievalSet, query: str) -> bool:
+    if query not in data.corpus or data.qrels.get(query, {}).get(query, 0) > 0:
+        return False
+    title, text = data.corpus[query]
+    return content_hash(data.queries[query]) in {content_hash(text), content_hash(f"{title} {text}")}
+
+
+def top_run(data: RetrievalSet, scores: np.ndarray, top: int) -> dict[str, dict[str, float]]:
+    """query id -> {document id: score} of the `top` best documents, from a (queries, documents) score matrix.
+
+    A query's own document is not among them.
+    """
+    documents = list(data.corpus)
+    run = {}
+    for query, row, own in zip(data.queries, scores, own_documents(data), strict=True):
+        depth = min(top + len(own), len(documents))
+        best = [i for i in np.argpartition(-row, depth - 1)[:depth] if i not in own]
+        best = sorted(best, key=lambda i: -row[i])[:top]
+        run[query] = {documents[i]: float(row[i]) for i in best}
+    return run
+
+
+def per_query(data: RetrievalSet, run: Run, recall_at: Sequence[int]) -> dict[str, dict[str, float]]:
+    """query id -> {"ndcg@10", "mrr@10", "recall@k"}; a query's own document does not count (`own_documents`)."""
+    import pytrec_eval
+
+    run = {q: {d: s for d, s in found.items() if d != q or not _is_own(data, q)} for q, found in run.items()}
+
+    cuts = ",".join(str(k) for k in recall_at)
+    qrels = {q: dict(found) for q, found in data.qrels.items() if q in run}
+    evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", f"recall.{cuts}"})
+    raw = evaluator.evaluate(run)
+    out = {}
+    for query, values in raw.items():
+        order = sorted(run[query].items(), key=lambda item: (-item[1], item[0]))[:10]
+        hits = [n for n, (document, _) in enumerate(order, 1) if data.qrels[query].get(document, 0) > 0]
+        out[query] = {"ndcg@10": values["ndcg_cut_10"], "mrr@10": 1 / hits[0] if hits else 0.0}
+        out[query] |= {f"recall@{k}": values[f"recall_{k}"] for k in recall_at}
+    return out
+
+
+def run_metrics(data: RetrievalSet, run: Run, recall_at: Sequence[int]) -> dict[str, float]:
+    """Means over the judged queries, rounded to five digits."""
+    rows = list(per_query(data, run, recall_at).values())
+    return {name: round(float(np.mean([r[name] for r in rows])), 5) for name in rows[0]} if rows else {}
+
+
+def retrieval_metrics(data: RetrievalSet, scores: np.ndarray, recall_at: Sequence[int]) -> dict[str, float]:
+    """`run_metrics` of a (queries, documents) score matrix."""
+    return run_metrics(data, top_run(data, scores, max(10, *recall_at)), recall_at)

@@ -1,0 +1,1 @@
+"""The stage `mine`: hard negatives under positive-aware rules."""

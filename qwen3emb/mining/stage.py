@@ -1,0 +1,212 @@
+"""The stage `mine`: hard negatives for labelled and filtered synthetic pairs (RECIPE section 4)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from qwen3emb.config.catalogue import chosen_sets
+from qwen3emb.config.datasets import origin_of
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.progress import paced
+from qwen3emb.core.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
+from qwen3emb.encoding.pool import Encoders
+from qwen3emb.encoding.vectors import Vectors, write_vectors
+from qwen3emb.labelled.across import read_answers
+from qwen3emb.mining.rows import settle_negatives, training_rows
+from qwen3emb.mining.rules import MinePair, MinePlan, Negatives, plan
+from qwen3emb.mining.search import mined_blocks
+from qwen3emb.mining.veto import judged_rules, veto
+from qwen3emb.model.stored import scoring_model
+from qwen3emb.pipeline.stages import StageContext, asked_for
+from qwen3emb.search.index import document_text
+from qwen3emb.text.false_negatives import FALSE, SEARCHED, Answers, answers_of, told
+from qwen3emb.text.identity import content_hash
+from qwen3emb.text.instructions import instructions
+
+__all__ = ["mine_negatives"]
+
+_VECTORS = "vectors"
+_SHARD = 50_000
+_LABELLED, _SYNTHETIC = "labelled", origin_of("retrieval")
+_Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What there is to mine.
+
+    Attributes:
+        pairs: queries with their positives.
+        corpora: origin -> texts that its queries are mined from.
+        own: id of a labelled set's row -> the negatives that the set has itself.
+        passed: training rows that are not mined.
+        answers: what answers the queries, by all data.
+        left_out: negatives of the data's own that were none, see `false_negatives`.
+    """
+
+    pairs: list[MinePair]
+    corpora: dict[str, list[str]]
+    own: dict[str, list[str]]
+    passed: list[dict[str, Any]]
+    answers: Answers
+    left_out: Counter[str]
+
+
+def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
+    """Mine each query's negatives from the corpus of its origin; write `rows/` and `rejects/`.
+
+    Labelled queries are mined from the documents of all labelled pairs, synthetic ones from all passages, those of a
+    labelled set from the set's documents, behind the negatives that the set has itself. Classification, STS and bitext
+    rows pass through, labelled and synthetic ones.
+
+    Args:
+        ctx: the stage.
+        say: takes lines of progress.
+
+    Raises:
+        UserError: there are no pairs, or the scoring model is missing.
+    """
+    given = _gathered(ctx, say)
+    work = plan(given.pairs, given.corpora, instructions(ctx.cfg, list(given.corpora)), given.answers)
+    queries, documents = _embed(work, ctx, say)
+    found: dict[tuple[str, int], Negatives | None] = {}
+    cosines: dict[tuple[int, int], float] = {}
+    for origin, search in work.searches.items():
+        progress = paced(say, f"mine: {origin} queries searched")
+        for asked, scores, mined in mined_blocks(search, queries, documents, judged_rules(ctx.cfg.mine), progress):
+            found |= {(origin, query): negatives for query, negatives in zip(asked.rows, mined, strict=True)}
+            pairs = zip((asked.rows[i] for i in asked.owners), asked.positives.tolist(), strict=True)
+            cosines |= dict(zip(pairs, scores.positive_scores.tolist(), strict=True))
+    found, vetoed = veto(found, work, ctx.cfg, say)
+    rows, rejects = training_rows(given.pairs, work, cosines, found)
+    for row in rows:
+        row["negatives"], row["negative_scores"] = _after(given.own.get(row["id"], []), row, ctx.cfg.mine.negatives)
+    for name, found_rows, schema in (("rows", [*rows, *given.passed], TRAINING_ROW), ("rejects", rejects, REJECT)):
+        ctx.out.delete(name)  # of a run that was killed
+        ctx.out.write_parts(name, pa.Table.from_pylist(found_rows, schema=schema), _SHARD)
+    metrics = _figures(rows, ctx.cfg.mine.negatives) | ({} if vetoed is None else {"vetoed": vetoed})
+    metrics |= {reason: given.left_out[reason] for reason in FALSE}
+    if metrics["short"]:
+        say(f"mine: {metrics['short']} of {len(rows)} rows have fewer than {ctx.cfg.mine.negatives} negatives")
+    rejected = dict(Counter(r["reason"] for r in rejects))
+    ctx.out.delete(_VECTORS)
+    others = len(given.passed)
+    return StageResult(len(given.pairs) + others, len(rows) + others, rejected, metrics)
+
+
+def _gathered(ctx: StageContext, say: _Say) -> _Given:
+    """What the stages before have left."""
+    corpus, filtered = ctx.input("corpus"), ctx.input("filter")
+    written = asked_for(ctx.cfg, "filter")
+    synthetic = filtered.read_table("pairs", PAIR).to_pylist() if written else []
+    sets = _rows_of_sets(ctx) + [_passed(pair) for pair in synthetic if pair["origin"] != _SYNTHETIC]
+    names = {n for n, one in chosen_sets(ctx.cfg.labelled).items() if one.mine and one.task == "retrieval"}
+    mined_sets = [row for row in sets if row["origin"] in names]
+    passed = [row for row in sets if row["origin"] not in names]
+    pairs = _pairs(corpus.read_table("pairs", PAIR).to_pylist(), _LABELLED)
+    pairs += _pairs([pair for pair in synthetic if pair["origin"] == _SYNTHETIC], _SYNTHETIC)
+    pairs += [MinePair(row["id"], row["query"], row["positive"], row["origin"]) for row in mined_sets]
+    if not pairs and not sets:
+        places = f"{corpus.uri}/pairs and {filtered.uri}/pairs hold" if written else f"{corpus.uri}/pairs holds"
+        raise UserError(f"{places} no pair to mine for; add sources or labelled.sets, or lower filter.threshold")
+    passages = corpus.read_table("passages", PASSAGE).select(["title", "text"]).to_pylist()
+    labelled = [p.document for p in pairs if p.origin == _LABELLED]
+    texts = [document_text(p["title"] or "", p["text"]) for p in passages]  # as in the synthetic pairs
+    corpora = {_LABELLED: labelled, _SYNTHETIC: texts}
+    for row in mined_sets:
+        corpora.setdefault(row["origin"], []).extend([row["positive"], *row["negatives"]])
+    answers, left_out = _settled(ctx, pairs, sets)
+    if left_out:
+        say(f"mine: {told(left_out)}")
+    own = {row["id"]: row["negatives"] for row in mined_sets}
+    return _Given(pairs, corpora, own, passed, answers, left_out)
+
+
+def _settled(
+    ctx: StageContext, pairs: Sequence[MinePair], rows: Sequence[dict[str, Any]]
+) -> tuple[Answers, Counter[str]]:
+    """(what answers each query by all data, how many of the rows' own negatives were none and are taken out)."""
+    sets = chosen_sets(ctx.cfg.labelled)
+    searched = {name for name, one in sets.items() if one.task in SEARCHED} | {_LABELLED}
+    searched |= {origin_of(task) for task in SEARCHED}
+    answers = read_answers(ctx.input("labelled")) if asked_for(ctx.cfg, "labelled") else {}
+    found = [(pair.query, pair.document) for pair in pairs]
+    found += [(row["query"], row["positive"]) for row in rows if row["origin"] in searched]
+    for query, positives in answers_of(found).items():
+        answers.setdefault(query, set()).update(positives)
+    return answers, settle_negatives(rows, answers, searched)
+
+
+def _rows_of_sets(ctx: StageContext) -> list[dict[str, Any]]:
+    """The rows of the stage `labelled`, where the run has sets."""
+    if not asked_for(ctx.cfg, "labelled"):
+        return []
+    rows: list[dict[str, Any]] = ctx.input("labelled").read_table("rows", TRAINING_ROW).to_pylist()
+    return rows
+
+
+def _after(own: Sequence[str], row: dict[str, Any], wanted: int) -> tuple[list[str], list[float | None]]:
+    """A set's own negatives, then mined ones up to `wanted` in all; (texts, scores, None for the set's own)."""
+    known = {content_hash(text) for text in own}
+    mined = [
+        (text, score)
+        for text, score in zip(row["negatives"], row["negative_scores"], strict=True)
+        if content_hash(text) not in known
+    ][: max(0, wanted - len(own))]
+    return [*own, *(text for text, _ in mined)], [*[None] * len(own), *(score for _, score in mined)]
+
+
+def _pairs(rows: Sequence[dict[str, Any]], origin: str) -> list[MinePair]:
+    return [MinePair(row["id"], row["query"], row["document"], origin) for row in rows]
+
+
+def _passed(pair: dict[str, Any]) -> dict[str, Any]:
+    """A synthetic pair of a task without mining, as a training row."""
+    negatives = pair.get("negatives") or []
+    return {
+        "id": pair["id"],
+        "query": pair["query"],
+        "positive": pair["document"],
+        "negatives": negatives,
+        "origin": pair["origin"],
+        "positive_score": pair["score"],
+        "negative_scores": [None] * len(negatives),
+        "grade": pair.get("grade"),
+    }
+
+
+def _embed(work: MinePlan, ctx: StageContext, say: _Say) -> tuple[Vectors, Vectors]:
+    """Each distinct text once: (queries, documents), on storage until the stage is done."""
+    cfg = ctx.cfg
+    model, end_token = scoring_model(cfg.mine.model, ctx.input("weak"), cfg.models.end_token)
+    say(f"mine: embedding {len(work.queries)} queries and {len(work.documents)} documents with {model}")
+    gpus = cfg.cluster.gpus_per_worker
+    with Encoders(model, end_token=end_token, workers=cfg.mine.workers, gpus_per_worker=gpus) as pool:
+        write = partial(write_vectors, pool, max_tokens=cfg.mine.max_tokens)
+        folder, told = ctx.out / _VECTORS, paced(say, "mine: queries embedded")
+        queries = write(folder / "queries", work.queries, instruction=work.instructions, progress=told)
+        documents = write(folder / "documents", work.documents, progress=paced(say, "mine: documents embedded"))
+        for line in pool.notes():
+            say(f"mine: {line}")
+    return queries, documents
+
+
+def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
+    """Figures of the training rows; `short` counts those with fewer than the `wanted` negatives."""
+    hard = [s for row in rows for s in row["negative_scores"] if s is not None]
+    return {
+        "rows": dict(Counter(row["origin"] for row in rows)),
+        "negatives": sum(len(row["negatives"]) for row in rows),
+        "short": sum(len(row["negatives"]) < wanted for row in rows),
+        "missing_negatives": sum(max(0, wanted - len(row["negatives"])) for row in rows),
+        "mean_positive_score": round(float(np.mean([r["positive_score"] for r in rows])), 4) if rows else None,
+        "mean_negative_score": round(float(np.mean(hard)), 4) if hard else None,
+    }

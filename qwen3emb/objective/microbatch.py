@@ -1,0 +1,161 @@
+"""Forward and backward in micro-batches of a token budget: the gradient cache, and plain accumulation.
+
+All ranks run equally many forwards and backwards, because both are collective under ZeRO-3; a rank with fewer
+micro-batches repeats one with gradient zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qwen3emb.model.packing import PackedBatch
+from qwen3emb.objective.allocator import between_passes
+from qwen3emb.objective.gather import gather_rows
+
+__all__ = ["PlainEngine", "StepEngine", "cached_backward", "most_rounds", "wasted_share"]
+
+
+class StepEngine(Protocol):
+    """What a training step needs of a model: a forward, and a backward that knows the last micro-batch."""
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's output."""
+        ...
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of `loss`, of which the global gradient is the sum over all ranks and calls."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong."""
+        ...
+
+
+class PlainEngine:
+    """A module without any engine around it, in one process or with gradients reduced by the caller."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The module's output."""
+        return self.module(**inputs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient to the parameters'."""
+        torch.autograd.backward(loss)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter."""
+        return next(self.module.parameters()).device
+
+
+def most_rounds(own: int, device: torch.device) -> int:
+    """The largest number of micro-batches on any rank."""
+    return _most([own], device)[0]
+
+
+def _most(own: Sequence[int], device: torch.device) -> list[int]:
+    """Each number's maximum over the ranks."""
+    found: list[int] = gather_rows(torch.tensor([list(own)], device=device)).amax(dim=0).tolist()
+    return found
+
+
+def cached_backward(
+    engine: StepEngine,
+    batches: Sequence[PackedBatch],
+    forward: Callable[[PackedBatch], Tensor],
+    gradient_of: Callable[[Tensor], Tensor],
+    token_budget: int,
+) -> int:
+    """The gradient cache (GradCache): vectors first, their gradient, then forward again and backward.
+
+    Where every rank's micro-batches together are within `token_budget`, their forwards keep their graphs, and nothing
+    is computed twice. Otherwise the random state is put back before the second forward, so that dropout drops the same.
+
+    Args:
+        engine: forward and backward.
+        batches: this rank's micro-batches, at least one.
+        forward: micro-batch -> (leaves, D) vectors.
+        gradient_of: this rank's vectors, in the order of the batches -> their gradient; called once, on all ranks.
+        token_budget: tokens whose activations are kept.
+
+    Returns:
+        The number of rounds, the largest number of micro-batches on any rank.
+    """
+    rounds, tokens = _most([len(batches), sum(batch.tokens for batch in batches)], engine.device)
+    if rounds == 1 or tokens <= token_budget:
+        _kept(engine, batches, forward, gradient_of, rounds)
+        return rounds
+    states, pieces = [], []
+    with torch.no_grad():
+        for n in range(rounds):
+            between_passes(n, engine.device.type)
+            states.append(_random_state(engine.device))
+            pieces.append(forward(batches[min(n, len(batches) - 1)]))
+    own = pieces[: len(batches)]
+    gradients = torch.split(gradient_of(torch.cat(own)), [len(p) for p in own])
+    for n in range(rounds):
+        between_passes(n, engine.device.type)
+        with _replayed(states[n], engine.device):
+            vectors = forward(batches[min(n, len(batches) - 1)])
+        gradient = gradients[n] if n < len(batches) else torch.zeros_like(vectors)
+        engine.backward((vectors * gradient).sum(), n + 1 == rounds)
+    return rounds
+
+
+def _kept(
+    engine: StepEngine,
+    batches: Sequence[PackedBatch],
+    forward: Callable[[PackedBatch], Tensor],
+    gradient_of: Callable[[Tensor], Tensor],
+    rounds: int,
+) -> None:
+    """All forwards, then one backward through all of them."""
+    pieces = [forward(batches[min(n, len(batches) - 1)]) for n in range(rounds)]
+    own = torch.cat(pieces[: len(batches)])
+    loss = (own * gradient_of(own.detach())).sum()
+    for repeated in pieces[len(batches) :]:
+        loss = loss + (repeated * 0).sum()
+    engine.backward(loss, True)
+
+
+def wasted_share(useful: int, batches: Sequence[PackedBatch], rounds: int) -> float:
+    """Share of the tokens a rank computes that nobody needs: what stands in while other ranks have more to do.
+
+    Args:
+        useful: tokens of this rank's texts.
+        batches: its micro-batches; the last one is repeated.
+        rounds: micro-batches of the rank with most.
+    """
+    computed = sum(batch.tokens for batch in batches) + (rounds - len(batches)) * batches[-1].tokens
+    return 1 - useful / computed
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda
+
+
+@contextmanager
+def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    """Draw from `state` in the block, and go on from the present state after it."""
+    present = _random_state(device)
+    try:
+        _set_random_state(state, device)
+        yield
+    finally:
+        _set_random_state(present, device)
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,130 @@
+"""One reranker step: one tree per query, logits only at the answer position, micro-batches by tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from qwen3emb.config.training import TeacherConfig, TrainRerankerConfig
+from qwen3emb.model.encoder import budgeted
+from qwen3emb.model.packing import PackedBatch, Tree, pack
+from qwen3emb.model.reranker import answer_logits, rerank_tree
+from qwen3emb.objective.allocator import between_passes
+from qwen3emb.objective.gather import gather_rows, rank_and_world
+from qwen3emb.objective.losses import answer_loss, distillation_loss
+from qwen3emb.objective.microbatch import StepEngine, most_rounds, wasted_share
+from qwen3emb.objective.rows import TrainingRow, without_own_positives
+from qwen3emb.objective.sharing import spread
+from qwen3emb.text.templates import RerankTemplate
+
+__all__ = ["reranker_step"]
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """Packed trees and, for each of their leaves, whether it answers its query, and what the teacher says."""
+
+    packed: PackedBatch
+    answers: list[bool]
+    teacher: list[float]
+
+
+def reranker_step(
+    engine: StepEngine,
+    template: RerankTemplate,
+    rows: Sequence[TrainingRow],
+    cfg: TrainRerankerConfig,
+    instruction: str,
+) -> dict[str, float]:
+    """Add the gradient of the SFT loss of the global batch `rows` (paper section 2) to the engine's parameters.
+
+    With `cfg.teacher` of weight w the loss is (1 - w) x SFT + w x `distillation_loss`, from the same logits.
+
+    A query is asked about its own row's documents alone; a negative that is a positive of the same query in any row of
+    the batch is masked, as in the embedding loss (`without_own_positives`).
+
+    Every rank calls this with the same rows and computes its share of the queries.
+
+    Args:
+        engine: causal LM with packed attention.
+        template: the reranker's format.
+        rows: queries, each with its positive and hard negatives.
+        cfg: lengths, number of negatives, token budget.
+        instruction: the task.
+
+    Returns:
+        "loss", "tokens", "micro_batches" and "padding" of this rank, "positive": mean P(yes) of positives, "hardest":
+        mean over the queries of the highest P(yes) of a negative.
+    """
+    rank, world = rank_and_world()
+    rows = without_own_positives([replace(row, negatives=row.negatives[: cfg.negatives]) for row in rows])
+    lengths = [len(r.query) + sum(map(len, (r.positive, *r.negatives))) for r in rows]
+    mine = [rows[i] for i in spread(lengths, world)[rank]]
+    total = sum(1 + len(row.negatives) for row in rows)
+    batches = _micro_batches(mine, template, cfg, instruction)
+    rounds = most_rounds(len(batches), engine.device)
+    sums = torch.zeros(4, dtype=torch.float64)
+    for n in range(rounds):
+        between_passes(n, engine.device.type)
+        used = n < len(batches) and bool(mine)
+        loss, found = _answers(engine, template, batches[min(n, len(batches) - 1)], total, cfg.teacher)
+        engine.backward(loss if used else loss * 0, n + 1 == rounds)
+        sums += found if used else 0
+    loss_sum, positive, hardest, ranked = gather_rows(sums[None].to(engine.device)).sum(dim=0).tolist()
+    tokens = sum(batch.packed.tokens for batch in batches) if mine else 0
+    return {
+        "loss": loss_sum,
+        "tokens": float(tokens),
+        "micro_batches": float(len(batches)),
+        "padding": wasted_share(int(tokens), [batch.packed for batch in batches], rounds),
+        "positive": positive / len(rows),
+        "hardest": hardest / max(1.0, ranked),
+    }
+
+
+def _micro_batches(
+    rows: Sequence[TrainingRow], template: RerankTemplate, cfg: TrainRerankerConfig, instruction: str
+) -> list[_MicroBatch]:
+    """Whole trees by token budget, so that a prefix is computed once; at least one micro-batch."""
+    trees: list[Tree] = [
+        rerank_tree(
+            template,
+            row.query,
+            [row.positive, *row.negatives],
+            max_tokens=cfg.max_tokens,
+            max_query_tokens=cfg.max_query_tokens,
+            instruction=instruction,
+        )
+        for row in rows
+    ]
+    sizes = [len(prefix) + sum(map(len, leaves)) for prefix, leaves in trees]
+    batches = []
+    for group in budgeted(sizes, min(cfg.pack_tokens, cfg.token_budget)):
+        answers = [n == 0 for i in group for n in range(len(trees[i][1]))]
+        teacher = [score for i in group for score in rows[i].teacher[: len(trees[i][1])]]
+        batches.append(_MicroBatch(pack([trees[i] for i in group]), answers, teacher))
+    return batches or [_MicroBatch(pack([([], [[template.yes_no[0]]])]), [True], [0.5])]
+
+
+def _answers(
+    engine: StepEngine, template: RerankTemplate, batch: _MicroBatch, total: int, teacher: TeacherConfig | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss of the micro-batch over `total`, [loss, sum of P(yes) of positives, of hardest negatives, their count])."""
+    yes, no = template.yes_no
+    packed = batch.packed.to(engine.device)
+    labels = torch.tensor([yes if answer else no for answer in batch.answers], device=engine.device)
+    logits = answer_logits(engine, packed)
+    loss = answer_loss(logits, labels, total)
+    margins = logits[:, yes] - logits[:, no]
+    if teacher:
+        wanted = torch.tensor(batch.teacher, device=engine.device)
+        distilled = distillation_loss(margins, wanted, teacher.temperature, total)
+        loss = (1 - teacher.weight) * loss + teacher.weight * distilled
+    chance = torch.sigmoid(margins.detach().float()).tolist()
+    starts = [i for i, answer in enumerate(batch.answers) if answer]
+    ends = [*starts[1:], len(chance)]
+    hardest = [max(chance[a + 1 : b]) for a, b in zip(starts, ends, strict=True) if b > a + 1]
+    figures = [float(loss.detach()), sum(chance[i] for i in starts), sum(hardest), float(len(hardest))]
+    return loss, torch.tensor(figures, dtype=torch.float64)

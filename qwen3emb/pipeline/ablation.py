@@ -1,0 +1,169 @@
+"""The rows of the paper's Table 5 on one's own data: what to run besides the full run, and the table.
+
+Two of the rows stand in the full run: its weak model has seen synthetic data only, its supervised model is not merged.
+The others are runs of their own in which a section is missing or added; whatever they share with the full run is
+borrowed from it (`pipeline.borrow`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from qwen3emb.config.datasets import is_synthetic
+from qwen3emb.config.run import RunConfig
+from qwen3emb.core.artifact import read_record, state_of
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.location import joined
+from qwen3emb.core.storage import Storage
+from qwen3emb.metrics.bootstrap import paired_bootstrap
+from qwen3emb.pipeline.stages import identity, stage_folder
+
+__all__ = ["ABLATION", "Row", "ablation_table", "rows_of", "variants", "with_figures", "write_ablation"]
+
+ABLATION = "ablation.json"
+"""Name of the result in the run's storage."""
+
+FULL = "full"
+_ALONE, _RERANKED = "reranker alone", "merged+reranker"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: as in the paper, or of the reranker.
+        run: variant whose evaluation it stands in, "" for the full run.
+        model: its name there.
+        against: row that it is compared with; "" for the one that others are compared with.
+    """
+
+    name: str
+    run: str
+    model: str
+    against: str = FULL
+
+
+def variants(cfg: RunConfig) -> dict[str, list[str]]:
+    """Variant -> `--set` overrides of the full run's configuration.
+
+    Raises:
+        UserError: the run lacks what would be left out, or a model to mine negatives with.
+    """
+    if not (cfg.synthesize and cfg.weak):
+        raise UserError("ablate compares with and without synthetic data; this run has no section synthesize and weak")
+    unseen = next((model for model in ("weak", "supervised") if model not in cfg.evaluate.compare), None)
+    if unseen:
+        raise UserError(f"a row of ablate is the model {unseen} of the run itself; add it to evaluate.compare")
+    mining = cfg.mine.model if cfg.mine.model != "weak" else cfg.models.retrieval
+    found = {
+        "no-synthetic": [
+            *("synthesize=null", "weak=null", "reranker=null", "reranker_weak=null"),
+            *(f"mine.model={mining}", "evaluate.compare=[]", *_without_synthetic_sets(cfg)),
+        ]
+    }
+    if cfg.reranker:
+        weak = "null" if cfg.reranker_weak else json.dumps(cfg.reranker.model_dump(mode="json"))
+        found["other-reranker"] = [f"reranker_weak={weak}", "evaluate.compare=[]"]
+    return {name: [f"storage={_place(cfg, name)}", *changes] for name, changes in found.items()}
+
+
+def _without_synthetic_sets(cfg: RunConfig) -> list[str]:
+    """A mixture that names a data set without rows is refused."""
+    sets = cfg.supervised.datasets
+    kept = {name: own.model_dump(mode="json", exclude_unset=True) for name, own in sets.items()}
+    kept = {name: own for name, own in kept.items() if not is_synthetic(name)}
+    return [f"supervised.datasets={json.dumps(kept)}"] if len(kept) < len(sets) else []
+
+
+def _place(cfg: RunConfig, name: str) -> str:
+    return joined(cfg.storage, f"ablation/{name}")
+
+
+def rows_of(cfg: RunConfig) -> list[Row]:
+    """The rows of a run's table, in the paper's order, then the reranker's."""
+    rows = [
+        Row("only synthetic data", "", "weak"),
+        Row("no synthetic data", "no-synthetic", "merged"),
+        Row("no merge", "", "supervised"),
+        Row(FULL, "", "merged", ""),
+    ]
+    if cfg.reranker:
+        model = _RERANKED if cfg.evaluate.rerank_weight == 1 else _ALONE
+        names = ("no weak stage", "weak stage") if not cfg.reranker_weak else ("weak stage", "no weak stage")
+        own, other = (f"{model}, {name}" for name in names)
+        rows += [Row(own, "", model, ""), Row(other, "other-reranker", model, own)]
+    return rows
+
+
+def with_figures(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
+    """Each row with its metrics, and its nDCG@10 against another row's: difference, 95 % interval, whether it is sure.
+
+    Args:
+        cfg: the full run.
+        runs: variant -> its configuration; rows of variants that are not among them are left out.
+
+    Raises:
+        UserError: a run is not evaluated, or was with another configuration.
+    """
+    evaluated = {name: _evaluation(run) for name, run in {"": cfg, **runs}.items()}
+    metrics = {name: folder.read_json("results.json")["models"] for name, folder in evaluated.items()}
+    per_query = {name: folder.read_json("per_query.json") for name, folder in evaluated.items()}
+    rows = {row.name: row for row in rows_of(cfg) if row.run in evaluated}
+    found = []
+    for row in rows.values():
+        made = read_record(evaluated[row.run])["fingerprint"]
+        line: dict[str, Any] = {"row": row.name, "evaluation": made, **metrics[row.run][row.model]}
+        if row.against:
+            other = rows[row.against]
+            gain = paired_bootstrap(per_query[row.run][row.model], per_query[other.run][other.model])
+            if gain is not None:
+                line |= {"against": row.against, **asdict(gain), "sure": gain.sure}
+        found.append(line)
+    return found
+
+
+def _evaluation(cfg: RunConfig) -> Storage:
+    """Folder of a run's evaluation, finished for this very configuration."""
+    folder = stage_folder(cfg, "evaluate")
+    if state_of(folder, identity(cfg, "evaluate")) != "done":
+        raise UserError(f"{folder.uri}: not complete for this configuration; run qwen3emb ablate again")
+    return folder
+
+
+def ablation_table(lines: Sequence[Mapping[str, Any]], headline: str = "ndcg@10") -> Table:
+    """What a person reads: metrics, and behind the headline the difference with its interval; `*` where it is sure."""
+    extra = {"row", "evaluation", "against", "mean", "low", "high", "queries", "sure"}
+    table = Table(title="What each part is worth (held-out data)", title_justify="left", box=SIMPLE_HEAD)
+    table.collapse_padding, table.pad_edge = True, False
+    table.caption = "difference in ndcg@10 to `full`, of a reranker to the other one; * = zero is outside of the 95 %"
+    table.caption_justify = "left"
+    table.add_column("model", no_wrap=True)
+    names = [name for name in lines[0] if name not in extra]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+        if name == headline:
+            table.add_column("difference", justify="right", no_wrap=True)
+    for line in lines:
+        cells = [str(line["row"])]
+        for name in names:
+            cells.append(f"{line[name]:.3f}")
+            if name == headline:
+                sure = "*" if line.get("sure") else ""
+                shown = f"{line['mean']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]{sure}" if "mean" in line else ""
+                cells.append(shown)
+        table.add_row(*cells)
+    return table
+
+
+def write_ablation(cfg: RunConfig, lines: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> str:
+    """Write the rows, and why variants are left out, into the run's storage; where they lie."""
+    storage = Storage(cfg.storage)
+    storage.write_json(ABLATION, {"rows": list(lines), "left_out": dict(left_out)})
+    return str(storage / ABLATION)

@@ -1,0 +1,180 @@
+"""What each stage bought: the table a person reads and the summary a program reads.
+
+The tables and the summary are made from numbers alone; `recorded`, `write_summary` and `print_report` connect
+them to a run's storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from qwen3emb.config.run import RunConfig
+from qwen3emb.core.artifact import read_record
+from qwen3emb.core.storage import Storage
+from qwen3emb.evaluation.by_language import language_table
+from qwen3emb.pipeline.stages import STAGES, stage_folder
+
+__all__ = [
+    "SUMMARY",
+    "VARIANTS",
+    "Metrics",
+    "gain",
+    "metrics_of",
+    "print_report",
+    "quality_table",
+    "quality_tables",
+    "recorded",
+    "seconds_table",
+    "summary",
+    "write_summary",
+]
+
+SUMMARY = "summary.json"
+"""Name of the summary in the run's storage."""
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""Metric name, e.g. `ndcg@10` -> variant -> value in [0, 1]; the `evaluate` stage records it."""
+
+VARIANTS = {
+    "base": "the model as it came",
+    "weak": "trained on all synthetic pairs",
+    "supervised": "trained on labelled + filtered pairs",
+    "merged": "SLERP over its checkpoints",
+    "reranker alone": "the merged model's top documents in the reranker's order",
+    "merged+reranker": "the merged model's top documents reranked (evaluate.rerank_weight)",
+}
+"""The rows of the table in the order of the pipeline, and what each one is."""
+
+
+def gain(values: Mapping[str, float], variant: str) -> float | None:
+    """What `variant` adds to the variant before it; None for the first one or where a value is missing.
+
+    Both ways of using the reranker are compared with the merged model.
+    """
+    present = [v for v in VARIANTS if v in values]
+    before = [v for v in present[: present.index(variant)] if v != "reranker alone"] if variant in present else []
+    return values[variant] - values[before[-1]] if before else None
+
+
+def quality_table(metrics: Metrics, headline: str = "ndcg@10") -> Table:
+    """One row per variant, one column per metric, and what the stage added to the `headline` metric."""
+    known = {v for values in metrics.values() for v in values}
+    legend = "\n".join(f"{name}: {what}" for name, what in VARIANTS.items() if name in known)
+    table = Table(title="What each stage bought (held-out data)", title_justify="left", box=SIMPLE_HEAD)
+    table.collapse_padding, table.pad_edge = True, False  # fits 80 columns
+    table.caption, table.caption_justify = legend, "left"
+    table.add_column("model", no_wrap=True)
+    for name in metrics:
+        table.add_column(name, justify="right", no_wrap=True)
+        if name == headline:
+            table.add_column("gain", justify="right", no_wrap=True)
+    for variant in [*(v for v in VARIANTS if v in known), *sorted(known - VARIANTS.keys())]:
+        table.add_row(variant, *_cells(metrics, variant, headline))
+    return table
+
+
+def _cells(metrics: Metrics, variant: str, headline: str) -> list[str]:
+    cells = []
+    for name, values in metrics.items():
+        cells.append(f"{values[variant]:.3f}" if variant in values else "-")
+        if name == headline:
+            added = gain(values, variant)
+            cells.append("" if added is None else f"{added:+.3f}")
+    return cells
+
+
+def seconds_table(seconds: Mapping[str, float | None], reused: Collection[str]) -> Table:
+    """One row per stage: its seconds (None: not known), and whether it ran now or was reused."""
+    table = Table(title="Stages", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("")
+    for stage, spent in seconds.items():
+        shown = "-" if spent is None else f"{spent:.1f}"
+        table.add_row(stage, shown, "reused" if stage in reused else "ran")
+    ran = sum(s for stage, s in seconds.items() if s is not None and stage not in reused)
+    table.add_section()
+    table.add_row("this run", f"{ran:.1f}", "")
+    return table
+
+
+def summary(metrics: Metrics, seconds: Mapping[str, float | None], reused: Sequence[str]) -> dict[str, Any]:
+    """The content of `summary.json`: metrics by variant, `seconds` by stage, and which stages were `reused`.
+
+    A reused stage's seconds are those of the run that made it.
+    """
+    return {
+        **{name: dict(values) for name, values in metrics.items()},
+        "seconds": {stage: None if spent is None else round(spent, 1) for stage, spent in seconds.items()},
+        "reused": list(reused),
+    }
+
+
+def metrics_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The metrics by variant in the completion record of `evaluate`; its other figures are left out."""
+    found = record.get("metrics", {}).items()
+    return {name: dict(values) for name, values in found if isinstance(values, Mapping)}
+
+
+def recorded(cfg: RunConfig, done: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The completion records of the `done` stages, by stage, in the order of the pipeline."""
+    return {name: read_record(stage_folder(cfg, name)) for name in STAGES if name in done}
+
+
+def write_summary(cfg: RunConfig, done: Collection[str], ran: Mapping[str, float]) -> None:
+    """Write `summary.json` into the run's storage once the run is evaluated.
+
+    Args:
+        cfg: the run.
+        done: stages that are complete.
+        ran: seconds of those that ran just now; the others count as reused.
+    """
+    if "evaluate" not in done:
+        return
+    records = recorded(cfg, done)
+    seconds = {name: ran.get(name, record.get("seconds")) for name, record in records.items()}
+    reused = [name for name in records if name not in ran]
+    content = summary(metrics_of(records["evaluate"]), seconds, reused)
+    Storage(cfg.storage).write_json(SUMMARY, content)
+
+
+def print_report(
+    cfg: RunConfig, done: Collection[str], ran: Mapping[str, float], config: str, console: Console
+) -> None:
+    """Print seconds, quality, where the artifacts are and what is next; arguments as in `write_summary`."""
+    records = recorded(cfg, done)
+    seconds = {name: ran.get(name, record.get("seconds")) for name, record in records.items()}
+    console.print(seconds_table(seconds, [name for name in records if name not in ran]))
+    if "evaluate" in records:
+        for table in quality_tables(cfg):
+            console.print(table)
+        console.print(f"summary    {Storage(cfg.storage) / SUMMARY}", soft_wrap=True, highlight=False)
+    console.print(f"artifacts  {Storage(cfg.storage)}", soft_wrap=True, highlight=False)
+    for line in _next(records, config):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def quality_tables(cfg: RunConfig) -> list[Table]:
+    """What the stage `evaluate` found, as `quality_table`, and by language.
+
+    Raises:
+        UserError: the stage is not complete.
+    """
+    folder = stage_folder(cfg, "evaluate")
+    tables = [quality_table(metrics_of(read_record(folder)))]
+    languages = folder.read_json("results.json").get("languages") if folder.exists("results.json") else None
+    return [*tables, language_table(languages, cfg.evaluate.few_rows)] if languages else tables
+
+
+def _next(records: Collection[str], config: str) -> list[str]:
+    if "index" not in records:
+        return [f"next       python -m jobs.pipeline --config {config}"]
+    return [
+        f'next       .venv/bin/qwen3emb search "parse a date from a string" --config {config}',
+        "           make serve",
+    ]

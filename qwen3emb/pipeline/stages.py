@@ -1,0 +1,325 @@
+"""The stages, what each one reads, and what identifies its output. Imports no ray, torch or vllm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3emb import __version__
+from qwen3emb.config.catalogue import chosen_sets
+from qwen3emb.config.data import Section
+from qwen3emb.config.run import RunConfig
+from qwen3emb.core.artifact import Identity, State, state_of
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.location import redacted, with_secrets_of
+from qwen3emb.core.storage import Storage
+from qwen3emb.model.identity import model_identity, tokenizer_identity
+from qwen3emb.text.instructions import given_instructions
+from qwen3emb.text.sources import source_fingerprint
+
+__all__ = [
+    "OPERATIONAL",
+    "STAGES",
+    "Stage",
+    "StageContext",
+    "asked_for",
+    "borrow",
+    "identity",
+    "needs",
+    "own_folder",
+    "plan",
+    "selected",
+    "stage_folder",
+]
+
+# Fields that change how fast a stage runs or where, not what it writes.
+OPERATIONAL = {
+    *("workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"),
+    *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing", "shard_rows"),
+}
+_TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
+_RERANKER_WEAK = "reranker_weak"
+_TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK}
+_OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK}
+_EVALUATED = ("corpus", "weak", "filter", "mine", "supervised", "merge")  # rows as well, to count them by language
+_ELSEWHERE = "elsewhere.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: folder under the run's storage.
+        module: `python -m MODULE` runs it.
+        section: its section of the config, all of which it reads but what is `OPERATIONAL`.
+        needs: stages whose artifacts it reads; what those read it need not name.
+        arguments: further arguments of the module.
+        reads: further keys of the config; `labelled.*.FIELD` is a field of every labelled set.
+        models: keys that name models: their content counts, not their name.
+        tokenizer: key that names a model of which it reads the tokenizer only; where it is not set, `models.base`.
+    """
+
+    name: str
+    module: str
+    section: str
+    needs: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("seed",)
+    models: tuple[str, ...] = ()
+    tokenizer: str = ""
+
+
+_BASES = ("models.base", "models.reranker_base")
+_ASKS, _READS_AT = "models.instruction", "models.end_token"
+
+STAGES = {
+    s.name: s
+    for s in (
+        Stage("corpus", "jobs.corpus", "corpus", tokenizer="corpus.tokenizer"),
+        Stage(
+            *("synthesize", "jobs.synthesize", "synthesize", ("corpus",)),
+            models=("models.generator", "models.retrieval"),
+        ),
+        Stage(
+            *("weak", _TRAIN, "weak", ("corpus", "synthesize"), ("--stage", "weak")),
+            reads=("seed", _ASKS, _READS_AT),
+            models=("models.base",),
+        ),
+        Stage(
+            *("filter", "jobs.filter", "filter", ("synthesize", "weak")),
+            reads=("seed", _ASKS, _READS_AT),
+            models=("filter.model",),
+        ),
+        Stage("labelled", "jobs.labelled", "labelled", ("corpus",)),
+        Stage(
+            *("mine", "jobs.mine", "mine", ("corpus", "filter", "weak", "labelled")),
+            reads=(_ASKS, _READS_AT, "labelled.*.mine"),
+            models=("mine.model", "mine.veto.model"),
+        ),
+        Stage(
+            *("supervised", _TRAIN, "supervised", ("corpus", "weak", "mine"), ("--stage", "supervised")),
+            reads=("seed", _ASKS, _READS_AT, "labelled.*.weight"),
+            models=("models.base",),
+        ),
+        Stage(
+            *(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine"), ("--stage", "weak")),
+            reads=("seed", _ASKS),
+            models=("models.reranker_base", "reranker_weak.teacher.model"),
+        ),
+        Stage(
+            *("reranker", _RERANKER, "reranker", ("corpus", "mine", _RERANKER_WEAK)),
+            reads=("seed", _ASKS),
+            models=("models.reranker_base", "reranker.teacher.model"),
+        ),
+        Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), models=_BASES),
+        Stage("evaluate", "jobs.evaluate", "evaluate", _EVALUATED, reads=(_ASKS, _READS_AT), models=("models.base",)),
+        Stage("index", "jobs.index", "index", ("corpus", "merge"), reads=()),
+    )
+}
+"""In the order of the picture in the README. What a stage reads, and nothing else, is its identity."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a running stage is given."""
+
+    cfg: RunConfig
+    stage: Stage
+    out: Storage
+
+    def input(self, name: str) -> Storage:
+        """The folder of an upstream stage."""
+        return stage_folder(self.cfg, name)
+
+
+def asked_for(cfg: RunConfig, name: str) -> bool:
+    """False for a stage that the run has nothing for: without its section, `filter` without `synthesize`, `labelled`
+    without sets."""
+    if name == "labelled":
+        return bool(cfg.labelled.sets or cfg.labelled.use)
+    return name not in _OPTIONAL | {"filter"} or getattr(cfg, {"filter": "synthesize"}.get(name, name)) is not None
+
+
+def needs(cfg: RunConfig, name: str) -> list[str]:
+    """The stages of this run whose artifacts a stage reads."""
+    scoring = {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak")
+    return [need for need in STAGES[name].needs if asked_for(cfg, need) and (need != "weak" or scoring == "weak")]
+
+
+def stage_folder(cfg: RunConfig, name: str) -> Storage:
+    """Where a stage of this run lies on storage: in the run's own, or where `borrow` found it."""
+    own = Storage(cfg.storage) / name
+    if not own.exists(_ELSEWHERE):
+        return own
+    return Storage(with_secrets_of(cfg.storage, own.read_json(_ELSEWHERE)["uri"]))
+
+
+def borrow(cfg: RunConfig, lender: RunConfig) -> list[str]:
+    """Let the finished stages of another run serve in this one where their identity is the same.
+
+    A note in the stage's folder of `cfg` says where it lies. Notes that are no longer true are removed; a stage that
+    this run has begun or done itself stays its own.
+
+    Returns:
+        The stages that are borrowed now.
+    """
+    known: dict[str, Identity] = {}
+    found = []
+    for name in (name for name in STAGES if asked_for(cfg, name)):
+        own, theirs = Storage(cfg.storage) / name, stage_folder(lender, name)
+        own.delete(_ELSEWHERE)
+        what = identity(cfg, name, known)
+        if state_of(own, what) == "new" and state_of(theirs, what) == "done":
+            own.write_json(_ELSEWHERE, {"uri": str(theirs), "fingerprint": what.fingerprint})
+            found.append(name)
+    return found
+
+
+def own_folder(cfg: RunConfig, name: str) -> Storage:
+    """Where this run may write a stage.
+
+    Raises:
+        UserError: the stage is another run's, which has changed since.
+    """
+    own, folder = Storage(cfg.storage) / name, stage_folder(cfg, name)
+    if folder.uri != own.uri and state_of(folder, identity(cfg, name)) != "done":
+        raise UserError(f"{own} stands for {folder}, which is of another configuration now; remove {own}")
+    return folder
+
+
+def identity(cfg: RunConfig, name: str, known: dict[str, Identity] | None = None) -> Identity:
+    """What decides a stage's output: resolved config, fingerprints of its inputs, code version.
+
+    Args:
+        cfg: the run.
+        name: the stage.
+        known: identities computed before, by stage; added to. Most stages read most others, and looking at
+            a source tree takes a second.
+
+    Raises:
+        UserError: a file or model it reads is missing.
+    """
+    known = {} if known is None else known
+    if name not in known:
+        known[name] = _identity(cfg, name, known)
+    return known[name]
+
+
+def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity:
+    stage = STAGES[name]
+    config: dict[str, Any] = {stage.section: _section(cfg, stage)}
+    config |= {key: _value(cfg, key) for key in (*stage.reads, *_also_read(cfg, name))}
+    asked = given_instructions(cfg, name)
+    config |= {"instructions": asked} if asked else {}
+    inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
+    named = {key: _value(cfg, key) for key in stage.models}
+    named |= {"models.reranker_base": cfg.models.reranker_base or cfg.models.base} if _BASES[1] in named else {}
+    inputs |= {key: "weak" if model == "weak" else model_identity(model) for key, model in named.items() if model}
+    if stage.tokenizer:
+        inputs["tokenizer"] = tokenizer_identity(_value(cfg, stage.tokenizer) or cfg.models.base)
+    inputs |= dict(_external(cfg, name))
+    return Identity(name, __version__, redacted(config), redacted(inputs))
+
+
+def _section(cfg: RunConfig, stage: Stage) -> dict[str, Any]:
+    """The stage's section without what only changes its speed, and without names of models, which count by content."""
+    given = getattr(cfg, stage.section)
+    skipped = OPERATIONAL - ({"batch_size"} if stage.name in _TRAINING else set())
+    section = {} if given is None else _significant(given, skipped)
+    for key in (*stage.models, stage.tokenizer):
+        first, *inner = key.split(".")
+        place: Any = section
+        for part in inner[:-1]:
+            place = (place or {}).get(part) if first == stage.section else None
+        if first == stage.section and place:
+            place.pop(inner[-1], None)
+    if stage.name == "labelled":  # however the sets are named: here or in a catalogue
+        sets = {name: _significant(one, {"weight", "mine"}) for name, one in chosen_sets(cfg.labelled).items()}
+        section = {k: v for k, v in section.items() if k not in ("catalogue", "use")} | {"sets": sets}
+    return section
+
+
+def _significant(section: Section, skipped: set[str]) -> dict[str, Any]:
+    """A section as JSON without the fields `skipped`, at every depth; a name that a user chose is no field."""
+    found = section.model_dump(mode="json", exclude=skipped)
+    for field in found:
+        value = getattr(section, field)
+        if isinstance(value, Section):
+            found[field] = _significant(value, skipped)
+        elif isinstance(value, Mapping):
+            found[field] |= {k: _significant(v, skipped) for k, v in value.items() if isinstance(v, Section)}
+    return found
+
+
+def _value(cfg: RunConfig, key: str) -> Any:
+    """The value of a dotted key, None where a section on the way is left out; of labelled sets by their names."""
+    if key.startswith("labelled.*."):
+        return {name: getattr(one, key.rpartition(".")[2]) for name, one in chosen_sets(cfg.labelled).items()}
+    found: Any = cfg
+    for part in key.split("."):
+        found = None if found is None else getattr(found, part)
+    return found
+
+
+def _also_read(cfg: RunConfig, name: str) -> list[str]:
+    """Keys that a stage reads only where another key says so."""
+    if name == "merge" and cfg.merge.search:
+        return ["evaluate.max_query_tokens", "evaluate.max_document_tokens"]
+    return []
+
+
+def plan(cfg: RunConfig) -> list[tuple[Stage, State]]:
+    """Every stage of the run in order, and where it stands on storage."""
+    known: dict[str, Identity] = {}
+    stages = [s for s in STAGES.values() if asked_for(cfg, s.name)]
+    return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name, known))) for s in stages]
+
+
+def selected(
+    steps: list[tuple[Stage, State]], first: str | None = None, only: str | None = None, last: str | None = None
+) -> list[tuple[Stage, State]]:
+    """The steps of a plan from stage `first` on and up to `last`, or `only` one.
+
+    Raises:
+        UserError: the run has no such stage, or one of them reads a stage that is neither done nor among them.
+    """
+    names = [stage.name for stage, _ in steps]
+    absent = next((name for name in (first, only, last) if name and name not in names), None)
+    if absent:
+        raise UserError(f"this run has no stage {absent}; its stages are {', '.join(names)}")
+    begin, end = names.index(only or first or names[0]), names.index(only or last or names[-1])
+    chosen = steps[begin : end + 1]
+    there = {stage.name for stage, state in steps if state == "done"} | {stage.name for stage, _ in chosen}
+    for stage, _ in chosen:
+        missing = [need for need in stage.needs if need in names and need not in there]
+        if missing:
+            raise UserError(
+                f"stage {stage.name} reads {missing[0]}, which is not done for this config; "
+                f"run with --from {missing[0]}, or without --from and --only"
+            )
+    return chosen
+
+
+def _external(cfg: RunConfig, name: str) -> Iterator[tuple[str, str]]:
+    """Files and folders outside the run's storage that a stage reads, with their fingerprints."""
+    if name == "corpus":
+        for source in cfg.corpus.sources:
+            yield source.path, source_fingerprint(source.path, source.kind)
+    elif name == "synthesize" and cfg.synthesize:
+        yield cfg.synthesize.personas, source_fingerprint(cfg.synthesize.personas)
+    elif name == "labelled":
+        yield from _labelled(cfg)
+    dataset = {"evaluate": cfg.evaluate.dataset, "index": cfg.index.source}.get(name, "heldout")
+    if dataset not in ("heldout", "passages"):
+        yield dataset, source_fingerprint(dataset)
+
+
+def _labelled(cfg: RunConfig) -> Iterator[tuple[str, str]]:
+    for one in chosen_sets(cfg.labelled).values():
+        try:
+            yield one.path, source_fingerprint(one.path)
+        except UserError:
+            if not cfg.labelled.skip_missing:
+                raise

@@ -1,0 +1,1 @@
+"""Which model is the current one, and when a new one takes its place."""

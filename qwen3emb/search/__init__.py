@@ -1,0 +1,1 @@
+"""The stage `index` and the search in what it wrote."""

@@ -1,0 +1,235 @@
+"""The stage `index`: a corpus through the merged embedding model into a searchable index.
+
+Two passes over the corpus. The survey reads it without keeping the texts, and finds what cannot be indexed
+(empty texts, broken rows, ids given twice) and, after a crash, what is there already. The second pass embeds
+the rest; each block of rows becomes one shard, written whole or not at all; a killed run repeats at most the
+blocks under way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from qwen3emb.config.run import RunConfig
+from qwen3emb.core.artifact import StageResult, read_record
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.records import REJECT
+from qwen3emb.core.rejects import Reject
+from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.pool import Progress
+from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, worker_resources
+from qwen3emb.model.contract import CONTRACT_FILE, Contract
+from qwen3emb.pipeline.stages import StageContext
+from qwen3emb.search.index import SHARDS, IndexInfo, document_text, shard_table, write_info
+from qwen3emb.text.readers import read_file
+
+__all__ = ["Survey", "build_index", "corpus_files"]
+
+_TINY: dict[str, Any] = {"num_cpus": 0.25}
+_READ_ROWS = 1024
+_ROW = pa.schema(
+    [
+        *(("id", pa.string()), ("title", pa.string()), ("text", pa.string())),
+        *(("source", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("payload", pa.string())),
+    ]
+)
+
+
+@dataclass
+class Survey:
+    """What a corpus holds.
+
+    Attributes:
+        rows: rows read, usable or not.
+        rejects: rows that cannot be indexed, as `records.REJECT`.
+        skip: (source, row) of well-formed rows that are not to be embedded: duplicates, or done already.
+        pending: rows left to embed.
+    """
+
+    rows: int = 0
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    skip: set[tuple[str, int]] = field(default_factory=set)
+    pending: int = 0
+
+
+def corpus_files(source: str, corpus: Storage) -> tuple[str, str, list[str]]:
+    """(kind for `read_file`, field of the id, absolute paths or URIs) of `index.source`.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if source == "heldout":
+        return "parquet", "id", [(corpus / "heldout/corpus.parquet").uri]
+    if source == "passages":
+        names = corpus.names("passages", ".parquet")
+        if not names:
+            raise UserError(f"{corpus.uri}/passages: no passages there; run the stage `corpus` first")
+        return "parquet", "id", [(corpus / name).uri for name in names]
+    folder = Storage(source)
+    for name in ("corpus.jsonl", "corpus.jsonl.gz"):
+        if folder.exists(name):
+            return "jsonl", "_id", [(folder / name).uri]
+    raise UserError(f"index.source {source!r}: expected `heldout`, `passages` or a folder with corpus.jsonl[.gz]")
+
+
+def build_index(ctx: StageContext, progress: Progress | None = None) -> StageResult:
+    """Embed the configured corpus into `ctx.out`; rows that cannot be are written to its `rejects/`.
+
+    Raises:
+        UserError: the corpus or the model is missing, or no row can be indexed.
+    """
+    cfg, model = ctx.cfg, ctx.input("merge") / "embedding"
+    if not model.exists(CONTRACT_FILE):
+        raise UserError(f"{model.uri}: no embedding model of ours there; run the stage `merge` first")
+    contract = Contract(**model.read_json(CONTRACT_FILE))
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # plans and paths of its own logs
+    kind, id_field, files = corpus_files(cfg.index.source, ctx.input("corpus"))
+    found = _survey(_rows(kind, id_field, files, texts=False), _indexed(ctx.out))
+    if found.rows == len(found.rejects):
+        raise UserError(f"index.source {cfg.index.source!r}: none of its {found.rows} rows can be indexed")
+    ctx.out.delete("rejects")
+    if found.rejects:
+        ctx.out.write_table("rejects/part-00000.parquet", pa.Table.from_pylist(found.rejects, schema=REJECT))
+    if found.pending:
+        _embed(_rows(kind, id_field, files, texts=True), cfg, model.uri, ctx.out, found, progress)
+    count = len(_indexed(ctx.out))
+    fingerprint = str(read_record(ctx.input("merge"))["fingerprint"])
+    info = IndexInfo(contract.dimensions, count, fingerprint, contract.instruction, cfg.index.max_tokens)
+    write_info(ctx.out, info)
+    reasons = Counter(str(r["reason"]).partition(":")[0] for r in found.rejects)
+    return StageResult(found.rows, count, dict(reasons), {"documents": count, "dimension": contract.dimensions})
+
+
+def _rows(kind: str, id_field: str, files: list[str], texts: bool) -> Any:
+    """The corpus as a Ray data set of `_ROW`; rows that cannot be used have a `reason`."""
+    listed: Any = ray.data.from_items([{"file": name} for name in files])
+    arguments = {"kind": kind, "id_field": id_field, "texts": texts}
+    return listed.map_batches(_read, batch_size=1, fn_kwargs=arguments, **_TINY)
+
+
+def _read(batch: dict[str, np.ndarray], kind: str, id_field: str, texts: bool) -> Iterator[pa.Table]:
+    """UDF: the rows of the batch's files, `_READ_ROWS` at a time."""
+    rows: list[dict[str, Any]] = []
+    for name in batch["file"]:
+        items = read_file(str(name), kind, text_field="text", title_field="title", id_field=id_field, language="und")
+        for number, item in enumerate(items, start=1):
+            rows.append(_row(item, number, texts))
+            if len(rows) == _READ_ROWS:
+                yield pa.Table.from_pylist(rows, schema=_ROW)
+                rows = []
+    yield pa.Table.from_pylist(rows, schema=_ROW)
+
+
+def _row(item: Any, number: int, texts: bool) -> dict[str, Any]:
+    base = {"id": item.id, "source": item.source, "row": item.row if isinstance(item, Reject) else number}
+    if isinstance(item, Reject):
+        return base | {"title": "", "text": "", "reason": item.reason, "payload": item.payload}
+    return base | {"title": item.title, "text": item.text if texts else "", "reason": None, "payload": ""}
+
+
+def _survey(rows: Any, indexed: set[str]) -> Survey:
+    """Count the rows and find those that are not to be embedded.
+
+    Of rows with one id, the first in (source, row) order counts; blocks may come in any order.
+    """
+    found = Survey()
+    first: dict[str, tuple[str, int]] = {}
+    for batch in rows.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow"):
+        for row in batch.to_pylist():
+            found.rows += 1
+            place = (row["source"], row["row"])
+            if row["reason"] is not None:
+                found.rejects.append(_reject(row["id"], row["reason"], place, row["payload"]))
+            elif row["id"] not in first:
+                first[row["id"]] = place
+            else:
+                kept = min(place, first[row["id"]])
+                dropped = max(place, first[row["id"]])
+                first[row["id"]] = kept
+                found.skip.add(dropped)
+                reason = f"duplicate_id: also at {kept[0]}, row {kept[1]}"
+                found.rejects.append(_reject(row["id"], reason, dropped, ""))
+    found.skip |= {place for name, place in first.items() if name in indexed}
+    found.pending = sum(name not in indexed for name in first)
+    return found
+
+
+def _reject(name: str, reason: str, place: tuple[str, int], payload: str) -> dict[str, Any]:
+    source, row = place
+    return {"id": name, "stage": "index", "reason": reason, "source": source, "row": row, "payload": payload}
+
+
+def _embed(rows: Any, cfg: RunConfig, model: str, out: Storage, found: Survey, progress: Progress | None) -> None:
+    """Embed the rows that `found` leaves, one shard per block."""
+    workers, gpus = cfg.index.workers, cfg.cluster.gpus_per_worker
+    block = min(2048, max(32, found.pending // (workers * 4)))
+    embedded = (
+        rows.map_batches(_pending, fn_kwargs={"skip": found.skip}, batch_format="pyarrow", batch_size=None, **_TINY)
+        .repartition(target_num_rows_per_block=block)
+        .map_batches(
+            _Embed,
+            fn_constructor_args=(model, workers, gpus, cfg.index.max_tokens),
+            compute=ActorPoolStrategy(size=workers),
+            batch_format="pyarrow",
+            batch_size=None,
+            **worker_resources(gpus),
+        )
+        .map_batches(_write, fn_args=(out.uri,), batch_format="pyarrow", batch_size=None, **_TINY)
+    )
+    done = 0
+    for batch in embedded.iter_batches(batch_size=None, batch_format="pyarrow"):
+        done += sum(batch.column("rows").to_pylist())
+        if progress:
+            progress(done, found.pending)
+
+
+def _pending(rows: pa.Table, skip: set[tuple[str, int]]) -> pa.Table:
+    """UDF: the rows that are to be embedded."""
+    places = zip(rows.column("source").to_pylist(), rows.column("row").to_pylist(), strict=True)
+    usable = rows.column("reason").is_null().to_pylist()
+    kept = [good and place not in skip for place, good in zip(places, usable, strict=True)]
+    return rows.filter(pa.array(kept, type=pa.bool_())).select(["id", "title", "text"])
+
+
+class _Embed:
+    """UDF: rows with a `vector` column."""
+
+    def __init__(self, model: str, workers: int, gpus: float, max_tokens: int) -> None:
+        self._worker, self._model = EncodeWorker(workers, gpus), ModelPlace(model)
+        self._max_tokens = max_tokens
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        pairs = zip(rows.column("title").to_pylist(), rows.column("text").to_pylist(), strict=True)
+        texts = [document_text(title, text) for title, text in pairs]
+        return shard_table(rows, self._worker.encode(self._model, texts, None, self._max_tokens))
+
+
+def _write(rows: pa.Table, uri: str) -> pa.Table:
+    """UDF: one shard, named by its ids, so that a repeated task writes the same file again."""
+    ids = rows.column("id").to_pylist()
+    if ids:
+        name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+        Storage(uri).write_table(f"{SHARDS}/{name}.parquet", rows)
+    return pa.table({"rows": [len(ids)]})
+
+
+def _indexed(out: Storage) -> set[str]:
+    """Ids in the shards that are there."""
+    ids: set[str] = set()
+    for name in out.names(SHARDS, ".parquet"):
+        table = pq.read_table(out.path(name), filesystem=out.filesystem, columns=["id"])
+        ids.update(table.column("id").to_pylist())
+    return ids

@@ -1,0 +1,1 @@
+"""The stage `synthesize`: an LLM writes queries for passages, as one of many personas."""

@@ -1,0 +1,126 @@
+"""Quality gates: which written queries are not worth training on, each gate switchable and counted by its code.
+
+They see one query at a time, so a row that fails is asked again with another seed; `duplicate_queries` sees all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qwen3emb.config.data import GatesConfig
+from qwen3emb.synthesis.requirements import Requirement
+from qwen3emb.text.identify import language_identifier
+from qwen3emb.text.identity import content_hash
+from qwen3emb.text.near_duplicates import is_unspaced, minhash, near_duplicates
+
+__all__ = ["Gates", "duplicate_queries", "word_count"]
+
+_REFUSAL = re.compile(
+    r"\b(i am|i'm|i’m|as) (sorry|unable|not able|an? (ai|language model|assistant))\b"
+    r"|\bi (cannot|can't|can’t|won't|must decline)\b|\bas an ai\b",
+    re.IGNORECASE,
+)
+_PLACEHOLDER = re.compile(
+    r"\[[^\]]*\b(insert|your|name|topic|query|text|subject)\b[^\]]*\]|<(insert|your|name|topic|query|text|subject)\b[^>]*>"
+    r"|\{\w*\}|\blorem ipsum\b|\byour (query|question|text) here\b|\bxxx+\b|_{3,}|\.\.\.\.+",
+    re.IGNORECASE,
+)
+_CHARACTERS_PER_WORD = 1.7  # of scripts written without spaces, roughly what word segmenters give for Chinese
+
+
+def word_count(text: str) -> float:
+    """Words of a text; in a script without spaces an estimate from its characters."""
+    if is_unspaced(text):
+        return sum(c.isalnum() for c in text) / _CHARACTERS_PER_WORD
+    return float(len(text.split()))
+
+
+class Gates:
+    """The gates of a run.
+
+    Codes: wrong_language (identified with confidence as another one than was asked for), wrong_length (outside the
+    drawn range by more than the tolerance), copied_words (a share of the query's runs of three words stands in the
+    passage), refusal (an apology instead of a query), placeholder (a gap that was left to be filled).
+    """
+
+    def __init__(self, cfg: GatesConfig) -> None:
+        """Load what the switched-on gates need."""
+        self._cfg = cfg
+        self._identifier: Any = None
+        if cfg.language:
+            self._identifier = language_identifier()
+            self._known = set(self._identifier.labels)
+
+    def problem(self, query: str, passage: str, wanted: Requirement) -> str | None:
+        """Why a query cannot be used, as `<code>: <detail>`, or None.
+
+        Args:
+            query: as written.
+            passage: as it was shown to the generator.
+            wanted: the length and language that were asked for.
+        """
+        cfg = self._cfg
+        if cfg.refusals and (found := _REFUSAL.search(query)):
+            return f"refusal: {found[0]!r} in {query}"
+        if cfg.placeholders and (found := _PLACEHOLDER.search(query)):
+            return f"placeholder: {found[0]!r} in {query}"
+        return self._wrong_length(query, wanted) or self._copied(query, passage) or self._wrong_language(query, wanted)
+
+    def _wrong_length(self, query: str, wanted: Requirement) -> str | None:
+        if self._cfg.length_tolerance is None:
+            return None
+        low, high = (int(n) for n in wanted.words.split("-"))
+        slack, words = self._cfg.length_tolerance, word_count(query)
+        if low * (1 - slack) <= words <= high * (1 + slack):
+            return None
+        return f"wrong_length: {words:.0f} words, asked for {wanted.words}: {query}"
+
+    def _copied(self, query: str, passage: str) -> str | None:
+        limit = self._cfg.copied_share
+        if limit is None:
+            return None
+        runs, there = _runs(query), set(_runs(passage))
+        share = sum(run in there for run in runs) / len(runs) if runs else 0.0
+        return f"copied_words: {share:.0%} of its runs of words are the passage's: {query}" if share > limit else None
+
+    def _wrong_language(self, query: str, wanted: Requirement) -> str | None:
+        code = wanted.language.partition("-")[0]
+        if self._identifier is None or code not in self._known:
+            return None
+        found, confidence = self._identifier.classify(query)
+        if found == code or float(confidence) < self._cfg.language_confidence:
+            return None
+        return f"wrong_language: identified {found} ({float(confidence):.2f}), asked for {wanted.language}: {query}"
+
+
+def _runs(text: str) -> list[str]:
+    """Runs of three words in lower case; of six characters in scripts without spaces."""
+    if is_unspaced(text):
+        units, size, joint = [c for c in text if c.isalnum()], 6, ""
+    else:
+        units, size, joint = re.findall(r"\w+", text.lower()), 3, " "
+    return [joint.join(units[i : i + size]) for i in range(len(units) - size + 1)]
+
+
+def duplicate_queries(ids: Sequence[str], queries: Sequence[str], threshold: float) -> dict[str, str]:
+    """Id of each query that repeats an earlier one -> `<code>: <detail>`.
+
+    Codes: duplicate_query (the same text up to case and white space), near_duplicate_query (MinHash similarity of at
+    least `threshold`; 1 compares texts only).
+    """
+    found: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for name, query in zip(ids, queries, strict=True):
+        original = first.setdefault(content_hash(query.lower()), name)
+        if original != name:
+            found[name] = f"duplicate_query: of {original}"
+    rest = [(name, query) for name, query in zip(ids, queries, strict=True) if name not in found]
+    if threshold < 1 and rest:
+        signatures = np.array([minhash(query, shingle=3) for _, query in rest])
+        for name, original in near_duplicates([name for name, _ in rest], signatures, threshold).items():
+            found[name] = f"near_duplicate_query: of {original}"
+    return found

@@ -1,0 +1,98 @@
+"""Training texts that are like evaluation texts: near duplicates by MinHash signatures, and parts by runs of words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3emb.core.storage import Storage
+from qwen3emb.text.near_duplicates import band_keys, shingles
+from qwen3emb.text.retrieval_set import read_retrieval_set
+
+__all__ = ["EvaluationNgrams", "evaluation_texts", "near_matches"]
+
+
+def near_matches(signatures: NDArray[np.uint64], against: NDArray[np.uint64], threshold: float) -> NDArray[np.int64]:
+    """For each signature the row of a similar one in `against`, or -1 where none is similar.
+
+    Similar means equal in a share of at least `threshold` (in (0, 1]) places. Unlike `near_duplicates`, every
+    row of `against` counts, those that are duplicates of each other too, so that nothing similar to any of
+    them is missed (for a threshold above 1/2).
+
+    Args:
+        signatures: (n, places), as `minhash` gives them.
+        against: (m, places).
+
+    Returns:
+        (n,) rows of `against`.
+    """
+    found = np.full(len(signatures), -1, dtype=np.int64)
+    if not len(signatures) or not len(against):
+        return found
+    places = signatures.shape[1]
+    needed = int(np.ceil(threshold * places - 1e-9))
+    others, rows = np.unique(against, axis=0, return_index=True)
+    # Fewer differing places than bands leave one band untouched (pigeonhole).
+    bands = max(1, min(places - needed + 1, places // 2))
+    for columns in np.array_split(np.arange(places), bands):
+        keys = band_keys(others[:, columns])
+        order = np.argsort(keys, kind="stable")
+        keys, asked = keys[order], band_keys(signatures[:, columns])
+        first, end = (np.searchsorted(keys, asked, side) for side in ("left", "right"))
+        for i in np.flatnonzero((found < 0) & (first < end)).tolist():
+            candidates = order[first[i] : end[i]]
+            similar = (others[candidates] == signatures[i]).sum(axis=1) >= needed
+            found[i] = rows[candidates[int(similar.argmax())]] if similar.any() else -1
+    return found
+
+
+class EvaluationNgrams:
+    """The runs of words of evaluation texts, to find training texts that hold one of them, whole or in part."""
+
+    def __init__(self, names: Sequence[str], texts: Sequence[str], share: float, size: int = 8) -> None:
+        """Index the texts.
+
+        Args:
+            names: what to call each text.
+            texts: queries and documents that are evaluated on.
+            share: in (0, 1]; from this share of an evaluation text's runs on a training text holds it.
+            size: words of a run; characters in scripts without spaces and in texts with fewer words, so that a short
+                query is found in a training text that is as short.
+        """
+        runs = [shingles(text, size) for text in texts]
+        self._names, self._share, self._size = list(names), share, size
+        self._counts = np.array([len(found) for found in runs], dtype=np.int64)
+        owners = np.repeat(np.arange(len(runs)), self._counts)
+        everything = np.concatenate([np.empty(0, dtype=np.uint64), *runs])
+        order = np.argsort(everything, kind="stable")
+        self._runs, self._owners = everything[order], owners[order]
+
+    def held(self, text: str) -> str | None:
+        """The evaluation text that a training text holds the largest share of, in words; None where it holds none."""
+        found = shingles(text, self._size)
+        low, high = (np.searchsorted(self._runs, found, side=side) for side in ("left", "right"))
+        hits = np.concatenate([np.empty(0, dtype=np.int64), *map(np.arange, low[high > low], high[high > low])])
+        if not len(hits):
+            return None
+        shares = np.bincount(self._owners[hits], minlength=len(self._counts)) / np.maximum(self._counts, 1)
+        best = int(shares.argmax())
+        if shares[best] < self._share:
+            return None
+        return f"{self._names[best]}, {shares[best]:.0%} of its runs of {self._size}"
+
+
+def evaluation_texts(corpus: Storage) -> dict[str, str]:
+    """Name -> text of everything a run is evaluated on: queries and documents of its held-out and dev sets.
+
+    Args:
+        corpus: folder of the stage `corpus`; a set that is not there counts as empty.
+    """
+    texts: dict[str, str] = {}
+    for split in ("heldout", "dev"):
+        if (corpus / split).exists():
+            found = read_retrieval_set(corpus / split)
+            texts |= {f"{split} query {i}": text for i, text in found.queries.items()}
+            texts |= {f"{split} document {i}": text for i, text in zip(found.corpus, found.texts(), strict=True)}
+    return texts

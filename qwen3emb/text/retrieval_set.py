@@ -1,0 +1,160 @@
+"""Retrieval sets: queries, corpus, judgments - from the corpus stage or a BEIR folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from qwen3emb.config.serving import EvaluateConfig
+from qwen3emb.core.errors import UserError
+from qwen3emb.core.records import CORPUS, QRELS, QUERIES
+from qwen3emb.core.storage import Storage
+from qwen3emb.text.beir import BadRow, BeirData, exact_text, read_beir_data
+from qwen3emb.text.table_files import find_table
+
+__all__ = [
+    "RetrievalSet",
+    "check_retrieval_set",
+    "evaluation_set",
+    "read_beir",
+    "read_retrieval_set",
+    "write_retrieval_set",
+]
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Queries, documents and graded judgments.
+
+    Attributes:
+        queries: query id -> text.
+        corpus: document id -> (title, text).
+        qrels: query id -> {document id: grade}, grades above 0 are relevant.
+        languages: query id -> code, of the queries whose language the data says.
+        notes: what is odd about the data, for the log.
+    """
+
+    queries: dict[str, str]
+    corpus: dict[str, tuple[str, str]]
+    qrels: dict[str, dict[str, int]]
+    languages: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def texts(self) -> list[str]:
+        """Title and text joined by one space, in corpus order."""
+        return [f"{title} {text}".strip() for title, text in self.corpus.values()]
+
+
+def write_retrieval_set(folder: Storage, data: RetrievalSet) -> None:
+    """Write queries.parquet, corpus.parquet and qrels.parquet."""
+    queries = [{"id": i, "text": t, "language": data.languages.get(i)} for i, t in data.queries.items()]
+    corpus = [{"id": i, "title": title, "text": text} for i, (title, text) in data.corpus.items()]
+    qrels = [{"query_id": q, "corpus_id": d, "score": s} for q, found in data.qrels.items() for d, s in found.items()]
+    for name, rows, schema in (("queries", queries, QUERIES), ("corpus", corpus, CORPUS), ("qrels", qrels, QRELS)):
+        folder.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
+
+
+def read_retrieval_set(folder: Storage) -> RetrievalSet:
+    """Read what `write_retrieval_set` wrote.
+
+    Raises:
+        UserError: the files are not there.
+    """
+    if not folder.exists("queries.parquet"):
+        raise UserError(f"{folder.uri}: no queries.parquet; this is not a retrieval set")
+    queries, corpus, qrels = (folder.read_table(f"{n}.parquet").to_pylist() for n in ("queries", "corpus", "qrels"))
+    judged: dict[str, dict[str, int]] = {}
+    for row in qrels:
+        judged.setdefault(row["query_id"], {})[row["corpus_id"]] = row["score"]
+    return RetrievalSet(
+        {r["id"]: r["text"] for r in queries},
+        {r["id"]: (r["title"] or "", r["text"]) for r in corpus},
+        judged,
+        {r["id"]: r["language"] for r in queries if r.get("language")},  # sets of before have no such column
+    )
+
+
+def read_beir(folder: Storage, split: str) -> RetrievalSet:
+    """Read a BEIR folder (`text.beir`); judged queries only, texts as they are.
+
+    A query may have a field `language` besides `_id` and `text`. Empty texts of documents stay, as in mteb.
+
+    Raises:
+        UserError: a file is missing, a row cannot be used (what is left out would change the scores), or a judged
+            query is in no file.
+    """
+    data = read_beir_data(folder, split, exact_text, _refuse)
+    missing = [query for query in data.qrels if query not in data.queries]
+    if missing:
+        raise UserError(
+            f"{_source(folder, 'queries')}: {len(missing)} of {len(data.qrels)} queries that qrels/{split} judges are "
+            f"not among the queries, the first is {missing[0]!r}"
+        )
+    return RetrievalSet(data.queries, data.corpus, data.qrels, data.languages, _notes(data))
+
+
+def _notes(data: BeirData) -> tuple[str, ...]:
+    unknown = [d for judged in data.qrels.values() for d in judged if d not in data.corpus]
+    empty = sum(not (title.strip() or text.strip()) for title, text in data.corpus.values())
+    notes = []
+    if unknown:
+        notes.append(f"{len(unknown)} judgments are of documents that the corpus lacks (first {unknown[0]!r})")
+    if empty:
+        notes.append(f"{empty} documents are empty")
+    return tuple(notes)
+
+
+def _refuse(bad: BadRow) -> None:
+    raise UserError(f"{bad}; mend or remove the row")
+
+
+def check_retrieval_set(data: RetrievalSet, folder: Storage, judgments: str, advice: str = "") -> None:
+    """Whether a model can be told from another on a set; the one check of the stage and of `qwen3emb evaluate`.
+
+    Args:
+        data: the set.
+        folder: where it was read.
+        judgments: name of its judgments there, without a suffix.
+        advice: what else to do, for the message.
+
+    Raises:
+        UserError: no documents, no judged queries, or no document that is relevant to any.
+    """
+    end = f"; {advice}" if advice else ""
+    judged, corpus = (_source(folder, stem) for stem in (judgments, "corpus"))
+    found = f"{len(data.queries)} queries and {len(data.corpus)} documents to evaluate on"
+    if not data.queries or not data.corpus:
+        raise UserError(f"{corpus if data.queries else judged}: {found}{end}")
+    relevant = [name for grades in data.qrels.values() for name, grade in grades.items() if grade > 0]
+    if not relevant:
+        raise UserError(f"{judged}: no grade above 0, so every model would score 0{end}")
+    if not any(name in data.corpus for name in relevant):
+        raise UserError(f"{judged}: no relevant document is in {corpus}, so every model would score 0{end}")
+
+
+def _source(folder: Storage, stem: str) -> str:
+    """A table of a folder, as messages name it."""
+    found = find_table(folder, stem)
+    return found.source if found else f"{folder.uri}/{stem}"
+
+
+def evaluation_set(cfg: EvaluateConfig, corpus: Storage) -> RetrievalSet:
+    """What a run is evaluated on.
+
+    Args:
+        cfg: names it.
+        corpus: folder of the stage `corpus`, which holds the held-out set.
+
+    Raises:
+        UserError: it is missing or empty.
+    """
+    if cfg.dataset == "heldout":
+        folder, judgments, data = corpus / "heldout", "qrels", read_retrieval_set(corpus / "heldout")
+        advice = "raise corpus.heldout_share, add Python sources, or set evaluate.dataset to a BEIR folder"
+    else:
+        folder, judgments = Storage(cfg.dataset), f"qrels/{cfg.split}"
+        data = read_beir(folder, cfg.split)
+        advice = "set evaluate.dataset and evaluate.split to a set with judged queries, or to `heldout`"
+    check_retrieval_set(data, folder, judgments, advice)
+    return data

@@ -1,1 +1,0 @@
-"""Training maths: losses, sampling, schedules, one embedding step and one reranker step."""

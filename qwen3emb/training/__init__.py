@@ -1,0 +1,1 @@
+"""The stages `weak`, `supervised` and `reranker`: Ray Train around DeepSpeed ZeRO."""

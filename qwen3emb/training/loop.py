@@ -1,0 +1,288 @@
+"""Ray Train + DeepSpeed: the loop that trains an embedding model or a reranker, and resumes where it was killed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster.session import OWN_CLUSTER
+from qwen3emb.config.training import TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.core.cores import threads_of, usable_cores
+from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.core.storage import Storage
+from qwen3emb.objective.allocator import give_back, keep_freed
+from qwen3emb.objective.gather import rank_and_world
+from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.training.checkpoints import checkpoint_name, checkpoint_names, drop_oldest, export_checkpoint, sweep
+from qwen3emb.training.history import History
+from qwen3emb.training.mixture import Mixture
+from qwen3emb.training.resharding import saved_world_size, universal
+from qwen3emb.training.schedule import learning_rate
+from qwen3emb.training.seeding import seed_step
+from qwen3emb.training.tasks import EmbeddingTask, RerankerTask
+from qwen3emb.training.zero import ZeroEngine, build_engine, full_weights, restore, save, set_learning_rate
+
+__all__ = ["TrainJob", "fit"]
+
+_RUN_NAME = "ray_train"
+_BAD = "bad_batches.jsonl"
+_FAILED = "failed.json"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything a training worker needs, sent to each of them.
+
+    Attributes:
+        task: what is trained.
+        rows: all training rows by data set; each global batch is from one of them, the same on every rank.
+        seed: of the sample order.
+        out: URI of the stage's folder.
+        gpus: GPUs per worker.
+    """
+
+    task: EmbeddingTask | RerankerTask
+    rows: Mapping[str, Sequence[TrainingRow]]
+    seed: int
+    out: str
+    gpus: int
+
+    def mixture(self) -> Mixture:
+        """Which rows each step takes."""
+        sizes = {name: len(rows) for name, rows in self.rows.items()}
+        return Mixture(sizes, self.task.weights(), self.task.temperature, self.task.batch_size, self.seed)
+
+
+def fit(job: TrainJob) -> dict[str, Any]:
+    """Train to the end, replacing lost workers and resuming a killed run; returns the stage's metrics.
+
+    Raises:
+        StageFailure: the workers failed more often than `max_failures`.
+    """
+    cfg, out = job.task.cfg, Storage(job.out)
+    sweep(out)
+    if not _finished(out, cfg.steps):
+        _train(job, out)
+        sweep(out)  # a worker that was lost and replaced may have left something too
+    history, kept = History.read(out), checkpoint_names(out)
+    if not _finished(out, cfg.steps):
+        raise StageFailure(f"training in {out.uri} ended after {history.steps()} of {cfg.steps} steps")
+    out.delete(_RUN_NAME)  # optimizer state: only an unfinished run needs it
+    best = history.best_step()
+    model = f"checkpoints/{checkpoint_name(best)}" if best and cfg.stop_after else kept[-1]
+    return {"model": model, "checkpoints": kept, **history.summary()}
+
+
+def _finished(out: Storage, steps: int) -> bool:
+    names, history = checkpoint_names(out), History.read(out)
+    done = history.steps() == steps or history.stopped
+    return done and bool(names) and names[-1].endswith(checkpoint_name(history.steps()))
+
+
+def _train(job: TrainJob, out: Storage) -> None:
+    cfg = job.task.cfg
+    out.delete(_FAILED)
+    trainer = _Trainer(
+        _worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if job.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=cfg.num_workers,
+            use_gpu=job.gpus > 0,
+            resources_per_worker={"CPU": 1} | ({"GPU": job.gpus} if job.gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=_RUN_NAME,
+            storage_path=out.uri,
+            failure_config=FailureConfig(max_failures=cfg.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reasons = getattr(error, "worker_failures", None) or {0: error}
+        raise next(iter(reasons.values())) from error
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer without the actor that frees a lost controller's resources, where the cluster goes with the job.
+
+    It asks the dashboard about the controller. An embedded Ray has none, and stopping the actor waits for its
+    answer, 12 seconds at the end of every training; on a private head it does not find it and prints a stack trace.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # private
+        if not os.environ.get(OWN_CLUSTER):
+            return callbacks
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What each worker runs; a failure that would only repeat itself is not tried a second time."""
+    job: TrainJob = config["job"]
+    out = Storage(job.out)
+    if out.exists(_FAILED):
+        before = out.read_json(_FAILED)
+        raise (UserError if before["mistake"] else StageFailure)(before["message"])
+    try:
+        _loop(job)
+    except (UserError, StageFailure) as error:
+        out.write_json(_FAILED, {"message": str(error), "mistake": isinstance(error, UserError)})
+        raise
+
+
+def _loop(job: TrainJob) -> None:
+    """The steps from the latest checkpoint to the end."""
+    cfg = job.task.cfg
+    _quieten()
+    here = ray.train.get_context().get_local_world_size()  # workers of this training on this node
+    torch.set_num_threads(cfg.threads or threads_of(usable_cores(), here))
+    torch.manual_seed(job.seed)  # of what loading draws, the same on every rank: adapters
+    keep_freed()
+    model = job.task.load()
+    if cfg.activation_checkpointing:
+        model.gradient_checkpointing_enable()
+    if job.gpus:
+        model.to(ray.train.torch.get_device())
+    engine, history, first = _resumed(model.train(), cfg)
+    mixture = job.mixture()
+    began = time.monotonic()
+    for step in range(first, cfg.steps):
+        history.add(step, _step(job, engine, mixture, step), time.monotonic() - began)
+        if rank_and_world()[0] == 0:
+            history.show(cfg.steps)
+        due = cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0
+        if due or step + 1 == cfg.steps:
+            _checkpoint(job, engine, history, step + 1)
+        if history.stopped:
+            break
+
+
+def _quieten() -> None:
+    """Leave this worker's output to the progress line and to warnings."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    for name in ("ray.train", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _step(job: TrainJob, engine: Any, mixture: Mixture, step: int) -> dict[str, Any]:
+    """One optimizer step on global batch `step`; a batch with NaN or infinite gradients changes nothing.
+
+    Raises:
+        StageFailure: more than `max_bad_steps` such batches.
+    """
+    cfg = job.task.cfg
+    seed_step(job.seed, step)
+    dataset, numbers = mixture.batch(step)
+    rows = [job.rows[dataset][i] for i in numbers]
+    lr = learning_rate(step, cfg.steps, cfg.optimizer)
+    set_learning_rate(engine, lr)
+    wrapped = ZeroEngine(engine)
+    metrics = job.task.step(wrapped, rows)
+    good = wrapped.step() and math.isfinite(metrics["loss"])
+    figures = metrics | {"lr": lr, "rows": float(len(rows)), "skipped": float(not good)}
+    if not good:
+        _bad_batch(job, step, dataset, rows, metrics["loss"])
+    return {"dataset": dataset} | figures
+
+
+def _bad_batch(job: TrainJob, step: int, dataset: str, rows: Sequence[TrainingRow], loss: float) -> None:
+    """Write which rows they were; give up where there are too many of them."""
+    out, limit = Storage(job.out), job.task.cfg.max_bad_steps
+    before = out.read_bytes(_BAD).splitlines() if out.exists(_BAD) else []
+    record = {"step": step + 1, "dataset": dataset, "loss": str(loss), "rows": [row.id for row in rows]}
+    lines = [line for line in before if json.loads(line)["step"] != step + 1]
+    if rank_and_world()[0] == 0:
+        out.write_bytes(_BAD, b"\n".join([*lines, json.dumps(record).encode()]) + b"\n")
+    if len(lines) + 1 > limit:
+        raise StageFailure(
+            f"step {step + 1}: NaN or infinite loss or gradient, {len(lines) + 1} times so far and max_bad_steps is "
+            f"{limit}; the rows are in {out.uri}/{_BAD}. Lower optimizer.lr, or look at these rows"
+        )
+
+
+def _resumed(model: Any, cfg: TrainEmbeddingConfig | TrainRerankerConfig) -> tuple[Any, History, int]:
+    """Engine, metrics so far and the step to go on with, from Ray Train's latest registered checkpoint.
+
+    The checkpoint may be of another world size: the sample sequence is the global one and goes on.
+    """
+    checkpoint, optimizer = ray.train.get_checkpoint(), cfg.optimizer
+    if checkpoint is None:
+        return build_engine(model, optimizer), History(), 0
+    with checkpoint.as_directory() as given, tempfile.TemporaryDirectory() as own:
+        folder, saved, world = Path(given), saved_world_size(Path(given)), rank_and_world()[1]
+        resharded = saved not in (None, world)
+        if resharded:
+            folder = universal(folder, _of_node(Path(own)))
+        engine = build_engine(model, optimizer, universal=resharded)
+        state = restore(engine, folder)
+        if world > 1:
+            torch.distributed.barrier()  # before the converting rank removes its folder
+    _say_what_differs(cfg, int(state["step"]), int(state.get("world", world)))
+    return engine, History(state["history"]), int(state["step"])
+
+
+def _say_what_differs(cfg: TrainEmbeddingConfig | TrainRerankerConfig, step: int, before: int) -> None:
+    """One line where the run that goes on is not the one that was interrupted, bit for bit."""
+    rank, world = rank_and_world()
+    if rank or world == before:
+        return
+    dropped = "; dropout draws other numbers" if cfg.lora and cfg.lora.dropout else ""
+    print(
+        f"going on after step {step} with {world} workers instead of {before}: the same global batches, but sums are "
+        f"rounded otherwise{dropped}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _of_node(own: Path) -> Path:
+    """The temporary folder of the first rank of this rank's node, from every rank's own."""
+    context, world = ray.train.get_context(), rank_and_world()[1]
+    if world == 1:
+        return own
+    places: list[Any] = [None] * world
+    torch.distributed.all_gather_object(places, (context.get_node_rank(), context.get_local_rank(), str(own)))
+    return Path(next(place for node, local, place in places if (node, local) == (context.get_node_rank(), 0)))
+
+
+def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None:
+    """Validate, export a model directory, and register the state to resume from (in that order)."""
+    engine.eval()
+    history.validated(step, job.task.validate(engine), job.task.cfg.stop_after)
+    engine.train()
+    weights = full_weights(engine)
+    if rank_and_world()[0] == 0:
+        out = Storage(job.out)
+        export_checkpoint(out, step, partial(job.task.export, weights=weights, config=engine.module.config))
+        drop_oldest(out, job.task.cfg.keep_checkpoints, history.best_step())
+        history.write(out)
+        history.show(job.task.cfg.steps, force=True)
+    del weights
+    give_back()
+    metrics = history.latest()
+    if step == job.task.cfg.steps or history.stopped:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save(engine, Path(folder), {"step": step, "history": history.rows, "world": rank_and_world()[1]})
+        state = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint=state, checkpoint_dir_name=checkpoint_name(step))

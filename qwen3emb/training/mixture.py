@@ -1,0 +1,58 @@
+"""Which data set a step trains on, and which of its rows: a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qwen3emb.training.schedule import SampleOrder
+
+__all__ = ["Mixture"]
+
+
+class Mixture:
+    """Data sets drawn in proportion to weight x rows ^ (1 / temperature); every batch is from one of them."""
+
+    def __init__(
+        self, sizes: Mapping[str, int], weights: Mapping[str, float], temperature: float, batch_size: int, seed: int
+    ) -> None:
+        """Fix the draw.
+
+        Args:
+            sizes: rows of each data set.
+            weights: of data sets; 1 where there is none, 0 leaves the set out.
+            temperature: 1 = in proportion to rows, larger values level the sets.
+            batch_size: rows of a global batch; a smaller set gives all of its rows.
+            seed: of the draw and of the order within each set.
+
+        Raises:
+            ValueError: no rows are left to draw from.
+        """
+        shares = {name: weights.get(name, 1.0) * sizes[name] ** (1 / temperature) for name in sorted(sizes)}
+        self.names = [name for name, share in shares.items() if share > 0]
+        if not self.names:
+            raise ValueError("no data set has both rows and a weight above 0")
+        kept = np.array([shares[name] for name in self.names])
+        self._ends = np.cumsum(kept / kept.sum())
+        self._sizes = [sizes[name] for name in self.names]
+        self._batch, self._seed = batch_size, seed
+        self.orders = [SampleOrder(size, seed) for size in self._sizes]
+        self._drawn: list[int] = []
+        self._nth: list[int] = []
+        self._counts = [0] * len(self.names)
+
+    def batch(self, step: int) -> tuple[str, list[int]]:
+        """(data set, its row numbers) of global batch `step`."""
+        while len(self._drawn) <= step:
+            chosen = self._draw(len(self._drawn))
+            self._nth.append(self._counts[chosen])
+            self._counts[chosen] += 1
+            self._drawn.append(chosen)
+        number = self._drawn[step]
+        size = min(self._batch, self._sizes[number])
+        return self.names[number], self.orders[number].batch(self._nth[step], size)
+
+    def _draw(self, step: int) -> int:
+        point = np.random.default_rng([self._seed, 1, step]).random()
+        return min(int(np.searchsorted(self._ends, point, side="right")), len(self.names) - 1)

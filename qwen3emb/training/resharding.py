@@ -1,0 +1,58 @@
+"""Training state of one world size, made ready for another: DeepSpeed's universal checkpoints.
+
+DeepSpeed saves ZeRO's optimizer state in one shard per rank. Its converter joins them into whole tensors, one folder
+per parameter, from which any number of ranks takes its part.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch.distributed as dist
+
+from qwen3emb.objective.gather import rank_and_world
+from qwen3emb.training.zero import TAG
+
+__all__ = ["saved_world_size", "universal"]
+
+_SHARDS = "*zero_pp_rank_*_optim_states.pt"
+
+
+def saved_world_size(folder: Path) -> int | None:
+    """How many ranks wrote the state in `folder`; None where it is not sharded (ZeRO 0) and fits any."""
+    return len(list((folder / TAG).glob(_SHARDS))) or None
+
+
+def universal(folder: Path, target: Path) -> Path:
+    """Convert the state in `folder` into a universal checkpoint in `target`; every rank calls this.
+
+    The first rank of each node converts, so `target` is a path on the node's own disk.
+
+    Returns:
+        `target`, which `restore` takes with an engine that was built for universal checkpoints.
+    """
+    if int(os.environ.get("LOCAL_RANK", rank_and_world()[0])) == 0:
+        _convert(folder / TAG, target / TAG)
+    if rank_and_world()[1] > 1:
+        dist.barrier()
+    return target
+
+
+def _convert(source: Path, target: Path) -> None:
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    target.mkdir(parents=True, exist_ok=True)
+    arguments = Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,  # more would be processes of their own, started from this one's threads
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        main(arguments)

@@ -1,0 +1,225 @@
+"""What the training loop trains: an embedding model or a reranker, behind the same five methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3emb.config.training import DataSetConfig, LoraConfig, TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.export.export import export_embedding, export_reranker
+from qwen3emb.metrics.retrieval import retrieval_metrics
+from qwen3emb.model.contract import Contract
+from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted, normalised_prefix, pooled
+from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, require_vocabulary
+from qwen3emb.model.lora import add_adapters, merged_weights
+from qwen3emb.model.packing import Tree, pack
+from qwen3emb.model.reranker import answer_logits, rerank_tree
+from qwen3emb.objective.embedding_step import StepSettings, embedding_step
+from qwen3emb.objective.gather import gather_rows, rank_and_world
+from qwen3emb.objective.microbatch import StepEngine
+from qwen3emb.objective.reranker_step import reranker_step
+from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.text.instructions import HELDOUT
+from qwen3emb.text.retrieval_set import RetrievalSet
+from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate
+
+__all__ = ["EmbeddingTask", "RerankerTask"]
+
+
+def _even(packs: list[list[int]]) -> list[list[int]]:
+    """`packs`, the last one repeated until all ranks have equally many: forwards are collective under ZeRO-3."""
+    most = int(gather_rows(torch.tensor([len(packs)])).max())
+    return packs + [packs[-1] if packs else [0]] * (most - len(packs))
+
+
+def _spread(trees: Sequence[Tree], forward: Any) -> Tensor:
+    """(leaves, width) results of all leaves in order, computed by all ranks together, whole trees on one rank."""
+    rank, world = rank_and_world()
+    first = list(accumulate((len(leaves) for _, leaves in trees), initial=0))
+    mine = list(range(rank, len(trees), world))
+    packs = list(budgeted([len(trees[i][0]) + sum(map(len, trees[i][1])) for i in mine], TOKEN_BUDGET))
+    numbers: list[int] = []
+    results: list[Tensor] = []
+    for n, group in enumerate(_even(packs)):
+        chosen = [mine[i] if mine else 0 for i in group]
+        out = forward(pack([trees[i] for i in chosen]))
+        if n < len(packs):
+            numbers.extend(leaf for i in chosen for leaf in range(first[i], first[i + 1]))
+            results.append(out)
+    own = torch.cat(results) if results else out[:0]
+    order = gather_rows(torch.tensor(numbers, dtype=torch.long))
+    gathered = gather_rows(own.cpu())
+    return gathered[torch.argsort(order)]
+
+
+def _trainable(model: Any, lora: LoraConfig | None) -> Any:
+    return model if lora is None else add_adapters(model, lora)
+
+
+@dataclass
+class EmbeddingTask:
+    """Contrastive training of an embedding model (paper section 2)."""
+
+    cfg: TrainEmbeddingConfig
+    model_dir: Path
+    end_token: str
+    instruction: str
+    dev: RetrievalSet | None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a global batch."""
+        return self.cfg.batch_size
+
+    @property
+    def temperature(self) -> float:
+        """Of the mixture of data sets."""
+        return self.cfg.mixture_temperature
+
+    def weights(self) -> dict[str, float]:
+        """Of the data sets in the mixture."""
+        return {name: own.weight for name, own in self.cfg.datasets.items()}
+
+    def load(self) -> Any:
+        """The decoder to train."""
+        self.template = EmbeddingTemplate(load_tokenizer(self.model_dir), self.end_token)
+        trunk = load_trunk(self.model_dir, self.cfg.optimizer.dtype)
+        require_vocabulary(self.model_dir, trunk, self.template.tokenizer)
+        return _trainable(trunk, self.cfg.lora)
+
+    def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
+        """Gradients of the loss of the global batch, whose rows are of one data set; its metrics."""
+        return embedding_step(engine, self.template, rows, self.settings(rows[0].dataset))
+
+    def settings(self, dataset: str) -> StepSettings:
+        """How rows of `dataset` are trained on: its own section, else the stage's."""
+        cfg, own = self.cfg, self.cfg.datasets.get(dataset, DataSetConfig())
+
+        def chosen(name: str) -> Any:
+            value = getattr(own, name)
+            return getattr(cfg, name) if value is None else value
+
+        return StepSettings(
+            instruction=self.instruction if own.instruction is None else own.instruction,
+            task=own.task,
+            hard_negatives=chosen("hard_negatives"),
+            max_query_tokens=chosen("max_query_tokens"),
+            max_document_tokens=chosen("max_document_tokens"),
+            loss=chosen("loss"),
+            token_budget=cfg.token_budget,
+            tile=cfg.loss_tile,
+            pack_tokens=cfg.pack_tokens,
+        )
+
+    def validate(self, engine: Any) -> dict[str, float]:
+        """nDCG@10 and MRR@10 on the dev set; empty without one."""
+        if self.dev is None or not self.dev.queries:
+            return {}
+        prefix, queries = self.template.encode(
+            list(self.dev.queries.values()), self.cfg.max_query_tokens, self.settings(HELDOUT).instruction
+        )
+        _, documents = self.template.encode(self.dev.texts(), self.cfg.max_document_tokens)
+        trees: list[Tree] = [*((prefix, [q]) for q in queries), *(([], [d]) for d in documents)]
+        with torch.no_grad():
+            vectors = _spread(trees, lambda batch: normalised_prefix(pooled(engine, batch.to(engine.device))))
+        scores = (vectors[: len(queries)] @ vectors[len(queries) :].T).numpy()
+        return {f"dev_{k}": v for k, v in retrieval_metrics(self.dev, scores, [10]).items()}
+
+    def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
+        """Write a model directory."""
+        weights = weights if self.cfg.lora is None else merged_weights(weights, self.cfg.lora)
+        limit = min(config.max_position_embeddings, 32768)
+        dims = list(self.cfg.loss.mrl_dims)
+        contract = Contract("embedding", self.instruction, self.end_token, limit, config.hidden_size, dims)
+        export_embedding(output, weights, config, self.template.tokenizer, contract)
+
+
+@dataclass
+class RerankerTask:
+    """Yes / no supervised fine-tuning (paper section 2).
+
+    Attributes:
+        cfg: the stage.
+        model_dir: the model it starts from.
+        instruction: of the queries, unless `instructions` has one for their data set.
+        dev: rows that are ranked and never trained on.
+        instructions: data set -> instruction.
+    """
+
+    cfg: TrainRerankerConfig
+    model_dir: Path
+    instruction: str
+    dev: Sequence[TrainingRow]
+    instructions: Mapping[str, str] = field(default_factory=dict)
+
+    def asked(self, row: TrainingRow) -> str:
+        """The instruction of a row's query."""
+        return self.instructions.get(row.dataset, self.instruction)
+
+    @property
+    def batch_size(self) -> int:
+        """Queries of a global batch."""
+        return self.cfg.queries_per_step
+
+    @property
+    def temperature(self) -> float:
+        """Of the mixture: data sets in proportion to their rows."""
+        return 1.0
+
+    def weights(self) -> dict[str, float]:
+        """Every data set counts."""
+        return {}
+
+    def load(self) -> Any:
+        """The causal LM to train."""
+        self.template = RerankTemplate(load_tokenizer(self.model_dir))
+        self.yes_no = self.template.yes_no
+        model = load_causal(self.model_dir, self.cfg.optimizer.dtype)
+        require_vocabulary(self.model_dir, model, self.template.tokenizer)
+        return _trainable(model, self.cfg.lora)
+
+    def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
+        """Gradients of the loss of the global batch; its metrics."""
+        return reranker_step(engine, self.template, rows, self.cfg, self.asked(rows[0]))
+
+    def validate(self, engine: Any) -> dict[str, float]:
+        """Mean reciprocal rank of each dev row's positive among its hard negatives."""
+        if not self.dev:
+            return {}
+        trees: list[Tree] = []
+        sizes = []
+        for row in self.dev:
+            documents = [row.positive, *row.negatives[: self.cfg.negatives]]
+            prefix, leaves = rerank_tree(
+                self.template,
+                row.query,
+                documents,
+                max_tokens=self.cfg.max_tokens,
+                max_query_tokens=self.cfg.max_query_tokens,
+                instruction=self.asked(row),
+            )
+            trees.append((prefix, leaves))
+            sizes.append(len(leaves))
+        with torch.no_grad():
+            scores = _spread(trees, lambda batch: self._margins(engine, batch)).squeeze(1)
+        ranks = [1 + int((s[1:] >= s[0]).sum()) for s in torch.split(scores, sizes)]
+        return {"dev_mrr": sum(1 / r for r in ranks) / len(ranks)}
+
+    def _margins(self, engine: Any, batch: Any) -> Tensor:
+        logits = answer_logits(engine, batch.to(engine.device))
+        yes, no = self.yes_no
+        margin: Tensor = (logits[:, yes] - logits[:, no]).float()[:, None]
+        return margin
+
+    def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
+        """Write a model directory."""
+        weights = weights if self.cfg.lora is None else merged_weights(weights, self.cfg.lora)
+        limit = min(config.max_position_embeddings, 32768)
+        contract = Contract("reranker", self.instruction, "", limit)
+        export_reranker(output, weights, config, self.template.tokenizer, contract)

@@ -1,0 +1,172 @@
+"""Hard negatives against a literal double loop over texts."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3emb.config.data import MineConfig
+from qwen3emb.encoding.nearest import NONE, top_k
+from qwen3emb.mining.rules import MinePair, blocks, choose, look, merged, plan
+
+# Multiples of 1/4 in few dimensions: products are exact in float32, and equal scores are common.
+WORDS = ["a b", "a  b", "c", " c", "d", "e", "f", "g", "h"]
+texts = st.sampled_from(WORDS)
+vectors = st.lists(st.integers(-3, 3), min_size=3, max_size=3).map(lambda v: [x / 4 for x in v])
+
+
+def normal(text: str) -> str:
+    return " ".join(text.split())
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[MinePair], dict[str, list[str]], dict, MineConfig]:
+    origins = st.sampled_from(["labelled", "synthetic"])
+    drawn = draw(st.lists(st.tuples(texts, texts, origins), min_size=1, max_size=8))
+    pairs = [MinePair(str(i), q, d, origin) for i, (q, d, origin) in enumerate(drawn)]
+    corpora = {origin: draw(st.lists(texts, max_size=9)) for origin in ("labelled", "synthetic")}
+    space = {(kind, normal(w)): draw(vectors) for w in WORDS for kind in ("query", "document")}
+    negatives, skip = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+    rules = MineConfig(
+        negatives=negatives,
+        skip_top=skip,
+        top_k=max(1, negatives + skip + draw(st.integers(0, 2))),
+        min_positive=draw(st.sampled_from([-1.0, -0.25, 0.0, 0.5])),
+        margin=draw(st.sampled_from([-0.5, 0.0, 0.25, 2.0])),
+        relative_margin=draw(st.sampled_from([None, 0.0, 0.5])),
+    )
+    return pairs, corpora, space, rules
+
+
+def mined(pairs, corpora, space, rules, block, shard):
+    """For each pair None or [(negative, score)], as the stage does it: blocks of queries, shards of documents."""
+    work = plan(pairs, corpora)
+    queries = np.array([space["query", normal(t)] for t in work.queries], dtype=np.float32)
+    documents = np.array([space["document", normal(t)] for t in work.documents], dtype=np.float32)
+    found = {}
+    for origin, search in work.searches.items():
+        for asked in blocks(search, block):
+            shards = [
+                look(queries[asked.rows], first, documents[first : first + shard], asked, rules.top_k)
+                for first in range(0, len(documents), shard)
+            ]
+            chosen = choose(asked, reduce(merged, shards), rules)
+            for query, negatives in zip(asked.rows, chosen, strict=True):
+                named = negatives and [work.documents[r] for r in negatives.rows]
+                found[origin, query] = negatives and list(zip(named, negatives.scores, strict=True))
+    return [found[p.origin, q] for p, (q, _) in zip(pairs, work.pairs, strict=True)]
+
+
+def reference(pairs, corpora, space, rules):
+    """The rules word by word."""
+    seen = [normal(t) for corpus in corpora.values() for t in corpus]
+    out = []
+    for pair in pairs:
+        query = np.array(space["query", normal(pair.query)])
+        positives = []
+        for other in pairs:
+            if normal(other.query) == normal(pair.query) and normal(other.document) not in positives:
+                positives.append(normal(other.document))
+        scores = [float(query @ np.array(space["document", p])) for p in positives]
+        if not any(s > rules.min_positive for s in scores):
+            out.append(None)
+            continue
+        candidates = {}
+        for text in corpora[pair.origin]:
+            if normal(text) not in positives and normal(text) != normal(pair.query):
+                candidates[normal(text)] = float(query @ np.array(space["document", normal(text)]))
+        ranked = sorted(candidates.items(), key=lambda c: (-c[1], seen.index(c[0])))
+        negatives = []
+        mean = sum(scores) / len(scores)
+        near = np.inf if rules.relative_margin is None else mean - rules.relative_margin * abs(mean)
+        for rank, (text, score) in enumerate(ranked):
+            inside = rules.skip_top <= rank < rules.top_k
+            if inside and score < min(mean + rules.margin, near) and len(negatives) < rules.negatives:
+                negatives.append((text, score))
+        out.append(negatives)
+    return out
+
+
+@settings(max_examples=300, deadline=None)
+@given(worlds(), st.integers(1, 9), st.integers(1, 12))
+def test_negatives_follow_the_rules(world, block, shard) -> None:
+    got = mined(*world, block, shard)
+    assert [n and [(normal(text), score) for text, score in n] for n in got] == reference(*world)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(vectors, max_size=7),
+    st.lists(vectors, max_size=23),
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_blocked_top_k_is_the_full_sort(queries, corpus, k, corpus_block, data) -> None:
+    rows = st.lists(st.integers(0, max(0, len(corpus) - 1)), max_size=4 if corpus else 0)
+    excluded = [data.draw(rows) for _ in queries]
+    q, c = (np.array(v, dtype=np.float32).reshape(-1, 3) for v in (queries, corpus))
+    found, scores = top_k(q, c, k, excluded, corpus_block=corpus_block)
+    assert found.shape == scores.shape == (len(queries), k) and scores.dtype == np.float32
+    for i, barred in enumerate(excluded):
+        full = {r: float(q[i] @ c[r]) for r in range(len(corpus)) if r not in barred}
+        want = sorted(full, key=lambda r: (-full[r], r))[:k]
+        missing = k - len(want)
+        assert found[i].tolist() == want + [NONE] * missing
+        assert scores[i].tolist() == [full[r] for r in want] + [-np.inf] * missing
+
+
+def test_top_k_of_real_numbers_is_that_of_the_matrix_product() -> None:
+    rng = np.random.default_rng(0)
+    q, c = (rng.standard_normal((n, 16)).astype(np.float32) for n in (99, 3000))
+    found, scores = top_k(q, c, 20, corpus_block=700)
+    product = q @ c.T
+    np.testing.assert_allclose(-np.sort(-product, axis=1)[:, :20], scores, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(product, found, axis=1), scores, atol=1e-5)
+
+
+def test_vectors_with_nan_are_no_neighbours() -> None:
+    with pytest.raises(AssertionError, match="NaN"):
+        top_k(np.full((1, 2), np.nan, dtype=np.float32), np.ones((3, 2), dtype=np.float32), 1)
+
+
+def test_each_text_is_embedded_once_and_code_queries_get_code() -> None:
+    pairs = [
+        MinePair("1", "sort a list", "def s(x): return sorted(x)", "labelled"),
+        MinePair("2", "sort a list", "Sorting puts items in order.", "synthetic"),
+        MinePair("3", "add", "def a(x, y): return x + y", "labelled"),
+    ]
+    corpora = {
+        "labelled": [pairs[0].document, pairs[2].document],
+        "synthetic": ["Sorting puts items in order.", "Sorting  puts items in order.", "Cats sleep."],
+    }
+    work = plan(pairs, corpora)
+    assert work.queries == ["sort a list", "add"]
+    assert sorted(work.documents) == sorted({*corpora["labelled"], "Sorting puts items in order.", "Cats sleep."})
+    code = work.searches["labelled"]
+    assert [work.documents[r] for r in code.corpus] == corpora["labelled"]
+    # the answers of both origins count, and only the one in this corpus has to be kept out of it
+    assert [work.documents[r] for r in code.positives[0]] == [pairs[0].document, pairs[1].document]
+    assert code.excluded == [(code.corpus[0],), (code.corpus[1],)]
+
+
+def test_a_text_with_two_instructions_is_two_queries() -> None:
+    pairs = [
+        MinePair("1", "Paris", "a city", "labelled"),
+        MinePair("2", "Paris", "a city", "same"),
+        MinePair("3", "Paris", "Parigi", "other"),
+    ]
+    corpora = {name: ["a city", "Parigi", "a cat"] for name in ("labelled", "same", "other")}
+    work = plan(pairs, corpora, {"labelled": "find", "same": "find", "other": "translate"})
+    assert list(zip(work.queries, work.instructions, strict=True)) == [("Paris", "find"), ("Paris", "translate")]
+    assert [query for query, _ in work.pairs] == [0, 0, 1]
+    city, parigi = (work.documents.index(text) for text in ("a city", "Parigi"))
+    found = {name: (s.queries, s.positives, s.excluded) for name, s in work.searches.items()}
+    barred = tuple(sorted((city, parigi)))
+    assert found["labelled"] == found["same"] == ([0], [(city,)], [barred]), "an answer elsewhere is no safe negative"
+    assert found["other"] == ([1], [(parigi,)], [barred])
+    assert plan(pairs, corpora).queries == ["Paris"] and plan(pairs, corpora).instructions == [None]

@@ -1,0 +1,135 @@
+"""The ablation: which runs it consists of, and its table from figures worked out by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from qwen3emb.config.run import RunConfig, load_config
+from qwen3emb.core.artifact import StageResult, complete, start
+from qwen3emb.core.errors import UserError
+from qwen3emb.pipeline.ablation import ablation_table, rows_of, variants, with_figures, write_ablation
+from qwen3emb.pipeline.stages import borrow, identity, plan, stage_folder
+
+
+def finish(cfg: RunConfig, *names: str) -> None:
+    for name in names:
+        start(stage_folder(cfg, name), identity(cfg, name))
+        complete(stage_folder(cfg, name), identity(cfg, name), StageResult(1, 1), 1.0)
+
+
+def to_run(file: Path, variant: str, *overrides: str) -> list[str]:
+    """The stages that a variant has to run up to `evaluate`, once the full run is done."""
+    full = load_config(file, list(overrides))
+    finish(full, *(stage.name for stage, state in plan(full) if state == "new"))
+    cfg = load_config(file, [*overrides, *variants(full)[variant]])
+    borrow(cfg, full)
+    return [stage.name for stage, state in plan(cfg) if state != "done" and stage.name != "index"]
+
+
+def test_without_synthetic_data_only_what_depends_on_it_runs_again(run_file: Path) -> None:
+    assert to_run(run_file, "no-synthetic") == ["mine", "supervised", "merge", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("own", "stages"),
+    [
+        ([], ["reranker_weak", "reranker", "merge", "evaluate"]),
+        (["reranker_weak={steps: 3, negatives: 2}"], ["reranker", "merge", "evaluate"]),
+    ],
+)
+def test_the_reranker_with_and_without_its_weak_stage(run_file: Path, own: list[str], stages: list[str]) -> None:
+    assert to_run(run_file, "other-reranker", *own) == stages
+
+
+def test_a_run_without_synthetic_data_has_nothing_to_leave_out(run_file: Path) -> None:
+    cfg = load_config(run_file, ["synthesize=null", "weak=null", "mine.model=m"])
+    with pytest.raises(UserError, match="no section synthesize and weak"):
+        variants(cfg)
+
+
+def test_rows_of_the_run_itself_must_be_evaluated(run_file: Path) -> None:
+    with pytest.raises(UserError, match=r"the model weak of the run itself; add it to evaluate\.compare"):
+        variants(load_config(run_file, ["evaluate.compare=[base, supervised]"]))
+
+
+def test_a_mixture_without_synthetic_data_does_not_name_it(run_file: Path) -> None:
+    own = "supervised.datasets={synthetic: {weight: 2}, synthetic_sts: {}, labelled: {weight: 3, hard_negatives: 0}}"
+    cfg = load_config(run_file, [own, *variants(load_config(run_file, [own]))["no-synthetic"]])
+    assert {name: one.model_fields_set for name, one in cfg.supervised.datasets.items()} == {
+        "labelled": {"weight", "hard_negatives"}
+    }
+    assert cfg.supervised.datasets["labelled"].weight == 3
+
+
+def test_rows_are_compared_query_by_query(run_file: Path) -> None:
+    cfg = load_config(run_file, ["reranker=null"])
+    runs = {name: load_config(run_file, ["reranker=null", *sets]) for name, sets in variants(cfg).items()}
+    assert list(runs) == ["no-synthetic"]
+    figures = {"weak": [0.0, 0.2], "supervised": [0.5, 0.7], "merged": [0.5, 0.9]}
+    write(cfg, figures)
+    with pytest.raises(UserError, match=r"ablation/no-synthetic/evaluate: not complete"):
+        with_figures(cfg, runs)
+    write(runs["no-synthetic"], {"merged": [0.4, 0.8]})
+    lines = {line["row"]: line for line in with_figures(cfg, runs)}
+    assert list(lines) == ["only synthetic data", "no synthetic data", "no merge", "full"]
+    assert [round(line["ndcg@10"], 4) for line in lines.values()] == [0.1, 0.6, 0.6, 0.7]
+    assert "mean" not in lines["full"]
+    shown = {
+        name: [round(line[key], 4) for key in ("mean", "low", "high")] for name, line in lines.items() if "mean" in line
+    }
+    assert shown == {
+        "only synthetic data": [-0.6, -0.7, -0.5],
+        "no synthetic data": [-0.1, -0.1, -0.1],
+        "no merge": [-0.1, -0.2, 0.0],
+    }
+    assert [lines[name]["sure"] for name in shown] == [True, True, False]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(ablation_table(list(lines.values())))
+    text = console.export_text()
+    assert "-0.100 [-0.200, +0.000]" in text
+    assert "-0.600 [-0.700, -0.500]*" in text
+    assert lines["full"]["evaluation"] == lines["no merge"]["evaluation"] == identity(cfg, "evaluate").fingerprint
+    assert lines["no synthetic data"]["evaluation"] == identity(runs["no-synthetic"], "evaluate").fingerprint
+    kept = json.loads(Path(write_ablation(cfg, list(lines.values()), {"x": "why"})).read_text())
+    assert kept == {"rows": list(lines.values()), "left_out": {"x": "why"}}
+    # An evaluation of another configuration gives no row.
+    with pytest.raises(UserError, match="not complete for this configuration"):
+        with_figures(load_config(run_file, ["reranker=null", "supervised.steps=7"]), {})
+
+
+def finished_ablation(file: Path) -> None:
+    """The full run and both variants, as `ablate` would leave them."""
+    cfg = load_config(file)
+    finish(cfg, *(stage.name for stage, _ in plan(cfg) if stage.name not in ("evaluate", "index")))
+    write(cfg, {"weak": [0.0, 0.2], "supervised": [0.5, 0.7], "merged": [0.5, 0.9], "merged+reranker": [1.0, 0.8]})
+    for name, figures in (
+        ("no-synthetic", {"merged": [0.4, 0.8]}),
+        ("other-reranker", {"merged": [0.5, 0.9], "merged+reranker": [1.0, 1.0]}),
+    ):
+        run = load_config(file, variants(cfg)[name])
+        borrow(run, cfg)
+        finish(run, *(stage.name for stage, state in plan(run) if state != "done" and stage.name != "evaluate"))
+        write(run, figures)
+
+
+def write(cfg: RunConfig, per_query: dict[str, list[float]]) -> None:
+    """An evaluation of two queries."""
+    folder = stage_folder(cfg, "evaluate")
+    named = {model: dict(zip(("a", "b"), values, strict=True)) for model, values in per_query.items()}
+    means = {model: {"ndcg@10": sum(values) / 2} for model, values in per_query.items()}
+    folder.write_json("per_query.json", named)
+    folder.write_json("results.json", {"models": means})
+    finish(cfg, "evaluate")
+
+
+def test_the_rerankers_are_compared_with_each_other(run_file: Path) -> None:
+    names = [(row.name, row.run, row.against) for row in rows_of(load_config(run_file))[4:]]
+    own, other = "merged+reranker, no weak stage", "merged+reranker, weak stage"
+    assert names == [(own, "", ""), (other, "other-reranker", own)]
+    mixed = load_config(run_file, ["evaluate.rerank_weight=null", "reranker_weak={steps: 1, negatives: 2}"])
+    assert [row.name for row in rows_of(mixed)[4:]] == ["reranker alone, weak stage", "reranker alone, no weak stage"]
