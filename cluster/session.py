@@ -8,13 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qwen3emb.config.run import ClusterConfig
+from qwen3emb.config.run import OWN_CLUSTER, ClusterConfig
 from qwen3emb.core.errors import UserError
 
-__all__ = ["OWN_CLUSTER", "connected", "own_cluster_environment", "ray_environment"]
-
-OWN_CLUSTER = "QWEN3EMB_OWN_CLUSTER"
-"""Set in all processes of a Ray that ends with what started it: a driver's embedded one, a pipeline's private head."""
+__all__ = ["connected", "own_cluster_environment", "ray_environment"]
 
 
 def ray_environment() -> dict[str, str]:

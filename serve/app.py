@@ -19,7 +19,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from qwen3emb.search.index import Hit, document_text
+from qwen3emb.search.index import Hit
+from qwen3emb.text.documents import document_text
 from serve.inputs import EmbeddingInputs, Prepared, RerankInputs
 from serve.passes import Failure, split
 from serve.schema import (

@@ -144,7 +144,8 @@ def _found(cfg: RunConfig, query: str, top: int, candidates: int | None) -> list
     from qwen3emb.core.artifact import read_record
     from qwen3emb.model.encoder import Encoder
     from qwen3emb.pipeline.stages import stage_folder
-    from qwen3emb.search.index import Hit, SearchIndex, document_text
+    from qwen3emb.search.index import Hit, SearchIndex
+    from qwen3emb.text.documents import document_text
 
     folder = stage_folder(cfg, "index")
     read_record(folder)

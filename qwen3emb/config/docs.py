@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from qwen3emb.config.run import RunConfig, json_schema
+from qwen3emb.config.run import OPERATIONAL, RunConfig, json_schema
 
 __all__ = ["PAGE", "SCHEMA", "main", "markdown", "rendered"]
 
@@ -39,8 +39,6 @@ again. Keys that only change how fast a stage runs are not part of it: {operatio
 
 def markdown() -> str:
     """The page: a table of keys, types, defaults and meanings for each section."""
-    from qwen3emb.pipeline.stages import OPERATIONAL
-
     parts = [_HEAD.format(operational=", ".join(f"`{name}`" for name in sorted(OPERATIONAL)))]
     for model, places in _sections(RunConfig, "").items():
         title = ", ".join(f"`{place}`" for place in places) if places != [""] else "Top level"

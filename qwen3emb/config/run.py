@@ -21,7 +21,16 @@ from qwen3emb.config.serving import EvaluateConfig, IndexConfig, ServeConfig
 from qwen3emb.config.training import MergeConfig, TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.core.errors import UserError
 
-__all__ = ["ClusterConfig", "ModelsConfig", "RunConfig", "given", "json_schema", "load_config"]
+__all__ = [
+    "OPERATIONAL",
+    "OWN_CLUSTER",
+    "ClusterConfig",
+    "ModelsConfig",
+    "RunConfig",
+    "given",
+    "json_schema",
+    "load_config",
+]
 
 
 class ClusterConfig(Section):
@@ -243,3 +252,14 @@ def _all_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]
         if section is not None:
             keys.extend(_all_keys(section, f"{prefix}{name}."))
     return keys
+
+
+# Fields that change how fast a stage runs or where, not what it writes.
+OPERATIONAL = {
+    *("workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"),
+    *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing", "shard_rows"),
+}
+
+
+OWN_CLUSTER = "QWEN3EMB_OWN_CLUSTER"
+"""Set in all processes of a Ray that ends with what started it: a driver's embedded one, a pipeline's private head."""

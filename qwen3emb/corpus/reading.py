@@ -8,14 +8,13 @@ a millisecond instead of a tenth of a second, as long as the reading of a small 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from qwen3emb.config.data import CorpusConfig
 from qwen3emb.core.errors import UserError
@@ -24,10 +23,10 @@ from qwen3emb.corpus.candidates import CANDIDATE, file_rows
 from qwen3emb.corpus.chunker import chunker
 from qwen3emb.corpus.sources import CorpusFile
 
-__all__ = ["CANDIDATES", "Progress", "read_candidates", "reading_units"]
+__all__ = ["CANDIDATES", "Progress", "Work", "read_unit", "reading_units"]
 
 Row = dict[str, Any]
-_Work = tuple[str, list[CorpusFile]]  # name of a unit, its files
+Work = tuple[str, list[CorpusFile]]  # name of a unit, its files
 Progress = Callable[[int, int], None]  # not the one of `encoding`: that import would load torch in every task
 
 CANDIDATES = "candidates"
@@ -53,44 +52,7 @@ def reading_units(files: Sequence[CorpusFile], cfg: CorpusConfig) -> dict[str, l
     return units
 
 
-def read_candidates(
-    units: dict[str, list[CorpusFile]],
-    cfg: CorpusConfig,
-    seed: int,
-    out: Storage,
-    model: str,
-    progress: Progress | None,
-) -> None:
-    """Write the candidates of every unit that has none yet."""
-    total = sum(map(len, units.values()))
-    finished = {name.split("/")[1] for name in out.names(CANDIDATES, "/done")}
-    work = [(name, group) for name, group in units.items() if name not in finished]
-    done = sum(len(group) for name, group in units.items() if name in finished)
-    task = ray.remote(_read_unit).options(num_cpus=1)
-    for answer in _bounded(lambda unit: task.remote(*unit, out.uri, cfg, seed, model), work, cfg.workers):
-        _raise_again(answer)
-        before, done = done, done + answer["files"]
-        if progress and 10 * done // total > 10 * before // total:
-            progress(done, total)
-
-
-def _bounded(start: Callable[[_Work], Any], work: Iterable[_Work], most: int) -> Iterator[Row]:
-    """The answers of the Ray tasks that `start` starts for each piece, as they come; at most `most` run at a time."""
-    waiting = iter(work)
-    running: list[Any] = []
-    try:
-        while True:
-            running += [start(piece) for piece in islice(waiting, most - len(running))]
-            if not running:
-                return
-            ready, running = ray.wait(running)
-            yield from ray.get(ready)
-    finally:
-        for left in running:
-            ray.cancel(left)
-
-
-def _read_unit(unit: str, files: list[CorpusFile], uri: str, cfg: CorpusConfig, seed: int, model: str) -> Row:
+def read_unit(unit: str, files: list[CorpusFile], uri: str, cfg: CorpusConfig, seed: int, model: str) -> Row:
     """Task: write the candidates of one unit's files; a repeated task writes the same files again.
 
     Ray keeps only the text of what a task raises, so errors that are the user's to mend are returned.
@@ -104,11 +66,6 @@ def _read_unit(unit: str, files: list[CorpusFile], uri: str, cfg: CorpusConfig, 
             raise
         return {"files": 0, "errno": error.errno, "error": str(error)}
     return {"files": len(files), "errno": 0, "error": ""}
-
-
-def _raise_again(row: Row) -> None:
-    if row["error"]:
-        raise OSError(row["errno"], row["error"]) if row["errno"] else UserError(row["error"])
 
 
 def _write_unit(out: Storage, unit: str, files: list[CorpusFile], cfg: CorpusConfig, seed: int, model: str) -> None:

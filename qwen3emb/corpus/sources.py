@@ -6,17 +6,17 @@ import posixpath
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from qwen3emb.config.data import SourceConfig
+from qwen3emb.core.draws import chosen_by_hash
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import absolute_uri
 from qwen3emb.corpus.python_source import module_name
 from qwen3emb.text.files import file_prefixes, list_files
 
-__all__ = ["CorpusFile", "chosen_by_hash", "corpus_files"]
+__all__ = ["CorpusFile", "corpus_files"]
 
 _INSTALLED = {"stdlib": "stdlib", "site-packages": "purelib"}  # word of the config -> name in sysconfig
 _TEST_FOLDERS = {"test", "tests"}
@@ -62,21 +62,6 @@ def corpus_files(sources: Sequence[SourceConfig], seed: int) -> list[CorpusFile]
             labels.append(label)
     names = _distinct([file.prefix for file in files], labels)
     return [CorpusFile(file.path, file.source, file.module, name) for file, name in zip(files, names, strict=True)]
-
-
-def chosen_by_hash(names: Iterable[str], count: int | None, seed: int) -> set[str]:
-    """`count` of the names (all for None), drawn by a hash of each: the same on every machine and every run.
-
-    A name that is drawn for some count is also drawn for every larger count.
-    """
-    distinct = set(names)
-    if count is None or count >= len(distinct):
-        return distinct
-    return set(sorted(distinct, key=lambda name: (_place(name, seed), name))[:count])
-
-
-def _place(name: str, seed: int) -> bytes:
-    return blake2b(f"{seed}:{name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _source_files(source: SourceConfig, seed: int) -> tuple[str, list[str]]:

@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qwen3emb.config.data import CorpusConfig
+from qwen3emb.core.draws import chosen_by_hash
 from qwen3emb.corpus.candidates import PLACES
-from qwen3emb.corpus.sources import chosen_by_hash
 from qwen3emb.text.decontamination import near_matches
 from qwen3emb.text.near_duplicates import near_duplicates
 

@@ -1,7 +1,7 @@
 """The stage `corpus`: files into passages, labelled pairs, and the dev and held-out retrieval sets.
 
-Three passes. Tasks read the files (`corpus_reading`). The driver reads the candidates without their texts and
-decides (`corpus_split`). Then it goes through them once more, a part at a time, and writes what is used. The
+Three passes. Tasks read the files (`reading`). The driver reads the candidates without their texts and
+decides (`split`). Then it goes through them once more, a part at a time, and writes what is used. The
 order is that of the files, so the output is the same whatever the number of workers.
 
 One row of the record (rows in = out + rejected) is one item that was found: a passage candidate (a chunk of a
@@ -14,27 +14,30 @@ short are no candidates.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 
+from qwen3emb.config.data import CorpusConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT
 from qwen3emb.core.rejects import escaped
 from qwen3emb.core.storage import Storage
 from qwen3emb.corpus.candidates import CANDIDATE, KEYS
-from qwen3emb.corpus.reading import CANDIDATES, Progress, read_candidates, reading_units
-from qwen3emb.corpus.sources import corpus_files
+from qwen3emb.corpus.reading import CANDIDATES, Progress, Work, read_unit, reading_units
+from qwen3emb.corpus.sources import CorpusFile, corpus_files
 from qwen3emb.corpus.split import Verdict, decide
 from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
-__all__ = ["build_corpus"]
+__all__ = ["build_corpus", "read_candidates"]
 
 Row = dict[str, Any]
 
@@ -170,3 +173,45 @@ def _reject(row: Row, reason: str) -> Row:
     place = {"id": row["id"], "source": row["source"], "row": row["row"]}
     text = f"{row['query']}\n\n{row['text']}" if row["role"] == "pair" else row["text"]
     return place | {"stage": "corpus", "reason": reason, "payload": escaped(text)}
+
+
+def read_candidates(
+    units: dict[str, list[CorpusFile]],
+    cfg: CorpusConfig,
+    seed: int,
+    out: Storage,
+    model: str,
+    progress: Progress | None,
+) -> None:
+    """Write the candidates of every unit that has none yet."""
+    total = sum(map(len, units.values()))
+    finished = {name.split("/")[1] for name in out.names(CANDIDATES, "/done")}
+    work = [(name, group) for name, group in units.items() if name not in finished]
+    done = sum(len(group) for name, group in units.items() if name in finished)
+    task = ray.remote(read_unit).options(num_cpus=1)
+    for answer in _bounded(lambda unit: task.remote(*unit, out.uri, cfg, seed, model), work, cfg.workers):
+        _raise_again(answer)
+        before, done = done, done + answer["files"]
+        if progress and 10 * done // total > 10 * before // total:
+            progress(done, total)
+
+
+def _bounded(start: Callable[[Work], Any], work: Iterable[Work], most: int) -> Iterator[Row]:
+    """The answers of the Ray tasks that `start` starts for each piece, as they come; at most `most` run at a time."""
+    waiting = iter(work)
+    running: list[Any] = []
+    try:
+        while True:
+            running += [start(piece) for piece in islice(waiting, most - len(running))]
+            if not running:
+                return
+            ready, running = ray.wait(running)
+            yield from ray.get(ready)
+    finally:
+        for left in running:
+            ray.cancel(left)
+
+
+def _raise_again(row: Row) -> None:
+    if row["error"]:
+        raise OSError(row["errno"], row["error"]) if row["errno"] else UserError(row["error"])

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.core.rejects import BadRecord
 from qwen3emb.core.storage import Storage
-from qwen3emb.labelled.formats import class_text
 from qwen3emb.text.beir import exact_text
+from qwen3emb.text.labels import class_text
 from qwen3emb.text.retrieval_set import check_retrieval_set, read_beir
 from qwen3emb.text.table_files import TableFile, find_table, table_file, table_rows
 

@@ -18,7 +18,7 @@ from qwen3emb.core.progress import paced
 from qwen3emb.core.records import PAIR, TRAINING_ROW
 from qwen3emb.encoding.nearest import NONE
 from qwen3emb.encoding.pool import Encoders, Rerankers
-from qwen3emb.evaluation.by_language import Query, by_language, few_rows_line, trained_on
+from qwen3emb.evaluation.by_language import Query, by_language, trained_on
 from qwen3emb.evaluation.ranking import (
     Ranking,
     nearest,
@@ -32,6 +32,7 @@ from qwen3emb.evaluation.rerank_weight import chosen_weight
 from qwen3emb.metrics.retrieval import own_documents
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
+from qwen3emb.pipeline.report import few_rows_line
 from qwen3emb.pipeline.stages import StageContext, asked_for
 from qwen3emb.text.instructions import HELDOUT, instructions
 from qwen3emb.text.retrieval_set import RetrievalSet, evaluation_set, read_retrieval_set

@@ -10,26 +10,14 @@ import pyarrow as pa
 
 from qwen3emb.core.records import ANSWER, TRAINING_ROW
 from qwen3emb.core.storage import Storage
-from qwen3emb.text.false_negatives import Answers, true_negatives
+from qwen3emb.text.false_negatives import (
+    ANSWERS,
+    Answers,
+    _mapping,
+    true_negatives,
+)
 
-__all__ = ["ANSWERS", "read_answers", "settle", "shared_answers", "write_answers"]
-
-ANSWERS = "answers"
-"""Folder of what answers each query, by sets: also positives without a row (`max_rows`, `max_positives`, ...)."""
-
-_SHARD = 1_000_000
-
-
-def write_answers(out: Storage, name: str, answers: Answers) -> None:
-    """Write what answers the queries of the set `name`."""
-    queries = [query for query, positives in answers.items() for _ in positives]
-    columns = [queries, [positive for positives in answers.values() for positive in positives]]
-    out.write_parts(f"{ANSWERS}/{name}", pa.table(columns, schema=ANSWER), _SHARD)
-
-
-def read_answers(out: Storage) -> Answers:
-    """What answers each query, of all sets of the stage `labelled`; empty where an older one did not write it."""
-    return _mapping(out.read_table(ANSWERS, ANSWER))
+__all__ = ["settle", "shared_answers"]
 
 
 def shared_answers(out: Storage, names: Sequence[str]) -> Answers:
@@ -41,13 +29,6 @@ def shared_answers(out: Storage, names: Sequence[str]) -> Answers:
     queries, counts = np.unique(asked, return_counts=True)
     common = queries[counts > 1]
     return _mapping(pa.concat_tables([t.filter(pa.array(np.isin(t["query"].to_numpy(), common))) for t in tables]))
-
-
-def _mapping(table: pa.Table) -> Answers:
-    answers: Answers = {}
-    for query, positive in zip(table["query"].to_pylist(), table["positive"].to_pylist(), strict=True):
-        answers.setdefault(query, set()).add(positive)
-    return answers
 
 
 def settle(uri: str, name: str, answers: Answers) -> Counter[str]:

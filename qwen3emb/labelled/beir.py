@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from qwen3emb.config.labelled import LabelledSetConfig
 from qwen3emb.core.rejects import Reject, escaped
 from qwen3emb.core.storage import Storage, absolute_uri
-from qwen3emb.labelled.formats import clean_text
 from qwen3emb.labelled.row import STAGE, LabelledRow
-from qwen3emb.search.index import document_text
 from qwen3emb.text.beir import BadRow, BeirData, read_beir_data
+from qwen3emb.text.documents import document_text
+from qwen3emb.text.labels import clean_text
 
 __all__ = ["beir_rows"]
 

@@ -5,17 +5,17 @@ Formats: sentence-transformers' columns, FlagEmbedding, tevatron, ms-swift, and 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from qwen3emb.config.labelled import ColumnNames
-from qwen3emb.core.rejects import BadRecord, clean_newlines, text_problem
+from qwen3emb.core.rejects import BadRecord
 from qwen3emb.labelled.marks import NLI_NUMBERS, SWIFT_NUMBERS, Mark, field_named, marks_of
-from qwen3emb.search.index import document_text
+from qwen3emb.text.documents import document_text
+from qwen3emb.text.labels import class_text, clean_text, required_text
 
-__all__ = ["FORMATS", "Record", "class_text", "clean_text", "detect", "read_record"]
+__all__ = ["FORMATS", "Record", "detect", "read_record"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ _POSITIVE = (
 )
 _NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?([-_]?\d+)?|rejected_response", re.IGNORECASE)
 _SWIFT = {"label", "rejected_response", "negative_messages"}
-_WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 _LABELS = ("label_text", "label", "class", "intent", "category")
 
 
@@ -97,7 +96,7 @@ def _columns(values: Mapping[str, object], names: ColumnNames) -> Record:
     negatives = tuple(names.negatives) or tuple(f for f in values if f not in taken and _NEGATIVE.fullmatch(f))
     nli = {"premise", "hypothesis"} <= values.keys()
     return Record(
-        _text(values.get(query), query),
+        required_text(values.get(query), query),
         _texts(values.get(positive), positive),
         tuple(text for name in negatives for text in _texts(values.get(name), name, optional=True)),
         marks_of(values, names.grade, {*taken, *negatives}, NLI_NUMBERS if nli else None),
@@ -108,7 +107,7 @@ def _columns(values: Mapping[str, object], names: ColumnNames) -> Record:
 
 def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
     return Record(
-        _text(values.get("query"), "query"),
+        required_text(values.get("query"), "query"),
         _texts(values.get("pos"), "pos"),
         _texts(values.get("neg"), "neg", optional=True),
         marks_of(values, names.grade, ("query", "pos", "neg")),
@@ -117,7 +116,7 @@ def _flagembedding(values: Mapping[str, object], names: ColumnNames) -> Record:
 
 def _tevatron(values: Mapping[str, object], names: ColumnNames) -> Record:
     return Record(
-        _text(values.get("query"), "query"),
+        required_text(values.get("query"), "query"),
         _some(_passages(values.get("positive_passages"), "positive_passages"), values, "positive_passages"),
         _passages(values.get("negative_passages"), "negative_passages"),
         marks_of(values, names.grade, ("query",)),
@@ -140,7 +139,7 @@ def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
     marks = marks_of(values, names.grade, ("query", "response"), SWIFT_NUMBERS)
     if "messages" not in values:
         return Record(
-            _text(values.get("query"), "query"),
+            required_text(values.get("query"), "query"),
             _texts(values.get("response"), "response"),
             _texts(values.get("rejected_response"), "rejected_response", optional=True),
             marks,
@@ -172,26 +171,7 @@ def _chat(value: object, name: str) -> str:
 def _classification(values: Mapping[str, object], names: ColumnNames) -> Record:
     query = names.query or "text"
     label = names.label or field_named(values, _LABELS) or "label"
-    return Record(_text(values.get(query), query), label=class_text(values.get(label), label))
-
-
-def class_text(value: object, name: str) -> str:
-    """The class that a label names: 1, 1.0, "1" and "1.0" are one class, and so are true, "true" and "True".
-
-    Raises:
-        BadRecord: codes missing_field (no label is no class), and those of `clean_text`.
-    """
-    if isinstance(value, bool):
-        value = str(value).lower()
-    elif isinstance(value, float) and math.isnan(value):
-        value = None
-    elif isinstance(value, int | float):
-        value = str(int(value) if value == value // 1 else value)
-    text = _text(value, name)
-    whole = _WHOLE.fullmatch(text)
-    if whole:
-        return "0" if whole[1] == "-0" else whole[1]
-    return text.lower() if text.lower() in ("true", "false") else text
+    return Record(required_text(values.get(query), query), label=class_text(values.get(label), label))
 
 
 FORMATS: dict[str, Callable[[Mapping[str, object], ColumnNames], Record]] = {
@@ -211,32 +191,6 @@ def _list(value: object, name: str) -> list[object]:
     if not isinstance(value, list):
         raise BadRecord(f"not_a_list: field {name!r} is {type(value).__name__}")
     return [entry for entry in value if entry is not None]
-
-
-def clean_text(value: object, name: str) -> str:
-    """A text, stripped, with LF line ends; "" where it is null or blank."""
-    if value is None:
-        return ""
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadRecord(f"invalid_utf8: field {name!r}, byte {error.start}") from error
-    if not isinstance(value, str):
-        raise BadRecord(f"not_a_string: field {name!r} is {type(value).__name__}")
-    text = clean_newlines(value).strip()
-    problem = text_problem(text)
-    if problem:
-        raise BadRecord(f"{problem} of field {name!r}")
-    return text
-
-
-def _text(value: object, name: str) -> str:
-    """The text of a field that must have one."""
-    text = clean_text(value, name)
-    if not text:
-        raise BadRecord(f"missing_field: {name!r}" if value is None else f"empty_field: {name!r}")
-    return text
 
 
 def _texts(value: object, name: str, optional: bool = False) -> tuple[str, ...]:

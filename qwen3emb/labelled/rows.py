@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from qwen3emb.config.labelled import LabelledSetConfig
+from qwen3emb.core.draws import unit_draw
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.rejects import BadRecord, Reject, escaped
 from qwen3emb.labelled.beir import beir_rows
 from qwen3emb.labelled.formats import FORMATS, Record, detect, read_record
 from qwen3emb.labelled.grades import Grades
 from qwen3emb.labelled.row import STAGE, LabelledRow, settled
-from qwen3emb.synthesis.requirements import unit_draw
 from qwen3emb.text.false_negatives import answers_of
 from qwen3emb.text.files import file_prefixes, list_files, reached, resolve
 from qwen3emb.text.identity import content_id

@@ -15,18 +15,18 @@ from qwen3emb.config.catalogue import chosen_sets
 from qwen3emb.config.labelled import LabelledSetConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
+from qwen3emb.core.draws import chosen_by_hash
 from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.core.records import REJECT, TRAINING_ROW
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
-from qwen3emb.corpus.sources import chosen_by_hash
-from qwen3emb.labelled.across import ANSWERS, settle, shared_answers, write_answers
+from qwen3emb.labelled.across import settle, shared_answers
 from qwen3emb.labelled.checks import Evaluation, decontaminated, evaluation_of, without_duplicates
 from qwen3emb.labelled.row import answers_in
 from qwen3emb.labelled.rows import LabelledRow, read_labelled
 from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.text.decontamination import evaluation_texts
-from qwen3emb.text.false_negatives import FALSE, SEARCHED, told
+from qwen3emb.text.false_negatives import ANSWERS, FALSE, SEARCHED, told, write_answers
 
 __all__ = ["read_sets"]
 

@@ -19,7 +19,7 @@ from qwen3emb.merging.checkpoint import merge_checkpoints
 from qwen3emb.merging.pieces import Piece, merge_piece
 from qwen3emb.merging.report import SlerpReport
 from qwen3emb.merging.search import best_checkpoints
-from qwen3emb.merging.weights import probed_weights
+from qwen3emb.merging.weights import loss_probe, probed_weights
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import checkpoints
 from qwen3emb.pipeline.stages import StageContext, asked_for
@@ -65,7 +65,7 @@ def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
         chosen, weights, searched = best_checkpoints(ctx, work[EMBEDDING].checkpoints, base, say)
         work[EMBEDDING] = replace(work[EMBEDDING], checkpoints=chosen, weights=weights)
     if cfg.method != "slerp":
-        weights = probed_weights(ctx, work[EMBEDDING].checkpoints, say)
+        weights = _probed(ctx, work[EMBEDDING].checkpoints, say)
         work[EMBEDDING] = replace(work[EMBEDDING], weights=weights, linear=True)
     task = ray.remote(_merge)
     reports = dict(zip(work, ray.get([task.remote(w) for w in work.values()]), strict=True))
@@ -88,6 +88,15 @@ def _work(ctx: StageContext, stage: str, base: str, output: str, say: Callable[[
     ctx.out.delete(output)  # of a run that was killed
     weights = cfg.weights[-len(found) :] if cfg.weights else None
     return _Merge(found, str(resolve_model(base)), cfg.on, weights, (ctx.out / output).uri, output == RERANKER)
+
+
+def _probed(ctx: StageContext, checkpoints: Sequence[str], say: Callable[[str], None]) -> list[float]:
+    """The weights of a linear merge, from a Ray task that holds the model."""
+    probe = loss_probe(ctx, checkpoints)
+    weights, lines = ray.get(ray.remote(probed_weights).options(num_gpus=probe.gpus).remote(probe))
+    for line in lines:
+        say(f"merge: {line}")
+    return list(weights)
 
 
 def _merge(work: _Merge) -> dict[str, Any]:

@@ -1,14 +1,13 @@
-"""The weights of a linear merge, found on rows of the dev set by a Ray task that holds the model (`merge.method`)."""
+"""The weights of a linear merge, found by the loss on rows of the dev set (`merge.method`)."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from qwen3emb.config.training import MergeConfig
@@ -25,12 +24,12 @@ from qwen3emb.text.instructions import HELDOUT, instructions
 from qwen3emb.text.retrieval_set import read_retrieval_set
 from qwen3emb.text.templates import EmbeddingTemplate
 
-__all__ = ["probe_rows", "probed_weights"]
+__all__ = ["Probe", "loss_probe", "probe_rows", "probed_weights"]
 
 
 @dataclass(frozen=True)
-class _Probe:
-    """What the task needs: checkpoints as URIs, and how the loss is computed."""
+class Probe:
+    """What decides the weights of a linear merge: checkpoints as URIs, and how the loss is computed."""
 
     checkpoints: list[str]
     end_token: str
@@ -47,13 +46,12 @@ class _LossOnly(PlainEngine):
         """Nothing to do."""
 
 
-def probed_weights(ctx: StageContext, checkpoints: Sequence[str], say: Callable[[str], None]) -> list[float]:
-    """One weight per checkpoint, by `merge.method` cocktail or self_position.
+def loss_probe(ctx: StageContext, checkpoints: Sequence[str]) -> Probe:
+    """What `probed_weights` is asked for the stage `merge`.
 
     Args:
         ctx: the stage `merge`.
         checkpoints: URIs of embedding models.
-        say: takes lines of progress.
 
     Raises:
         UserError: the run has no dev set.
@@ -70,12 +68,9 @@ def probed_weights(ctx: StageContext, checkpoints: Sequence[str], say: Callable[
         tile=train.loss_tile,
         pack_tokens=train.pack_tokens,
     )
-    rows, gpus = probe_rows(ctx), cfg.cluster.gpus_per_worker
-    probe = _Probe(list(checkpoints), cfg.models.end_token, rows, settings, cfg.merge, gpus)
-    weights, said = ray.get(ray.remote(_weights).options(num_gpus=gpus).remote(probe))
-    for line in said:
-        say(f"merge: {line}")
-    return list(weights)
+    return Probe(
+        list(checkpoints), cfg.models.end_token, probe_rows(ctx), settings, cfg.merge, cfg.cluster.gpus_per_worker
+    )
 
 
 def probe_rows(ctx: StageContext) -> list[TrainingRow]:
@@ -95,8 +90,8 @@ def probe_rows(ctx: StageContext) -> list[TrainingRow]:
     return rows[: ctx.cfg.merge.probe_rows]
 
 
-def _weights(probe: _Probe) -> tuple[list[float], list[str]]:
-    """Ray task: (weights, lines to say)."""
+def probed_weights(probe: Probe) -> tuple[list[float], list[str]]:
+    """(one weight per checkpoint, by `merge.method` cocktail or self_position; lines to say)."""
     torch.set_num_threads(usable_cores())
     folders = [Path(Storage(uri).local()) for uri in probe.checkpoints]
     device = "cuda" if probe.gpus else "cpu"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 
 from qwen3emb.config.catalogue import chosen_sets
+from qwen3emb.config.data import MineConfig
 from qwen3emb.config.datasets import origin_of
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.errors import UserError
@@ -19,19 +21,29 @@ from qwen3emb.core.progress import paced
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
 from qwen3emb.encoding.pool import Encoders
 from qwen3emb.encoding.vectors import Vectors, write_vectors
-from qwen3emb.labelled.across import read_answers
 from qwen3emb.mining.rows import settle_negatives, training_rows
-from qwen3emb.mining.rules import MinePair, MinePlan, Negatives, plan
-from qwen3emb.mining.search import mined_blocks
+from qwen3emb.mining.rules import (
+    Asked,
+    Found,
+    MinePair,
+    MinePlan,
+    Negatives,
+    Search,
+    blocks,
+    choose,
+    merged,
+    plan,
+)
+from qwen3emb.mining.search import QUERIES_AT_ONCE, search_shard, shards
 from qwen3emb.mining.veto import judged_rules, veto
 from qwen3emb.model.stored import scoring_model
 from qwen3emb.pipeline.stages import StageContext, asked_for
-from qwen3emb.search.index import document_text
-from qwen3emb.text.false_negatives import FALSE, SEARCHED, Answers, answers_of, told
+from qwen3emb.text.documents import document_text
+from qwen3emb.text.false_negatives import FALSE, SEARCHED, Answers, answers_of, read_answers, told
 from qwen3emb.text.identity import content_hash
 from qwen3emb.text.instructions import instructions
 
-__all__ = ["mine_negatives"]
+__all__ = ["Mined", "mine_negatives", "mined_blocks"]
 
 _VECTORS = "vectors"
 _SHARD = 50_000
@@ -210,3 +222,51 @@ def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
         "mean_positive_score": round(float(np.mean([r["positive_score"] for r in rows])), 4) if rows else None,
         "mean_negative_score": round(float(np.mean(hard)), 4) if hard else None,
     }
+
+
+_LEAST = 256
+
+
+_AHEAD = 2
+
+
+Mined = tuple[Asked, Found, list[Negatives | None]]
+"""A block of queries, the cosines of their positives, and their negatives."""
+
+
+def mined_blocks(
+    search: Search, queries: Vectors, documents: Vectors, rules: MineConfig, progress: Callable[[int, int], None]
+) -> Iterator[Mined]:
+    """The negatives of a search, block by block in the order of the queries, from Ray tasks.
+
+    Args:
+        search: what is asked.
+        queries: vectors of `MinePlan.queries`.
+        documents: vectors of `MinePlan.documents`.
+        rules: the rules; `rules.shard_rows` documents are held by one task.
+        progress: called with (queries done, queries in all).
+    """
+    cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    size = min(QUERIES_AT_ONCE, max(_LEAST, -(-len(search.queries) // cores)))
+    task: Any = ray.remote(search_shard)
+    done = 0
+    pending: list[tuple[Asked, list[Any]]] = []
+    waiting = blocks(search, size)
+    while True:
+        while len(pending) < max(_AHEAD, cores) and (asked := next(waiting, None)) is not None:
+            where = ray.put(asked)
+            parts = shards(asked, documents, rules.shard_rows)
+            pending.append((asked, [task.remote(queries, documents, where, part, rules.top_k) for part in parts]))
+        if not pending:
+            return
+        asked, results = pending.pop(0)
+        found = _joined(results)
+        done += len(asked.rows)
+        progress(done, len(search.queries))
+        yield asked, found, choose(asked, found, rules)
+
+
+def _joined(results: Sequence[Any]) -> Found:
+    """What all shards have together; of each no more than one at a time is in this process."""
+    parts: Iterator[Found] = (ray.get(result) for result in results)
+    return reduce(merged, parts)

@@ -9,7 +9,7 @@ from typing import Any
 from qwen3emb import __version__
 from qwen3emb.config.catalogue import chosen_sets
 from qwen3emb.config.data import Section
-from qwen3emb.config.run import RunConfig
+from qwen3emb.config.run import OPERATIONAL, RunConfig
 from qwen3emb.core.artifact import Identity, State, state_of
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted, with_secrets_of
@@ -19,7 +19,6 @@ from qwen3emb.text.instructions import given_instructions
 from qwen3emb.text.sources import source_fingerprint
 
 __all__ = [
-    "OPERATIONAL",
     "STAGES",
     "Stage",
     "StageContext",
@@ -33,11 +32,6 @@ __all__ = [
     "stage_folder",
 ]
 
-# Fields that change how fast a stage runs or where, not what it writes.
-OPERATIONAL = {
-    *("workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"),
-    *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing", "shard_rows"),
-}
 _TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
 _RERANKER_WEAK = "reranker_weak"
 _TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK}

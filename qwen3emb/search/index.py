@@ -14,7 +14,7 @@ import pyarrow as pa
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 
-__all__ = ["SHARDS", "Hit", "IndexInfo", "SearchIndex", "document_text", "shard_table", "write_info"]
+__all__ = ["SHARDS", "Hit", "IndexInfo", "SearchIndex", "shard_table", "write_info"]
 
 SHARDS = "vectors"
 _INFO = "index.json"
@@ -48,11 +48,6 @@ class Hit:
     score: float
     title: str
     text: str
-
-
-def document_text(title: str, text: str) -> str:
-    """What is embedded and reranked of a document: title and text joined by one space, as in evaluation."""
-    return f"{title} {text}".strip()
 
 
 def shard_table(rows: pa.Table, vectors: np.ndarray) -> pa.Table:

@@ -31,7 +31,8 @@ from qwen3emb.encoding.pool import Progress
 from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, worker_resources
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
 from qwen3emb.pipeline.stages import StageContext
-from qwen3emb.search.index import SHARDS, IndexInfo, document_text, shard_table, write_info
+from qwen3emb.search.index import SHARDS, IndexInfo, shard_table, write_info
+from qwen3emb.text.documents import document_text
 from qwen3emb.text.readers import read_file
 
 __all__ = ["Survey", "build_index", "corpus_files"]

@@ -8,21 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TypeVar
 
+from qwen3emb.core.draws import unit_draw
 from qwen3emb.core.errors import UserError
 from qwen3emb.text.languages import LANGUAGES, check_language
 
-__all__ = [
-    "Requirement",
-    "choose",
-    "draw_requirement",
-    "language_name",
-    "unit_draw",
-    "weighted_languages",
-    "weighted_words",
-]
+__all__ = ["Requirement", "choose", "draw_requirement", "language_name", "weighted_languages", "weighted_words"]
 
 
 _Key = TypeVar("_Key", bound=str)
@@ -48,12 +40,6 @@ def draw_requirement(
     """
     language = choose(languages, unit_draw(seed, passage_id, "language"))
     return Requirement(choose(words, unit_draw(seed, passage_id, "words")), language, language_name(language))
-
-
-def unit_draw(*what: object) -> float:
-    """A number in [0, 1) that depends on the arguments only, the same in every process."""
-    digest = blake2b("\x1f".join(map(str, what)).encode("utf-8", "surrogatepass"), digest_size=7).digest()
-    return int.from_bytes(digest, "big") / 2**56
 
 
 def weighted_languages(languages: Mapping[str, float]) -> dict[str, float]:

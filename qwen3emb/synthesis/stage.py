@@ -28,7 +28,6 @@ from qwen3emb.core.records import REJECT
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
 from qwen3emb.pipeline.stages import StageContext
-from qwen3emb.search.index import document_text
 from qwen3emb.synthesis.blocks import Block, Plan, Segment, plan_blocks, read_block
 from qwen3emb.synthesis.engine import EngineLost, VllmEngine, engine_resources
 from qwen3emb.synthesis.finish import drop_overlapping, drop_repeated, result
@@ -39,6 +38,7 @@ from qwen3emb.synthesis.tally import counting, figures
 from qwen3emb.synthesis.task_rows import Row
 from qwen3emb.synthesis.writer import QueryWriter
 from qwen3emb.text.decontamination import EvaluationNgrams, evaluation_texts
+from qwen3emb.text.documents import document_text
 
 __all__ = ["synthesize"]
 

@@ -9,15 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from qwen3emb.config.data import SynthesizeConfig
+from qwen3emb.core.draws import unit_draw
 from qwen3emb.core.records import PAIR, REJECT
 from qwen3emb.synthesis.engine import Answer, Question, VllmEngine
-from qwen3emb.synthesis.requirements import (
-    choose,
-    draw_requirement,
-    unit_draw,
-    weighted_languages,
-    weighted_words,
-)
+from qwen3emb.synthesis.requirements import choose, draw_requirement, weighted_languages, weighted_words
 from qwen3emb.synthesis.task_rows import Call, Row
 from qwen3emb.synthesis.tasks import Writer, writers
 

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import pyarrow as pa
+
+from qwen3emb.core.records import ANSWER
+from qwen3emb.core.storage import Storage
 from qwen3emb.text.identity import content_id
 
-__all__ = ["FALSE", "SEARCHED", "Answers", "answers_of", "told", "true_negatives"]
+__all__ = [
+    "ANSWERS",
+    "FALSE",
+    "SEARCHED",
+    "Answers",
+    "answers_of",
+    "read_answers",
+    "told",
+    "true_negatives",
+    "write_answers",
+]
 
 Answers = dict[int, set[int]]
 """Content id of a query -> content ids of the texts that answer it."""
@@ -62,3 +76,29 @@ def told(left_out: Mapping[str, int]) -> str:
         return ""
     why = f"{positives} are positives of their query, {queries} the query itself, {repeated} repeated"
     return f"{positives + queries + repeated} negatives left out: {why}"
+
+
+ANSWERS = "answers"
+"""Folder of what answers each query, by sets: also positives without a row (`max_rows`, `max_positives`, ...)."""
+
+
+_SHARD = 1_000_000
+
+
+def write_answers(out: Storage, name: str, answers: Answers) -> None:
+    """Write what answers the queries of the set `name`."""
+    queries = [query for query, positives in answers.items() for _ in positives]
+    columns = [queries, [positive for positives in answers.values() for positive in positives]]
+    out.write_parts(f"{ANSWERS}/{name}", pa.table(columns, schema=ANSWER), _SHARD)
+
+
+def read_answers(out: Storage) -> Answers:
+    """What answers each query, of all sets of the stage `labelled`; empty where an older one did not write it."""
+    return _mapping(out.read_table(ANSWERS, ANSWER))
+
+
+def _mapping(table: pa.Table) -> Answers:
+    answers: Answers = {}
+    for query, positive in zip(table["query"].to_pylist(), table["positive"].to_pylist(), strict=True):
+        answers.setdefault(query, set()).add(positive)
+    return answers

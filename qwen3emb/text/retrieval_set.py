@@ -11,6 +11,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import CORPUS, QRELS, QUERIES
 from qwen3emb.core.storage import Storage
 from qwen3emb.text.beir import BadRow, BeirData, exact_text, read_beir_data
+from qwen3emb.text.documents import document_text
 from qwen3emb.text.table_files import find_table
 
 __all__ = [
@@ -43,7 +44,7 @@ class RetrievalSet:
 
     def texts(self) -> list[str]:
         """Title and text joined by one space, in corpus order."""
-        return [f"{title} {text}".strip() for title, text in self.corpus.values()]
+        return [document_text(title, text) for title, text in self.corpus.values()]
 
 
 def write_retrieval_set(folder: Storage, data: RetrievalSet) -> None:

@@ -21,7 +21,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.session import OWN_CLUSTER
+from qwen3emb.config.run import OWN_CLUSTER
 from qwen3emb.config.training import TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.core.cores import threads_of, usable_cores
 from qwen3emb.core.errors import StageFailure, UserError

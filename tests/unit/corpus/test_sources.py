@@ -7,8 +7,9 @@ import pytest
 from pyarrow.fs import FileSelector, FileType, LocalFileSystem
 
 from qwen3emb.config.data import SourceConfig
+from qwen3emb.core.draws import chosen_by_hash
 from qwen3emb.core.errors import UserError
-from qwen3emb.corpus.sources import CorpusFile, chosen_by_hash, corpus_files
+from qwen3emb.corpus.sources import CorpusFile, corpus_files
 from qwen3emb.text.files import list_files
 
 

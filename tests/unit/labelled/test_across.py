@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from qwen3emb.core.records import TRAINING_ROW
 from qwen3emb.core.storage import Storage
-from qwen3emb.labelled.across import read_answers, settle, shared_answers, write_answers
+from qwen3emb.labelled.across import settle, shared_answers
 from qwen3emb.mining.rows import settle_negatives
 from qwen3emb.mining.rules import MinePair, plan
-from qwen3emb.text.false_negatives import FALSE, answers_of
+from qwen3emb.text.false_negatives import FALSE, answers_of, read_answers, write_answers
 from qwen3emb.text.identity import content_id
 
 

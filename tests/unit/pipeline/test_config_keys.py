@@ -253,7 +253,7 @@ UNTESTED = {
 
 
 def test_every_key_is_named_by_a_test_besides_this_table() -> None:
-    tests = Path(__file__).parent.parent
+    tests = Path(__file__).parents[2]
     text = "\n".join(f.read_text(encoding="utf-8") for f in tests.rglob("*.py") if f != Path(__file__))
     words = set(re.findall(r"\w+", text))
     unnamed = {key.rpartition(".")[2] for key in leaves()} - words

@@ -8,7 +8,8 @@ import pytest
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
-from qwen3emb.search.index import SHARDS, IndexInfo, SearchIndex, document_text, shard_table, write_info
+from qwen3emb.search.index import SHARDS, IndexInfo, SearchIndex, shard_table, write_info
+from qwen3emb.text.documents import document_text
 
 
 def _index(folder: Path, vectors: np.ndarray, shards: int = 3, count: int | None = None) -> Storage:

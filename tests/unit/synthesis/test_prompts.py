@@ -6,6 +6,7 @@ import sys
 import jsonschema
 import pytest
 
+from qwen3emb.core.draws import unit_draw
 from qwen3emb.core.errors import UserError
 from qwen3emb.synthesis.answers import Query, parse_configuration, parse_query
 from qwen3emb.synthesis.prompts import (
@@ -20,13 +21,7 @@ from qwen3emb.synthesis.prompts import (
     query_messages,
     query_schema,
 )
-from qwen3emb.synthesis.requirements import (
-    Requirement,
-    draw_requirement,
-    unit_draw,
-    weighted_languages,
-    weighted_words,
-)
+from qwen3emb.synthesis.requirements import Requirement, draw_requirement, weighted_languages, weighted_words
 
 PASSAGE = (
     "Return the directory name of a path. Trailing slashes are dropped first, then everything after the last "
