@@ -24,7 +24,7 @@ from benchmarks.encode import docstrings
 from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.model.fetch import fetch_model
 from qwen3emb.synthesis.engine import Answer, Question, VllmEngine
-from qwen3emb.synthesis.task_rows import Row
+from qwen3emb.synthesis.task_rows import SynthesisItem
 from qwen3emb.synthesis.writer import QueryWriter
 
 MODEL = "smollm2-135m-instruct"
@@ -66,7 +66,7 @@ def passages(count: int, shortest: int) -> list[dict[str, str]]:
     return [{"id": f"p{i}", "text": text, **shared} for i, text in enumerate(chosen)]
 
 
-def rows_of(writer: QueryWriter, found: list[dict[str, str]]) -> list[Row]:
+def rows_of(writer: QueryWriter, found: list[dict[str, str]]) -> list[SynthesisItem]:
     """Fresh rows of all passages."""
     return [row for passage in found for row in writer.rows(passage, passage["text"], PEOPLE)]
 

@@ -26,7 +26,7 @@ def ours(folder: Path, texts: dict[str, list[str]]) -> Any:
     from qwen3emb.config.data import MineConfig
     from qwen3emb.encoding.vectors import Vectors
     from qwen3emb.mining.rows import training_rows
-    from qwen3emb.mining.rules import MinePair, blocks, choose, merged, plan
+    from qwen3emb.mining.rules import MinePair, merged_hits, mining_plan, query_blocks, select_negatives
     from qwen3emb.mining.search import QUERIES_AT_ONCE, search_shard, shards
 
     rules = MineConfig(negatives=NEGATIVES, top_k=TOP, relative_margin=RELATIVE_MARGIN)
@@ -34,17 +34,17 @@ def ours(folder: Path, texts: dict[str, list[str]]) -> Any:
     def mine() -> list[dict[str, Any]]:
         pairs = zip(texts["queries"], texts["documents"], strict=False)
         given = [MinePair(str(i), query, document, "labelled") for i, (query, document) in enumerate(pairs)]
-        work = plan(given, {"labelled": texts["documents"]})
+        work = mining_plan(given, {"labelled": texts["documents"]})
         layouts = (json.loads((folder / name / "layout.json").read_text()) for name in ("queries", "documents"))
         queries, documents = (Vectors(**layout) for layout in layouts)
         found, cosines = {}, {}
-        for asked in blocks(work.searches["labelled"], QUERIES_AT_ONCE):
+        for asked in query_blocks(work.searches["labelled"], QUERIES_AT_ONCE):
             parts = shards(asked, documents, rules.shard_rows)
-            everything = reduce(merged, (search_shard(queries, documents, asked, part, TOP) for part in parts))
+            everything = reduce(merged_hits, (search_shard(queries, documents, asked, part, TOP) for part in parts))
             owners = [asked.rows[i] for i in asked.owners]
             pairs_of = zip(owners, asked.positives.tolist(), strict=True)
             cosines |= dict(zip(pairs_of, everything.positive_scores.tolist(), strict=True))
-            chosen = choose(asked, everything, rules)
+            chosen = select_negatives(asked, everything, rules)
             found |= {("labelled", query): some for query, some in zip(asked.rows, chosen, strict=True)}
         return training_rows(given, work, cosines, found)[0]
 

@@ -32,7 +32,7 @@ from qwen3emb.model.loading import load_tokenizer, load_trunk
 from qwen3emb.objective.allocator import keep_freed
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step, micro_batches
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.objective.sharing import plan_texts
+from qwen3emb.objective.text_assignment import assign_texts
 from qwen3emb.text.templates import EmbeddingTemplate, query_prompt
 from qwen3emb.training.zero import ZeroEngine, build_engine, set_learning_rate
 
@@ -116,7 +116,7 @@ class Ours:
 
     def bare(self, rows: Sequence[TrainingRow]) -> int:
         """Forward and backward of the model on the same packed texts, no loss and no optimizer; tokens computed."""
-        plan = plan_texts(rows, self.settings.hard_negatives)
+        plan = assign_texts(rows, self.settings.hard_negatives)
         model = self.engine.engine.module
         batches, _ = micro_batches(plan, plan.shares(1)[0], self.template, self.settings)
         for batch in batches:

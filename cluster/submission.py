@@ -27,7 +27,7 @@ from qwen3emb.core.storage import absolute_uri
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-__all__ = ["Target", "connect", "exit_code", "follow", "here", "is_this_machine", "submit", "there"]
+__all__ = ["Target", "cluster_target", "connect", "exit_code", "follow", "is_this_machine", "local_target", "submit"]
 
 _EXCLUDED = [
     ".git",
@@ -78,13 +78,13 @@ class Target:
         return exit_code(self.client, job)
 
 
-def here(client: JobSubmissionClient, config: str, overrides: Sequence[str]) -> Target:
+def local_target(client: JobSubmissionClient, config: str, overrides: Sequence[str]) -> Target:
     """A private head: jobs run in the current folder with this interpreter, nothing is uploaded."""
     python = f"cd {shlex.quote(os.getcwd())} && exec {shlex.quote(sys.executable)}"
     return Target(client, python, _options(config, overrides), {})
 
 
-def there(client: JobSubmissionClient, cfg: RunConfig, config: str, overrides: Sequence[str]) -> Target:
+def cluster_target(client: JobSubmissionClient, cfg: RunConfig, config: str, overrides: Sequence[str]) -> Target:
     """A cluster: the current folder is sent there, and `python` is the cluster's.
 
     Raises:

@@ -13,7 +13,7 @@ from jobs.pipeline import parse, run_pipeline
 from qwen3emb.config.run import load_config
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.pipeline.ablation import ablation_table, variants, with_figures, write_ablation
-from qwen3emb.pipeline.stages import borrow
+from qwen3emb.pipeline.stages import reuse_stages
 
 
 def _pipeline(arguments: argparse.Namespace, changes: list[str]) -> None:
@@ -33,7 +33,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
     failed: dict[str, UserError | StageFailure] = {}
     for name, changes in wanted.items():
         try:
-            say(f"ablate: {name}: from the full run: {', '.join(borrow(runs[name], cfg)) or 'nothing'}")
+            say(f"ablate: {name}: from the full run: {', '.join(reuse_stages(runs[name], cfg)) or 'nothing'}")
             _pipeline(arguments, changes)
         except (UserError, StageFailure) as error:
             failed[name] = error

@@ -18,7 +18,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.exits import guarded
 from qwen3emb.core.lease import held
 from qwen3emb.core.location import redacted
-from qwen3emb.pipeline.stages import STAGES, StageContext, asked_for, identity, needs, own_folder, stage_folder
+from qwen3emb.pipeline.stages import STAGES, StageContext, identity, is_enabled, needs, stage_folder, writable_folder
 
 __all__ = ["command_line", "guarded", "run_stage", "say", "table_console"]
 
@@ -57,10 +57,10 @@ def run_stage(name: str, run: Callable[[StageContext], StageResult], arguments: 
 
 def _run(name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, arguments: argparse.Namespace) -> None:
     began = time.monotonic()
-    if not asked_for(cfg, name):
+    if not is_enabled(cfg, name):
         raise UserError(f"this run has no stage {name}: its section is not in {arguments.config}")
     known: dict[str, Identity] = {}
-    what, out = identity(cfg, name, known), own_folder(cfg, name)
+    what, out = identity(cfg, name, known), writable_folder(cfg, name)
     for need in needs(cfg, name):
         # "different" counts as missing: what this stage wrote would be recorded as made from other inputs.
         if state_of(stage_folder(cfg, need), known[need]) != "done":

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.private_head import private_head
-from cluster.submission import Target, connect, here, there
+from cluster.submission import Target, cluster_target, connect, local_target
 from jobs.entry import command_line, guarded, say, table_console
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import start
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.pipeline.report import print_report, write_summary
-from qwen3emb.pipeline.stages import STAGES, Stage, identity, own_folder, plan, selected, stage_folder
+from qwen3emb.pipeline.stages import STAGES, Stage, identity, selected, stage_folder, stage_states, writable_folder
 
 __all__ = ["main", "parse", "run_pipeline"]
 
@@ -42,7 +42,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         StageFailure: a stage failed.
     """
     cfg = load_config(arguments.config, arguments.set)
-    steps = plan(cfg)
+    steps = stage_states(cfg)
     chosen = selected(steps, arguments.first, arguments.only, arguments.last)
     for stage, state in chosen:
         folder = stage_folder(cfg, stage.name)
@@ -52,7 +52,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         elif arguments.dry_run:
             say(f"{stage.name}: {state}, would run {command}")
         elif state == "different" and not arguments.replace:
-            start(own_folder(cfg, stage.name), identity(cfg, stage.name))  # refuses, and says what differs
+            start(writable_folder(cfg, stage.name), identity(cfg, stage.name))  # refuses, and says what differs
     if arguments.dry_run:
         return
     ran = _run(cfg, [stage for stage, state in chosen if state != "done"], arguments)
@@ -85,11 +85,11 @@ def _target(cfg: RunConfig, arguments: argparse.Namespace) -> Iterator[Target]:
     address = cfg.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         say(f"pipeline: submitting to {address}")
-        yield there(connect(address), cfg, arguments.config, arguments.set)
+        yield cluster_target(connect(address), cfg, arguments.config, arguments.set)
         return
     say("pipeline: starting a private Ray head")
     with private_head(cfg.cluster) as head:
-        yield here(connect(head), arguments.config, arguments.set)
+        yield local_target(connect(head), arguments.config, arguments.set)
 
 
 def main() -> int:

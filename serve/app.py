@@ -21,8 +21,8 @@ from starlette.exceptions import HTTPException
 
 from qwen3emb.search.index import Hit
 from qwen3emb.text.documents import document_text
+from serve.batching import Failure, split
 from serve.inputs import EmbeddingInputs, Prepared, RerankInputs
-from serve.passes import Failure, split
 from serve.schema import (
     ApiError,
     EmbeddingRequest,

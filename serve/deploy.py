@@ -19,8 +19,8 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.pipeline.stages import stage_folder
 from serve.app import RETRY_AFTER_S, Gateway, Served
-from serve.embedder import Embedder
-from serve.reranker import Judge
+from serve.embedder import EmbedderReplica
+from serve.reranker import RerankerReplica
 from serve.searcher import Searcher
 
 __all__ = ["application", "build", "check_port", "serving", "what_is_served"]
@@ -76,8 +76,10 @@ def application(served: Served, options: ServeConfig) -> Any:
     """The Serve application: ingress, embedder, and reranker and search where there are any."""
     batching = (options.threads, options.max_batch_size, options.batch_wait_s)
     replicas = options.embedder_replicas, options.reranker_replicas
-    embedder = _deployed(Embedder, options, replicas[0]).bind(served.embedding, *batching)
-    reranker = _deployed(Judge, options, replicas[1]).bind(served.reranker, *batching) if served.reranker else None
+    embedder = _deployed(EmbedderReplica, options, replicas[0]).bind(served.embedding, *batching)
+    reranker = (
+        _deployed(RerankerReplica, options, replicas[1]).bind(served.reranker, *batching) if served.reranker else None
+    )
     searcher = _plain(Searcher, options).bind(served.index) if served.index else None
     return _plain(Gateway, options).bind(served, embedder, reranker, searcher)
 

@@ -14,12 +14,12 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.model.loading import stored_dtype
 from qwen3emb.model.packing import pack
 from qwen3emb.model.reranker import Reranker, answer_states
-from serve.passes import Failure, Job, forward_passes
+from serve.batching import Failure, Job, forward_passes
 
-__all__ = ["Judge"]
+__all__ = ["RerankerReplica"]
 
 
-class Judge:
+class RerankerReplica:
     """One replica."""
 
     def __init__(self, model_dir: str, threads: int, max_batch_size: int, batch_wait_s: float) -> None:

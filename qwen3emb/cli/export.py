@@ -35,10 +35,10 @@ def export(
     def body() -> None:
         from qwen3emb.export.model_card import model_card
         from qwen3emb.model.contract import read_contract
-        from qwen3emb.pipeline.stages import asked_for
+        from qwen3emb.pipeline.stages import is_enabled
 
         cfg = load_config(config, overrides)
-        for kind in ("embedding", "reranker") if asked_for(cfg, "reranker") else ("embedding",):
+        for kind in ("embedding", "reranker") if is_enabled(cfg, "reranker") else ("embedding",):
             target, source = out / kind, _merged(cfg, kind)
             if target.exists():
                 raise UserError(f"{target}: exists already; remove it or choose another --out")

@@ -110,9 +110,9 @@ def submit(
         where = address or cfg.cluster.address or os.environ.get("RAY_ADDRESS")
         if not where:
             raise UserError("submit: which cluster? Give --address http://HOST:8265, or set RAY_ADDRESS")
-        from cluster.submission import connect, exit_code, follow, there
+        from cluster.submission import cluster_target, connect, exit_code, follow
 
-        target = there(connect(where), cfg, str(config), overrides or [])
+        target = cluster_target(connect(where), cfg, str(config), overrides or [])
         job = target.start(module, [*arguments, *["--replace"] * replace, *["--debug"] * debug])
         print(job, flush=True)
         if not wait:
@@ -147,11 +147,11 @@ def status(config: Config, overrides: Overrides = None, as_json: Json = False, d
 def _states(cfg: RunConfig) -> list[dict[str, Any]]:
     """One row per stage; figures are None where the stage is not complete."""
     from qwen3emb.core.artifact import finished, read_record
-    from qwen3emb.pipeline.stages import identity, plan, stage_folder
+    from qwen3emb.pipeline.stages import identity, stage_folder, stage_states
 
     rows = []
     known: dict[str, Any] = {}
-    for stage, state in plan(cfg):
+    for stage, state in stage_states(cfg):
         folder = stage_folder(cfg, stage.name)
         record = read_record(folder) if finished(folder) else {}
         rows.append(

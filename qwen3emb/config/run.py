@@ -27,9 +27,9 @@ __all__ = [
     "ClusterConfig",
     "ModelsConfig",
     "RunConfig",
-    "given",
     "json_schema",
     "load_config",
+    "require_section",
 ]
 
 
@@ -137,7 +137,7 @@ class RunConfig(Section):
 _Given = TypeVar("_Given", bound=Section)
 
 
-def given(section: _Given | None) -> _Given:
+def require_section(section: _Given | None) -> _Given:
     """The section of a stage that runs, which therefore is there."""
     assert section is not None
     return section

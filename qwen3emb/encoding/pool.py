@@ -18,8 +18,8 @@ from qwen3emb.encoding.workers import (
     ModelPlace,
     RerankWorker,
     actor_options,
+    dispatch,
     first_or_stop,
-    spread,
     stop,
 )
 from qwen3emb.model.endpoint import notes_lines
@@ -94,7 +94,7 @@ class Encoders:
             (self._model, rows, [texts[i] for i in rows], asked_of(instruction, rows), max_tokens) for rows in chunks
         ]
         done = 0
-        for rows, vectors in spread(self._actors, "encode_chunk", tasks):
+        for rows, vectors in dispatch(self._actors, "encode_chunk", tasks):
             out[rows] = vectors
             done += len(rows)
             if progress:
@@ -107,7 +107,7 @@ class Encoders:
         Returns:
             The number of texts of each piece, as they are done, in any order.
         """
-        yield from spread(self._actors, "write_piece", [(self._model, *piece) for piece in pieces])
+        yield from dispatch(self._actors, "write_piece", [(self._model, *piece) for piece in pieces])
 
     def notes(self) -> list[str]:
         """Lines on what was done to texts that a server did not take as they are; none for a model that runs here."""
@@ -161,7 +161,7 @@ class Rerankers:
         heaviest = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i][1])))
         tasks = [(i, pairs[i][0], list(pairs[i][1]), options | {"instruction": own[i]}) for i in heaviest]
         out: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(pairs)
-        for done, (row, scores) in enumerate(spread(self._actors, "score_query", tasks), start=1):
+        for done, (row, scores) in enumerate(dispatch(self._actors, "score_query", tasks), start=1):
             out[row] = scores
             if progress:
                 progress(done, len(pairs))

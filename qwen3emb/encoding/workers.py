@@ -24,8 +24,8 @@ __all__ = [
     "ModelPlace",
     "RerankWorker",
     "actor_options",
+    "dispatch",
     "first_or_stop",
-    "spread",
     "stop",
     "threads_here",
     "worker_resources",
@@ -181,7 +181,7 @@ class RerankWorker:
         return row, self.reranker().score(query, documents, **options)
 
 
-def spread(actors: list[Any], method: str, tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+def dispatch(actors: list[Any], method: str, tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
     """Results of `method(*task)` as they come, each task on the first actor that is free."""
     pool = ActorPool(actors)
     yield from pool.map_unordered(lambda actor, task: getattr(actor, method).remote(*task), list(tasks))

@@ -33,7 +33,7 @@ from qwen3emb.metrics.retrieval import own_documents
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.pipeline.report import few_rows_line
-from qwen3emb.pipeline.stages import StageContext, asked_for
+from qwen3emb.pipeline.stages import StageContext, is_enabled
 from qwen3emb.text.instructions import HELDOUT, instructions
 from qwen3emb.text.retrieval_set import RetrievalSet, evaluation_set, read_retrieval_set
 
@@ -109,7 +109,7 @@ def _training_queries(ctx: StageContext) -> list[Query]:
     """Of the rows that the supervised stage trains on, with the language that their pairs say."""
     said: dict[tuple[str, str], str] = {}
     for stage in ("corpus", "filter"):
-        if asked_for(ctx.cfg, stage):
+        if is_enabled(ctx.cfg, stage):
             pairs = ctx.input(stage).read_table("pairs", PAIR)
             columns = (pairs[name].to_pylist() for name in ("origin", "id", "language"))
             said |= {(o, i): code for o, i, code in zip(*columns, strict=True) if o in _SAYING}
@@ -166,13 +166,13 @@ def _rankings(e: _Evaluation) -> dict[str, Callable[[], Ranking]]:
     for name in cfg.evaluate.compare:
         if name == "base":
             models[name] = str(resolve_model(cfg.models.base)), cfg.models.end_token
-        elif asked_for(cfg, name):
+        elif is_enabled(cfg, name):
             models[name] = final_model(e.ctx.input(name)).uri, None
     models["merged"] = (e.ctx.input("merge") / "embedding").uri, None
     rankings: dict[str, Callable[[], Ranking]] = {
         name: partial(_embedded, e, e.data, name, *model) for name, model in models.items()
     }
-    if not asked_for(cfg, "reranker"):
+    if not is_enabled(cfg, "reranker"):
         return rankings
     if cfg.evaluate.rerank_weight != 1:
         rankings[_ALONE] = partial(_reranked, e, 1.0)

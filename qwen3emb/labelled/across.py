@@ -17,7 +17,7 @@ from qwen3emb.text.false_negatives import (
     true_negatives,
 )
 
-__all__ = ["settle", "shared_answers"]
+__all__ = ["drop_false_negatives", "shared_answers"]
 
 
 def shared_answers(out: Storage, names: Sequence[str]) -> Answers:
@@ -31,7 +31,7 @@ def shared_answers(out: Storage, names: Sequence[str]) -> Answers:
     return _mapping(pa.concat_tables([t.filter(pa.array(np.isin(t["query"].to_numpy(), common))) for t in tables]))
 
 
-def settle(uri: str, name: str, answers: Answers) -> Counter[str]:
+def drop_false_negatives(uri: str, name: str, answers: Answers) -> Counter[str]:
     """Take out of the rows of the set `name` what answers their query; how many negatives, by `false_negatives.FALSE`.
 
     Args:

@@ -17,7 +17,7 @@ from qwen3emb.labelled.row import STAGE, LabelledRow, settled
 from qwen3emb.text.false_negatives import answers_of
 from qwen3emb.text.files import file_prefixes, list_files, reached, resolve
 from qwen3emb.text.identity import content_id
-from qwen3emb.text.raw_rows import TABLE_KINDS, RawRow, guarded, raw_rows
+from qwen3emb.text.raw_rows import TABLE_KINDS, RawRow, raw_rows, user_read_errors
 from qwen3emb.text.table_files import kind_of
 
 __all__ = ["STAGE", "LabelledRow", "read_labelled"]
@@ -78,7 +78,7 @@ def _read(grades: Grades, seed: int, most: int | None) -> Iterator[LabelledRow |
     for file in files:
         where = name if len(files) == 1 else f"{name}/{prefixes[file]}"
         form = _configured(cfg)
-        for raw in guarded(raw_rows(*resolve(file), kind, file), file):
+        for raw in user_read_errors(raw_rows(*resolve(file), kind, file), file):
             if form is None and raw.values is not None:
                 form = _detected(raw, file, cfg)
             yield from _rows(raw, form or "columns", grades, f"{where}/{raw.number}", file, labels)

@@ -20,7 +20,7 @@ from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.core.records import REJECT, TRAINING_ROW
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
-from qwen3emb.labelled.across import settle, shared_answers
+from qwen3emb.labelled.across import drop_false_negatives, shared_answers
 from qwen3emb.labelled.checks import Evaluation, decontaminated, evaluation_of, without_duplicates
 from qwen3emb.labelled.row import answers_in
 from qwen3emb.labelled.rows import LabelledRow, read_labelled
@@ -82,7 +82,7 @@ def _settle_across(
     answers = shared_answers(out, names)
     if not answers:
         return
-    task, shared = ray.remote(settle), ray.put(answers)
+    task, shared = ray.remote(drop_false_negatives), ray.put(answers)
     pending = {name: task.remote(out.uri, name, shared) for name in names}
     for name, result in pending.items():
         left_out: Counter[str] = ray.get(result)

@@ -23,9 +23,9 @@ from qwen3emb.merging.pieces import Piece, lay_out, merge_piece
 from qwen3emb.merging.slerp import MergeReport, SlerpReport, normalise_weights
 from qwen3emb.merging.stored_weights import PICKLES, check_alike, read_base
 
-__all__ = ["MergeReport", "Spread", "merge_checkpoints"]
+__all__ = ["MergeReport", "RunPieces", "merge_checkpoints"]
 
-Spread = Callable[[Sequence[Piece]], Iterable[list[SlerpReport]]]
+RunPieces = Callable[[Sequence[Piece]], Iterable[list[SlerpReport]]]
 """Merges pieces wherever it likes, on this node's disk; the rows of each, in their order."""
 
 _THREADS = 4  # more of them wait for Python's lock
@@ -53,7 +53,7 @@ def merge_checkpoints(
     on: str = "weights",
     linear: bool = False,
     max_shard_bytes: int = 5_000_000_000,
-    spread: Spread = _on_threads,
+    run_pieces: RunPieces = _on_threads,
 ) -> MergeReport:
     """Merge checkpoints of one model into `output` by the weighted spherical mean, tensor by tensor.
 
@@ -80,7 +80,7 @@ def merge_checkpoints(
         _copy_other_files(paths[0], partial)
         for folder, entries in folders.items():
             pieces = lay_out(entries, bases.get(folder), partial / folder, max_shard_bytes, shares, linear)
-            for merged in spread(pieces):
+            for merged in run_pieces(pieces):
                 rows += [replace(row, name=(Path(folder) / row.name).as_posix()) for row in merged]
     note = "Only one checkpoint was given: its weights are copied unchanged." if len(paths) == 1 else ""
     used_base = str(origin[0]) if origin else None

@@ -22,7 +22,7 @@ from qwen3emb.merging.search import best_checkpoints
 from qwen3emb.merging.weights import loss_probe, probed_weights
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import checkpoints
-from qwen3emb.pipeline.stages import StageContext, asked_for
+from qwen3emb.pipeline.stages import StageContext, is_enabled
 
 __all__ = ["EMBEDDING", "RERANKER", "merge_models"]
 
@@ -57,7 +57,7 @@ def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
     """
     cfg, models = ctx.cfg.merge, ctx.cfg.models
     work = {EMBEDDING: _work(ctx, "supervised", models.base, EMBEDDING, say)}
-    if asked_for(ctx.cfg, "reranker"):
+    if is_enabled(ctx.cfg, "reranker"):
         work[RERANKER] = _work(ctx, "reranker", models.reranker_base or models.base, RERANKER, say)
     searched: dict[str, float] = {}
     if cfg.search:
@@ -111,7 +111,7 @@ def _merge(work: _Merge) -> dict[str, Any]:
             base=Path(work.base) if work.on == "task_vectors" else None,
             on=work.on,
             linear=work.linear,
-            spread=_on_this_node,
+            run_pieces=_on_this_node,
         )
         if work.classifier:
             export_sequence_classifier(target, target / SEQUENCE_CLASSIFIER)

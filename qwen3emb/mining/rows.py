@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from qwen3emb.mining.rules import MinePair, MinePlan, Negatives
+from qwen3emb.mining.rules import MinePair, MiningPlan, Negatives
 from qwen3emb.text.false_negatives import Answers, answers_of, true_negatives
 
 __all__ = ["settle_negatives", "training_rows"]
@@ -15,7 +15,7 @@ __all__ = ["settle_negatives", "training_rows"]
 
 def training_rows(
     pairs: Sequence[MinePair],
-    work: MinePlan,
+    work: MiningPlan,
     cosines: Mapping[tuple[int, int], float],
     found: Mapping[tuple[str, int], Negatives | None],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -1,8 +1,8 @@
 """Hard negatives by positive-aware rules (RECIPE section 4, follow-up report).
 
-`plan` lists what has to be embedded, each text once, and which documents no query may be given. `look` searches one
-shard of the documents for a block of queries, `merged` joins what was found in two shards, and `choose` picks the
-negatives once all shards were searched; no step holds the vectors of more than one shard.
+`mining_plan` lists what has to be embedded, each text once, and which documents no query may be given. `search_vectors`
+searches one shard of the documents for a block of queries, `merged_hits` joins what was found in two shards, and
+`select_negatives` picks the negatives once all shards were searched; no step holds the vectors of more than one shard.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from qwen3emb.text.false_negatives import Answers
 from qwen3emb.text.identity import content_id
 
 __all__ = [
-    "Asked",
-    "Found",
+    "CorpusSearch",
     "MinePair",
-    "MinePlan",
+    "MiningPlan",
     "Negatives",
-    "Search",
-    "blocks",
-    "choose",
-    "look",
-    "merged",
-    "plan",
+    "QueryBlock",
+    "ShardHits",
+    "merged_hits",
+    "mining_plan",
+    "query_blocks",
+    "search_vectors",
+    "select_negatives",
 ]
 
 
@@ -43,7 +43,7 @@ class MinePair:
 
 
 @dataclass(frozen=True)
-class Search:
+class CorpusSearch:
     """The queries of one origin and the corpus they are mined from.
 
     Attributes:
@@ -61,7 +61,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class MinePlan:
+class MiningPlan:
     """Everything to embed, and the searches by origin.
 
     Attributes:
@@ -75,7 +75,7 @@ class MinePlan:
     queries: list[str]
     documents: list[str]
     pairs: list[tuple[int, int]]
-    searches: dict[str, Search]
+    searches: dict[str, CorpusSearch]
     instructions: list[str | None]
 
 
@@ -88,7 +88,7 @@ class Negatives:
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryBlock:
     """A block of a search's queries, and what is asked of every shard for them.
 
     Attributes:
@@ -107,7 +107,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Found:
+class ShardHits:
     """What was found for a block of queries.
 
     Attributes:
@@ -120,7 +120,7 @@ class Found:
     positive_scores: np.ndarray
 
 
-def blocks(search: Search, size: int) -> Iterator[Asked]:
+def query_blocks(search: CorpusSearch, size: int) -> Iterator[QueryBlock]:
     """The queries of a search in blocks of at most `size`."""
     corpus = np.asarray(search.corpus, dtype=np.int64)
     for low in range(0, len(search.queries), size):
@@ -128,15 +128,15 @@ def blocks(search: Search, size: int) -> Iterator[Asked]:
         answers = search.positives[part]
         owners = np.repeat(np.arange(len(answers), dtype=np.int64), [len(rows) for rows in answers])
         flat = np.array([row for rows in answers for row in rows], dtype=np.int64)
-        yield Asked(search.queries[part], corpus, search.excluded[part], owners, flat)
+        yield QueryBlock(search.queries[part], corpus, search.excluded[part], owners, flat)
 
 
-def plan(
+def mining_plan(
     pairs: Sequence[MinePair],
     corpora: Mapping[str, Sequence[str]],
     instructions: Mapping[str, str] | None = None,
     known: Answers | None = None,
-) -> MinePlan:
+) -> MiningPlan:
     """List the distinct texts and what each query may not be given.
 
     Documents are the same where their content is (`text.identity`): equal up to white space.
@@ -174,11 +174,11 @@ def plan(
         own = [{document_rows.get(text, NONE) for text in (hashes[q], *further.get(hashes[q], ()))} for q in queries]
         positives = [tuple(sorted(answers[keys[q]])) for q in queries]
         barred = [tuple(sorted({*every[hashes[q]], *texts} & inside)) for q, texts in zip(queries, own, strict=True)]
-        searches[origin] = Search(queries, corpus, positives, barred)
-    return MinePlan([q for q, _ in query_rows], documents, numbers, searches, [ask for _, ask in query_rows])
+        searches[origin] = CorpusSearch(queries, corpus, positives, barred)
+    return MiningPlan([q for q, _ in query_rows], documents, numbers, searches, [ask for _, ask in query_rows])
 
 
-def look(queries: np.ndarray, first: int, vectors: np.ndarray, asked: Asked, k: int) -> Found:
+def search_vectors(queries: np.ndarray, first: int, vectors: np.ndarray, asked: QueryBlock, k: int) -> ShardHits:
     """What one shard of the documents has for a block of queries.
 
     Args:
@@ -195,16 +195,16 @@ def look(queries: np.ndarray, first: int, vectors: np.ndarray, asked: Asked, k: 
     here = (asked.positives >= first) & (asked.positives < first + len(vectors))
     answers = vectors[asked.positives[here] - first]
     scores[here] = np.einsum("nd,nd->n", queries[asked.owners[here]], answers)
-    return Found(keys, scores)
+    return ShardHits(keys, scores)
 
 
-def merged(one: Found, other: Found) -> Found:
+def merged_hits(one: ShardHits, other: ShardHits) -> ShardHits:
     """What two shards have together."""
     scores = np.where(np.isnan(one.positive_scores), other.positive_scores, one.positive_scores)
-    return Found(merged_keys(one.keys, other.keys), scores)
+    return ShardHits(merged_keys(one.keys, other.keys), scores)
 
 
-def choose(asked: Asked, found: Found, rules: MineConfig) -> list[Negatives | None]:
+def select_negatives(asked: QueryBlock, found: ShardHits, rules: MineConfig) -> list[Negatives | None]:
     """The negatives of each query; None where no positive of it scores above `rules.min_positive`.
 
     The candidates of a query are its `top_k` best documents that are not excluded. After the first `skip_top`

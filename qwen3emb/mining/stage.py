@@ -23,21 +23,21 @@ from qwen3emb.encoding.pool import Encoders
 from qwen3emb.encoding.vectors import Vectors, write_vectors
 from qwen3emb.mining.rows import settle_negatives, training_rows
 from qwen3emb.mining.rules import (
-    Asked,
-    Found,
+    CorpusSearch,
     MinePair,
-    MinePlan,
+    MiningPlan,
     Negatives,
-    Search,
-    blocks,
-    choose,
-    merged,
-    plan,
+    QueryBlock,
+    ShardHits,
+    merged_hits,
+    mining_plan,
+    query_blocks,
+    select_negatives,
 )
 from qwen3emb.mining.search import QUERIES_AT_ONCE, search_shard, shards
 from qwen3emb.mining.veto import judged_rules, veto
 from qwen3emb.model.stored import scoring_model
-from qwen3emb.pipeline.stages import StageContext, asked_for
+from qwen3emb.pipeline.stages import StageContext, is_enabled
 from qwen3emb.text.documents import document_text
 from qwen3emb.text.false_negatives import FALSE, SEARCHED, Answers, answers_of, read_answers, told
 from qwen3emb.text.identity import content_hash
@@ -52,14 +52,14 @@ _Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What there is to mine.
+class MiningInput:
+    """What the stages before have left: queries with their positives, the corpora to mine from, and rows not mined.
 
     Attributes:
         pairs: queries with their positives.
         corpora: origin -> texts that its queries are mined from.
         own: id of a labelled set's row -> the negatives that the set has itself.
-        passed: training rows that are not mined.
+        unmined_rows: training rows that are not mined.
         answers: what answers the queries, by all data.
         left_out: negatives of the data's own that were none, see `false_negatives`.
     """
@@ -67,7 +67,7 @@ class _Given:
     pairs: list[MinePair]
     corpora: dict[str, list[str]]
     own: dict[str, list[str]]
-    passed: list[dict[str, Any]]
+    unmined_rows: list[dict[str, Any]]
     answers: Answers
     left_out: Counter[str]
 
@@ -86,8 +86,8 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     Raises:
         UserError: there are no pairs, or the scoring model is missing.
     """
-    given = _gathered(ctx, say)
-    work = plan(given.pairs, given.corpora, instructions(ctx.cfg, list(given.corpora)), given.answers)
+    mining = _gathered(ctx, say)
+    work = mining_plan(mining.pairs, mining.corpora, instructions(ctx.cfg, list(mining.corpora)), mining.answers)
     queries, documents = _embed(work, ctx, say)
     found: dict[tuple[str, int], Negatives | None] = {}
     cosines: dict[tuple[int, int], float] = {}
@@ -98,31 +98,34 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
             pairs = zip((asked.rows[i] for i in asked.owners), asked.positives.tolist(), strict=True)
             cosines |= dict(zip(pairs, scores.positive_scores.tolist(), strict=True))
     found, vetoed = veto(found, work, ctx.cfg, say)
-    rows, rejects = training_rows(given.pairs, work, cosines, found)
+    rows, rejects = training_rows(mining.pairs, work, cosines, found)
     for row in rows:
-        row["negatives"], row["negative_scores"] = _after(given.own.get(row["id"], []), row, ctx.cfg.mine.negatives)
-    for name, found_rows, schema in (("rows", [*rows, *given.passed], TRAINING_ROW), ("rejects", rejects, REJECT)):
+        row["negatives"], row["negative_scores"] = _after(mining.own.get(row["id"], []), row, ctx.cfg.mine.negatives)
+    for name, found_rows, schema in (
+        ("rows", [*rows, *mining.unmined_rows], TRAINING_ROW),
+        ("rejects", rejects, REJECT),
+    ):
         ctx.out.delete(name)  # of a run that was killed
         ctx.out.write_parts(name, pa.Table.from_pylist(found_rows, schema=schema), _SHARD)
     metrics = _figures(rows, ctx.cfg.mine.negatives) | ({} if vetoed is None else {"vetoed": vetoed})
-    metrics |= {reason: given.left_out[reason] for reason in FALSE}
+    metrics |= {reason: mining.left_out[reason] for reason in FALSE}
     if metrics["short"]:
         say(f"mine: {metrics['short']} of {len(rows)} rows have fewer than {ctx.cfg.mine.negatives} negatives")
     rejected = dict(Counter(r["reason"] for r in rejects))
     ctx.out.delete(_VECTORS)
-    others = len(given.passed)
-    return StageResult(len(given.pairs) + others, len(rows) + others, rejected, metrics)
+    others = len(mining.unmined_rows)
+    return StageResult(len(mining.pairs) + others, len(rows) + others, rejected, metrics)
 
 
-def _gathered(ctx: StageContext, say: _Say) -> _Given:
+def _gathered(ctx: StageContext, say: _Say) -> MiningInput:
     """What the stages before have left."""
     corpus, filtered = ctx.input("corpus"), ctx.input("filter")
-    written = asked_for(ctx.cfg, "filter")
+    written = is_enabled(ctx.cfg, "filter")
     synthetic = filtered.read_table("pairs", PAIR).to_pylist() if written else []
-    sets = _rows_of_sets(ctx) + [_passed(pair) for pair in synthetic if pair["origin"] != _SYNTHETIC]
+    sets = _rows_of_sets(ctx) + [_training_row(pair) for pair in synthetic if pair["origin"] != _SYNTHETIC]
     names = {n for n, one in chosen_sets(ctx.cfg.labelled).items() if one.mine and one.task == "retrieval"}
     mined_sets = [row for row in sets if row["origin"] in names]
-    passed = [row for row in sets if row["origin"] not in names]
+    unmined_rows = [row for row in sets if row["origin"] not in names]
     pairs = _pairs(corpus.read_table("pairs", PAIR).to_pylist(), _LABELLED)
     pairs += _pairs([pair for pair in synthetic if pair["origin"] == _SYNTHETIC], _SYNTHETIC)
     pairs += [MinePair(row["id"], row["query"], row["positive"], row["origin"]) for row in mined_sets]
@@ -139,7 +142,7 @@ def _gathered(ctx: StageContext, say: _Say) -> _Given:
     if left_out:
         say(f"mine: {told(left_out)}")
     own = {row["id"]: row["negatives"] for row in mined_sets}
-    return _Given(pairs, corpora, own, passed, answers, left_out)
+    return MiningInput(pairs, corpora, own, unmined_rows, answers, left_out)
 
 
 def _settled(
@@ -149,7 +152,7 @@ def _settled(
     sets = chosen_sets(ctx.cfg.labelled)
     searched = {name for name, one in sets.items() if one.task in SEARCHED} | {_LABELLED}
     searched |= {origin_of(task) for task in SEARCHED}
-    answers = read_answers(ctx.input("labelled")) if asked_for(ctx.cfg, "labelled") else {}
+    answers = read_answers(ctx.input("labelled")) if is_enabled(ctx.cfg, "labelled") else {}
     found = [(pair.query, pair.document) for pair in pairs]
     found += [(row["query"], row["positive"]) for row in rows if row["origin"] in searched]
     for query, positives in answers_of(found).items():
@@ -159,7 +162,7 @@ def _settled(
 
 def _rows_of_sets(ctx: StageContext) -> list[dict[str, Any]]:
     """The rows of the stage `labelled`, where the run has sets."""
-    if not asked_for(ctx.cfg, "labelled"):
+    if not is_enabled(ctx.cfg, "labelled"):
         return []
     rows: list[dict[str, Any]] = ctx.input("labelled").read_table("rows", TRAINING_ROW).to_pylist()
     return rows
@@ -180,7 +183,7 @@ def _pairs(rows: Sequence[dict[str, Any]], origin: str) -> list[MinePair]:
     return [MinePair(row["id"], row["query"], row["document"], origin) for row in rows]
 
 
-def _passed(pair: dict[str, Any]) -> dict[str, Any]:
+def _training_row(pair: dict[str, Any]) -> dict[str, Any]:
     """A synthetic pair of a task without mining, as a training row."""
     negatives = pair.get("negatives") or []
     return {
@@ -195,7 +198,7 @@ def _passed(pair: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _embed(work: MinePlan, ctx: StageContext, say: _Say) -> tuple[Vectors, Vectors]:
+def _embed(work: MiningPlan, ctx: StageContext, say: _Say) -> tuple[Vectors, Vectors]:
     """Each distinct text once: (queries, documents), on storage until the stage is done."""
     cfg = ctx.cfg
     model, end_token = scoring_model(cfg.mine.model, ctx.input("weak"), cfg.models.end_token)
@@ -230,12 +233,12 @@ _LEAST = 256
 _AHEAD = 2
 
 
-Mined = tuple[Asked, Found, list[Negatives | None]]
+Mined = tuple[QueryBlock, ShardHits, list[Negatives | None]]
 """A block of queries, the cosines of their positives, and their negatives."""
 
 
 def mined_blocks(
-    search: Search, queries: Vectors, documents: Vectors, rules: MineConfig, progress: Callable[[int, int], None]
+    search: CorpusSearch, queries: Vectors, documents: Vectors, rules: MineConfig, progress: Callable[[int, int], None]
 ) -> Iterator[Mined]:
     """The negatives of a search, block by block in the order of the queries, from Ray tasks.
 
@@ -250,8 +253,8 @@ def mined_blocks(
     size = min(QUERIES_AT_ONCE, max(_LEAST, -(-len(search.queries) // cores)))
     task: Any = ray.remote(search_shard)
     done = 0
-    pending: list[tuple[Asked, list[Any]]] = []
-    waiting = blocks(search, size)
+    pending: list[tuple[QueryBlock, list[Any]]] = []
+    waiting = query_blocks(search, size)
     while True:
         while len(pending) < max(_AHEAD, cores) and (asked := next(waiting, None)) is not None:
             where = ray.put(asked)
@@ -263,10 +266,10 @@ def mined_blocks(
         found = _joined(results)
         done += len(asked.rows)
         progress(done, len(search.queries))
-        yield asked, found, choose(asked, found, rules)
+        yield asked, found, select_negatives(asked, found, rules)
 
 
-def _joined(results: Sequence[Any]) -> Found:
+def _joined(results: Sequence[Any]) -> ShardHits:
     """What all shards have together; of each no more than one at a time is in this process."""
-    parts: Iterator[Found] = (ray.get(result) for result in results)
-    return reduce(merged, parts)
+    parts: Iterator[ShardHits] = (ray.get(result) for result in results)
+    return reduce(merged_hits, parts)

@@ -8,7 +8,7 @@ from qwen3emb.config.data import MineConfig
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.progress import paced
 from qwen3emb.encoding.pool import Rerankers
-from qwen3emb.mining.rules import MinePlan, Negatives
+from qwen3emb.mining.rules import MiningPlan, Negatives
 from qwen3emb.model.fetch import resolve_model
 
 __all__ = ["judged_rules", "veto"]
@@ -23,13 +23,13 @@ def judged_rules(rules: MineConfig) -> MineConfig:
     return rules.model_copy(update={"negatives": rules.negatives * rules.veto.candidates})
 
 
-def _asked(work: MinePlan, query: int, cfg: RunConfig) -> str:
+def _asked(work: MiningPlan, query: int, cfg: RunConfig) -> str:
     own = work.instructions[query]
     return cfg.models.instruction if own is None else own
 
 
 def veto(
-    found: Mapping[tuple[str, int], Negatives | None], work: MinePlan, cfg: RunConfig, say: Callable[[str], None]
+    found: Mapping[tuple[str, int], Negatives | None], work: MiningPlan, cfg: RunConfig, say: Callable[[str], None]
 ) -> tuple[_Found, int | None]:
     """Leave out candidates that the reranker of `mine.veto` takes for answers, and cut to `mine.negatives`.
 

@@ -16,7 +16,7 @@ from qwen3emb.objective.gather import gather_rows, rank_and_world
 from qwen3emb.objective.losses import ContrastiveBatch
 from qwen3emb.objective.microbatch import StepEngine, cached_backward, wasted_share
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.objective.sharing import TextPlan, plan_texts
+from qwen3emb.objective.text_assignment import TextAssignment, assign_texts
 from qwen3emb.text.identity import content_id
 from qwen3emb.text.templates import EmbeddingTemplate
 
@@ -62,7 +62,7 @@ def embedding_step(
         `wasted_share`); of a step with the gradient cache every token is computed twice and counted once.
     """
     rank, world = rank_and_world()
-    plan = plan_texts(rows, settings.hard_negatives, symmetric=settings.task == "sts")
+    plan = assign_texts(rows, settings.hard_negatives, symmetric=settings.task == "sts")
     shares = plan.shares(world)
     batches, order = micro_batches(plan, shares[rank], template, settings)
     found: dict[str, float] = {}
@@ -85,7 +85,7 @@ def embedding_step(
 
 
 def micro_batches(
-    plan: TextPlan, texts: Sequence[int], template: EmbeddingTemplate, settings: StepSettings
+    plan: TextAssignment, texts: Sequence[int], template: EmbeddingTemplate, settings: StepSettings
 ) -> tuple[list[PackedBatch], list[int]]:
     """(packed batches, text number of each of their leaves); one token of padding where a rank has no text."""
     count = len(plan.queries)
@@ -118,7 +118,7 @@ def _everyones(own: Tensor, shares: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _loss(
-    texts: Tensor, plan: TextPlan, rows: Sequence[TrainingRow], settings: StepSettings
+    texts: Tensor, plan: TextAssignment, rows: Sequence[TrainingRow], settings: StepSettings
 ) -> tuple[float, Tensor, dict[str, float]]:
     """(loss, its gradient with respect to `texts`, metrics)."""
 

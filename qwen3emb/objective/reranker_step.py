@@ -16,7 +16,7 @@ from qwen3emb.objective.gather import gather_rows, rank_and_world
 from qwen3emb.objective.losses import answer_loss, distillation_loss
 from qwen3emb.objective.microbatch import StepEngine, most_rounds, wasted_share
 from qwen3emb.objective.rows import TrainingRow, without_own_positives
-from qwen3emb.objective.sharing import spread
+from qwen3emb.objective.text_assignment import balance
 from qwen3emb.text.templates import RerankTemplate
 
 __all__ = ["reranker_step"]
@@ -61,7 +61,7 @@ def reranker_step(
     rank, world = rank_and_world()
     rows = without_own_positives([replace(row, negatives=row.negatives[: cfg.negatives]) for row in rows])
     lengths = [len(r.query) + sum(map(len, (r.positive, *r.negatives))) for r in rows]
-    mine = [rows[i] for i in spread(lengths, world)[rank]]
+    mine = [rows[i] for i in balance(lengths, world)[rank]]
     total = sum(1 + len(row.negatives) for row in rows)
     batches = _micro_batches(mine, template, cfg, instruction)
     rounds = most_rounds(len(batches), engine.device)

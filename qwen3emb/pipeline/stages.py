@@ -22,14 +22,14 @@ __all__ = [
     "STAGES",
     "Stage",
     "StageContext",
-    "asked_for",
-    "borrow",
     "identity",
+    "is_enabled",
     "needs",
-    "own_folder",
-    "plan",
+    "reuse_stages",
     "selected",
     "stage_folder",
+    "stage_states",
+    "writable_folder",
 ]
 
 _TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
@@ -37,7 +37,7 @@ _RERANKER_WEAK = "reranker_weak"
 _TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK}
 _OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK}
 _EVALUATED = ("corpus", "weak", "filter", "mine", "supervised", "merge")  # rows as well, to count them by language
-_ELSEWHERE = "elsewhere.json"
+_ALIAS = "alias.json"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class StageContext:
         return stage_folder(self.cfg, name)
 
 
-def asked_for(cfg: RunConfig, name: str) -> bool:
+def is_enabled(cfg: RunConfig, name: str) -> bool:
     """False for a stage that the run has nothing for: without its section, `filter` without `synthesize`, `labelled`
     without sets."""
     if name == "labelled":
@@ -139,18 +139,18 @@ def asked_for(cfg: RunConfig, name: str) -> bool:
 def needs(cfg: RunConfig, name: str) -> list[str]:
     """The stages of this run whose artifacts a stage reads."""
     scoring = {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak")
-    return [need for need in STAGES[name].needs if asked_for(cfg, need) and (need != "weak" or scoring == "weak")]
+    return [need for need in STAGES[name].needs if is_enabled(cfg, need) and (need != "weak" or scoring == "weak")]
 
 
 def stage_folder(cfg: RunConfig, name: str) -> Storage:
-    """Where a stage of this run lies on storage: in the run's own, or where `borrow` found it."""
+    """Where a stage of this run lies on storage: in the run's own, or where `reuse_stages` found it."""
     own = Storage(cfg.storage) / name
-    if not own.exists(_ELSEWHERE):
+    if not own.exists(_ALIAS):
         return own
-    return Storage(with_secrets_of(cfg.storage, own.read_json(_ELSEWHERE)["uri"]))
+    return Storage(with_secrets_of(cfg.storage, own.read_json(_ALIAS)["uri"]))
 
 
-def borrow(cfg: RunConfig, lender: RunConfig) -> list[str]:
+def reuse_stages(cfg: RunConfig, lender: RunConfig) -> list[str]:
     """Let the finished stages of another run serve in this one where their identity is the same.
 
     A note in the stage's folder of `cfg` says where it lies. Notes that are no longer true are removed; a stage that
@@ -161,17 +161,17 @@ def borrow(cfg: RunConfig, lender: RunConfig) -> list[str]:
     """
     known: dict[str, Identity] = {}
     found = []
-    for name in (name for name in STAGES if asked_for(cfg, name)):
+    for name in (name for name in STAGES if is_enabled(cfg, name)):
         own, theirs = Storage(cfg.storage) / name, stage_folder(lender, name)
-        own.delete(_ELSEWHERE)
+        own.delete(_ALIAS)
         what = identity(cfg, name, known)
         if state_of(own, what) == "new" and state_of(theirs, what) == "done":
-            own.write_json(_ELSEWHERE, {"uri": str(theirs), "fingerprint": what.fingerprint})
+            own.write_json(_ALIAS, {"uri": str(theirs), "fingerprint": what.fingerprint})
             found.append(name)
     return found
 
 
-def own_folder(cfg: RunConfig, name: str) -> Storage:
+def writable_folder(cfg: RunConfig, name: str) -> Storage:
     """Where this run may write a stage.
 
     Raises:
@@ -264,10 +264,10 @@ def _also_read(cfg: RunConfig, name: str) -> list[str]:
     return []
 
 
-def plan(cfg: RunConfig) -> list[tuple[Stage, State]]:
+def stage_states(cfg: RunConfig) -> list[tuple[Stage, State]]:
     """Every stage of the run in order, and where it stands on storage."""
     known: dict[str, Identity] = {}
-    stages = [s for s in STAGES.values() if asked_for(cfg, s.name)]
+    stages = [s for s in STAGES.values() if is_enabled(cfg, s.name)]
     return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name, known))) for s in stages]
 
 

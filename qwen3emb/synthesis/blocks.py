@@ -20,7 +20,7 @@ from qwen3emb.core.records import PASSAGE
 from qwen3emb.core.rejects import text_problem
 from qwen3emb.core.storage import Storage
 
-__all__ = ["Block", "Plan", "Segment", "plan_blocks", "read_block"]
+__all__ = ["Block", "BlockPlan", "Segment", "plan_blocks", "read_block"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """The passages of a run.
 
     Attributes:
@@ -67,7 +67,7 @@ class Plan:
         return sum(block.rows for block in self.blocks)
 
 
-def plan_blocks(folder: Storage, seed: int, max_passages: int | None, rows_per_block: int) -> Plan:
+def plan_blocks(folder: Storage, seed: int, max_passages: int | None, rows_per_block: int) -> BlockPlan:
     """Choose passages by a hash of (seed, id) and split them, reading nothing but ids.
 
     Args:
@@ -91,7 +91,7 @@ def plan_blocks(folder: Storage, seed: int, max_passages: int | None, rows_per_b
         for file, own, end in zip(files, hashes, ends, strict=True)
     }
     chosen = {file: own[own <= limit] for file, own in zip(files, hashes, strict=True)}
-    return Plan(tuple(_split(chosen, rows_per_block)), seed, limit, {f: r for f, r in repeated.items() if r})
+    return BlockPlan(tuple(_split(chosen, rows_per_block)), seed, limit, {f: r for f, r in repeated.items() if r})
 
 
 def _split(chosen: Mapping[str, NDArray[np.uint64]], size: int) -> Iterator[Block]:
@@ -118,7 +118,7 @@ def _block(number: int, segments: Sequence[Segment], content: bytes) -> Block:
     return Block(f"part-{number:06d}-{blake2b(content, digest_size=4).hexdigest()}", tuple(segments))
 
 
-def read_block(folder: Storage, plan: Plan, block: Block) -> list[dict[str, Any]]:
+def read_block(folder: Storage, plan: BlockPlan, block: Block) -> list[dict[str, Any]]:
     """The passages of a block, each with `problem`: why no query can be written for it, or None.
 
     Codes: duplicate_id (the first passage with the id is kept), empty_passage, and those of
@@ -130,7 +130,7 @@ def read_block(folder: Storage, plan: Plan, block: Block) -> list[dict[str, Any]
     return rows
 
 
-def _selected(folder: Storage, file: str, plan: Plan) -> list[dict[str, Any]]:
+def _selected(folder: Storage, file: str, plan: BlockPlan) -> list[dict[str, Any]]:
     """The chosen rows of one file, with their problems."""
     table = folder.read_table(file).select(PASSAGE.names)
     rows = np.flatnonzero(_hashes(table.column("id"), plan.seed) <= plan.limit)

@@ -21,21 +21,21 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from qwen3emb.config.run import ModelsConfig, RunConfig, given
+from qwen3emb.config.run import ModelsConfig, RunConfig, require_section
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.records import REJECT
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
 from qwen3emb.pipeline.stages import StageContext
-from qwen3emb.synthesis.blocks import Block, Plan, Segment, plan_blocks, read_block
+from qwen3emb.synthesis.blocks import Block, BlockPlan, Segment, plan_blocks, read_block
 from qwen3emb.synthesis.engine import EngineLost, VllmEngine, engine_resources
 from qwen3emb.synthesis.finish import drop_overlapping, drop_repeated, result
 from qwen3emb.synthesis.personas import index_name, nearest_personas, persona_vectors, read_personas
 from qwen3emb.synthesis.requirements import weighted_languages, weighted_words
 from qwen3emb.synthesis.retrieval_model import embedded, retrieval_model
 from qwen3emb.synthesis.tally import counting, figures
-from qwen3emb.synthesis.task_rows import Row
+from qwen3emb.synthesis.task_rows import SynthesisItem
 from qwen3emb.synthesis.writer import QueryWriter
 from qwen3emb.text.decontamination import EvaluationNgrams, evaluation_texts
 from qwen3emb.text.documents import document_text
@@ -57,7 +57,7 @@ def synthesize(ctx: StageContext, say: _Say) -> StageResult:
         UserError: no passages, no usable persona, an unknown language, or a model that cannot be used.
         StageFailure: blocks are missing at the end, or an engine cannot be started.
     """
-    cfg, out = given(ctx.cfg.synthesize), ctx.out
+    cfg, out = require_section(ctx.cfg.synthesize), ctx.out
     weighted_languages(cfg.languages)
     weighted_words(cfg.words)
     personas, bad_personas = read_personas(cfg.personas)
@@ -81,7 +81,7 @@ def synthesize(ctx: StageContext, say: _Say) -> StageResult:
 
 def _drop(ctx: StageContext, say: _Say) -> None:
     """Reject what can only be seen over the whole stage."""
-    gates, out = given(ctx.cfg.synthesize).gates, ctx.out
+    gates, out = require_section(ctx.cfg.synthesize).gates, ctx.out
     if gates.heldout_share is not None:
         texts = evaluation_texts(ctx.input("corpus"))
         held = drop_overlapping(out, EvaluationNgrams(list(texts), list(texts.values()), gates.heldout_share))
@@ -93,7 +93,7 @@ def _drop(ctx: StageContext, say: _Say) -> None:
             say(f"synthesize: {repeated} queries repeat others and are rejected")
 
 
-def _missing(plan: Plan, out: Storage) -> list[Block]:
+def _missing(plan: BlockPlan, out: Storage) -> list[Block]:
     """Blocks without a pairs file. Files that are half written, or of another corpus, are removed."""
     for folder in ("rejects", "pairs"):
         known = {_file(folder, block.name) for block in plan.blocks}
@@ -113,13 +113,13 @@ def _write_persona_rejects(out: Storage, rejects: Sequence[Reject]) -> None:
 
 
 def _write_blocks(
-    ctx: StageContext, plan: Plan, missing: Sequence[Block], personas: list[str], say: _Say
+    ctx: StageContext, plan: BlockPlan, missing: Sequence[Block], personas: list[str], say: _Say
 ) -> dict[str, Any]:
     """Run the actors over the missing blocks; what they did in this run."""
     began = time.monotonic()
     done = plan.rows - sum(block.rows for block in missing)
     say(f"synthesize: {done} of {plan.rows} passages done, {len(missing)} blocks to write")
-    each = given(ctx.cfg.synthesize).queries_per_passage
+    each = require_section(ctx.cfg.synthesize).queries_per_passage
     with counting(say, done * each, plan.rows * each) as tally:
         for _ in _dataset(ctx, plan, missing, personas, tally).iter_batches(batch_size=None):
             pass
@@ -127,9 +127,9 @@ def _write_blocks(
 
 
 def _dataset(
-    ctx: StageContext, plan: Plan, missing: Sequence[Block], personas: list[str], tally: Any
+    ctx: StageContext, plan: BlockPlan, missing: Sequence[Block], personas: list[str], tally: Any
 ) -> ray.data.Dataset:
-    cfg, gpus = given(ctx.cfg.synthesize), ctx.cfg.cluster.gpus_per_worker > 0
+    cfg, gpus = require_section(ctx.cfg.synthesize), ctx.cfg.cluster.gpus_per_worker > 0
     resources = engine_resources(cfg, gpus)
     _check_room(ctx.cfg, resources["num_cpus"] + _READER_CPUS)
     DataContext.get_current().enable_progress_bars = False
@@ -162,7 +162,7 @@ def _check_room(cfg: RunConfig, cpus: float) -> None:
     embedded = cfg.cluster.address is None and not os.environ.get("RAY_ADDRESS")
     if embedded and cpus > cfg.cluster.num_cpus:
         raise UserError(
-            f"synthesize.threads is {given(cfg.synthesize).threads}, but the Ray started here has "
+            f"synthesize.threads is {require_section(cfg.synthesize).threads}, but the Ray started here has "
             f"{cfg.cluster.num_cpus} CPUs; raise cluster.num_cpus"
         )
 
@@ -174,7 +174,7 @@ class _Reader:
     """
 
     def __init__(
-        self, corpus: str, plan: Plan, run: str, personas: list[Any], count: int, models: ModelsConfig
+        self, corpus: str, plan: BlockPlan, run: str, personas: list[Any], count: int, models: ModelsConfig
     ) -> None:
         self._corpus, self._plan, self._run = Storage(corpus), plan, Storage(run)
         self._personas: list[str] = ray.get(personas[0])
@@ -219,10 +219,12 @@ class _Writer:
     def _loaded(self) -> QueryWriter:
         began = time.monotonic()
         engine = VllmEngine(
-            str(self._cfg.models.generator), given(self._cfg.synthesize), self._cfg.cluster.gpus_per_worker > 0
+            str(self._cfg.models.generator),
+            require_section(self._cfg.synthesize),
+            self._cfg.cluster.gpus_per_worker > 0,
         )
         self._tally.put.remote(f"engine {os.getpid()}", {"load_seconds": time.monotonic() - began, "engines": 1})
-        return QueryWriter(engine, given(self._cfg.synthesize), self._cfg.seed)
+        return QueryWriter(engine, require_section(self._cfg.synthesize), self._cfg.seed)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """UDF over one block."""
@@ -245,7 +247,7 @@ class _Writer:
             if row.passage["id"] in guilty and not row.settled:
                 row.fail("engine_died: the engine's process ended while this row was asked")
         alone = deaths >= _DEATHS
-        size = 1 if alone else given(self._cfg.synthesize).batch_size
+        size = 1 if alone else require_section(self._cfg.synthesize).batch_size
         began = time.monotonic()
         writer.tokens.clear()
         for start in range(0, len(rows), size):
@@ -259,6 +261,6 @@ class _Writer:
         self._out.write_table(_file("pairs", name), pairs)  # last: it says that the block is done
 
 
-def _counted(rows: Sequence[Row], tokens: Counter[str], seconds: float) -> dict[str, float]:
+def _counted(rows: Sequence[SynthesisItem], tokens: Counter[str], seconds: float) -> dict[str, float]:
     pairs = sum(row.problem is None for row in rows)
     return {"pairs": pairs, "rejects": len(rows) - pairs, "seconds": seconds, **tokens}

@@ -9,7 +9,7 @@ from qwen3emb.config.datasets import origin_of
 from qwen3emb.core.rejects import PAYLOAD_CHARACTERS, escaped
 from qwen3emb.synthesis.requirements import Requirement
 
-__all__ = ["Call", "Row"]
+__all__ = ["Call", "SynthesisItem"]
 
 _FINAL = {"prompt_too_long", "chat_template", "engine_died", "no_other_language"}  # asking again changes nothing
 
@@ -25,7 +25,7 @@ class Call:
 
 
 @dataclass
-class Row:
+class SynthesisItem:
     """A passage on its way to pairs of one task.
 
     `candidates` are persona texts, best first; `number` counts the rows of the passage from 0; `problem` is why

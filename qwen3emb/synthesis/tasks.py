@@ -29,7 +29,7 @@ from qwen3emb.synthesis.task_prompts import (
     translation_messages,
     translation_schema,
 )
-from qwen3emb.synthesis.task_rows import Call, Row
+from qwen3emb.synthesis.task_rows import Call, SynthesisItem
 from qwen3emb.text.false_negatives import answers_of, true_negatives
 
 __all__ = ["Writer", "writers"]
@@ -40,15 +40,15 @@ _CONFIGURATION_TOKENS = 64
 class Writer(Protocol):
     """The calls of one task."""
 
-    def call(self, row: Row) -> Call | str | None:
+    def call(self, row: SynthesisItem) -> Call | str | None:
         """The next call; None when all answers are there; a problem where nothing can be asked."""
         ...
 
-    def read(self, row: Row, name: str, answer: str) -> str | None:
+    def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
         """Take in the answer to the call `name`; `<code>: <detail>` where it cannot be used."""
         ...
 
-    def pairs(self, row: Row) -> list[dict[str, Any]]:
+    def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
         """The pairs of a row with all answers."""
         ...
 
@@ -64,7 +64,7 @@ def writers(cfg: SynthesizeConfig, seed: int) -> dict[str, Writer]:
     }
 
 
-def _kept(row: Row, name: str, parsed: Any) -> str | None:
+def _kept(row: SynthesisItem, name: str, parsed: Any) -> str | None:
     """Keep a parsed answer; return it instead where it is a problem."""
     if isinstance(parsed, str):
         return parsed
@@ -82,14 +82,14 @@ class _Task:
     def __init__(self, cfg: SynthesizeConfig, seed: int, gates: Gates) -> None:
         self._cfg, self._seed, self._gates = cfg, seed, gates
 
-    def _sentence(self, row: Row) -> str:
+    def _sentence(self, row: SynthesisItem) -> str:
         return drawn_sentence(row.shown, unit_draw(self._seed, row.key, "sentence"))
 
 
 class _Retrieval(_Task):
     """Two calls: who asks and how, then the query."""
 
-    def call(self, row: Row) -> Call | None:
+    def call(self, row: SynthesisItem) -> Call | None:
         order = self._cfg.prompt_order
         if "configuration" not in row.answers:
             draw = unit_draw(self._seed, row.passage["id"], "examples")
@@ -100,7 +100,7 @@ class _Retrieval(_Task):
             return Call("query", chat, query_schema(row.requirement.words), self._cfg.max_query_tokens)
         return None
 
-    def read(self, row: Row, name: str, answer: str) -> str | None:
+    def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
         if name == "configuration":
             return _kept(row, name, parse_configuration(answer, len(row.candidates)))
         parsed = parse_query(answer, row.shown, self._character(row), row.requirement.words)
@@ -109,13 +109,13 @@ class _Retrieval(_Task):
             parsed = problem or parsed
         return _kept(row, name, parsed)
 
-    def pairs(self, row: Row) -> list[dict[str, Any]]:
+    def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
         chosen: Configuration = row.answers["configuration"]
         kinds = {"question_type": chosen.question_type, "difficulty": chosen.difficulty}
         return [row.pair(row.answers["query"].text, row.document, character=self._character(row), **kinds)]
 
     @staticmethod
-    def _character(row: Row) -> str:
+    def _character(row: SynthesisItem) -> str:
         chosen: Configuration = row.answers["configuration"]
         return row.candidates[chosen.character]
 
@@ -127,7 +127,7 @@ class _Bitext(_Task):
         super().__init__(cfg, seed, gates)
         self._languages = weighted_languages(cfg.languages)
 
-    def call(self, row: Row) -> Call | str | None:
+    def call(self, row: SynthesisItem) -> Call | str | None:
         if "translation" in row.answers:
             return None
         language = self._language(row)
@@ -137,18 +137,18 @@ class _Bitext(_Task):
         chat = translation_messages(sentence, language_name(language))
         return Call("translation", chat, translation_schema(sentence), 2 * self._cfg.max_query_tokens)
 
-    def read(self, row: Row, name: str, answer: str) -> str | None:
+    def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
         sentence = self._sentence(row)
         parsed = parse_translation(answer, sentence)
         if not isinstance(parsed, str):
             parsed = self._gates.problem(parsed.text, sentence, _like(sentence, self._language(row))) or parsed
         return _kept(row, name, parsed)
 
-    def pairs(self, row: Row) -> list[dict[str, Any]]:
+    def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
         translation = row.answers["translation"].text
         return [row.pair(self._sentence(row), translation, language=self._language(row), words="")]
 
-    def _language(self, row: Row) -> str:
+    def _language(self, row: SynthesisItem) -> str:
         """Code of a language drawn from those that are not the passage's; empty where there is none."""
         own = str(row.passage["language"]).partition("-")[0]
         others = {code: w for code, w in self._languages.items() if code.partition("-")[0] != own and w > 0}
@@ -158,14 +158,14 @@ class _Bitext(_Task):
 class _Sts(_Task):
     """One call: three rewrites of a sentence of the passage, from near to far, with scores."""
 
-    def call(self, row: Row) -> Call | None:
+    def call(self, row: SynthesisItem) -> Call | None:
         if "rewrites" in row.answers:
             return None
         sentence, code = self._sentence(row), row.passage["language"]
         chat = rewrites_messages(sentence, language_name(code))
         return Call("rewrites", chat, rewrites_schema(sentence), 4 * self._cfg.max_query_tokens)
 
-    def read(self, row: Row, name: str, answer: str) -> str | None:
+    def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
         sentence = self._sentence(row)
         parsed = parse_rewrites(answer, sentence)
         if isinstance(parsed, str):
@@ -174,7 +174,7 @@ class _Sts(_Task):
         problems = (self._gates.problem(one.text, "", wanted) for one in parsed.values())
         return next(filter(None, problems), None) or _kept(row, name, parsed)
 
-    def pairs(self, row: Row) -> list[dict[str, Any]]:
+    def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
         sentence, number = self._sentence(row), f"{row.passage['id']}#{row.number}"
         return [
             row.pair(
@@ -192,7 +192,7 @@ class _Sts(_Task):
 class _Classification(_Task):
     """A passage with one of the given label sets (one call), or a task and a text of the generator's own (two)."""
 
-    def call(self, row: Row) -> Call | None:
+    def call(self, row: SynthesisItem) -> Call | None:
         task = self._task(row)
         if task is None:
             who = row.candidates[0] if row.candidates else "anybody"
@@ -205,7 +205,7 @@ class _Classification(_Task):
         chat = text_messages(task.task, task.labels, wanted.words, wanted.language_name)
         return Call("class", chat, class_schema(task.labels, wanted.words), 2 * self._cfg.max_query_tokens)
 
-    def read(self, row: Row, name: str, answer: str) -> str | None:
+    def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
         if name == "task":
             return _kept(row, name, parse_new_task(answer))
         task = self._task(row)
@@ -215,7 +215,7 @@ class _Classification(_Task):
             parsed = self._gates.problem(parsed.text, "", row.requirement) or parsed
         return _kept(row, name, parsed)
 
-    def pairs(self, row: Row) -> list[dict[str, Any]]:
+    def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
         task, choice = self._task(row), row.answers["class"]
         assert task is not None
         text = choice.text or row.document
@@ -225,7 +225,7 @@ class _Classification(_Task):
         pair = row.pair(query, choice.label, negatives=[wrong[place] for place in kept])
         return [pair if choice.text else pair | {"language": row.passage["language"], "words": ""}]
 
-    def _task(self, row: Row) -> NewTask | None:
+    def _task(self, row: SynthesisItem) -> NewTask | None:
         """The task of the row: drawn from the configured label sets, or what the generator invented."""
         sets = self._cfg.label_sets
         if sets and unit_draw(self._seed, row.key, "label set") < self._cfg.label_sets_share:

@@ -13,7 +13,7 @@ from qwen3emb.core.draws import unit_draw
 from qwen3emb.core.records import PAIR, REJECT
 from qwen3emb.synthesis.engine import Answer, Question, VllmEngine
 from qwen3emb.synthesis.requirements import choose, draw_requirement, weighted_languages, weighted_words
-from qwen3emb.synthesis.task_rows import Call, Row
+from qwen3emb.synthesis.task_rows import Call, SynthesisItem
 from qwen3emb.synthesis.tasks import Writer, writers
 
 __all__ = ["QueryWriter"]
@@ -33,7 +33,7 @@ class QueryWriter:
         self._writers: dict[str, Writer] = writers(cfg, seed)
         self._languages, self._words = weighted_languages(cfg.languages), weighted_words(cfg.words)
 
-    def rows(self, passage: dict[str, Any], document: str, candidates: list[str]) -> list[Row]:
+    def rows(self, passage: dict[str, Any], document: str, candidates: list[str]) -> list[SynthesisItem]:
         """A passage (with its `problem`, if it has one) as its rows, each with a task and personas of its own."""
         count, problem = self._cfg.queries_per_passage, passage.get("problem")
         found = []
@@ -42,10 +42,10 @@ class QueryWriter:
             wanted = draw_requirement(self._seed, key, self._languages, self._words)
             own = candidates[number::count] or candidates
             task = choose(self._cfg.tasks, unit_draw(self._seed, key, "task"))
-            found.append(Row(passage, document, own, wanted, number, problem, problem is not None, task))
+            found.append(SynthesisItem(passage, document, own, wanted, number, problem, problem is not None, task))
         return found
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[SynthesisItem]) -> None:
         """Give every row its pairs or a problem.
 
         Raises:
@@ -60,9 +60,9 @@ class QueryWriter:
             while waiting:
                 waiting = self._round(waiting, attempt)
 
-    def _round(self, rows: Sequence[Row], attempt: int) -> list[Row]:
+    def _round(self, rows: Sequence[SynthesisItem], attempt: int) -> list[SynthesisItem]:
         """Each row's next call; the rows that have another one to make."""
-        asked: list[tuple[Row, Call]] = []
+        asked: list[tuple[SynthesisItem, Call]] = []
         for row in rows:
             call = self._writers[row.task].call(row)
             if isinstance(call, Call):
@@ -81,7 +81,7 @@ class QueryWriter:
                 going_on.append(row)
         return going_on
 
-    def _question(self, row: Row, call: Call, attempt: int) -> Question:
+    def _question(self, row: SynthesisItem, call: Call, attempt: int) -> Question:
         seed = int(unit_draw(self._seed, row.key, call.name, attempt) * 2**31)
         return Question(call.messages, call.schema, call.max_tokens, seed)
 
@@ -93,7 +93,7 @@ class QueryWriter:
             self.tokens["generated"] += answer.generated_tokens
         return answers
 
-    def tables(self, rows: Sequence[Row]) -> tuple[pa.Table, pa.Table]:
+    def tables(self, rows: Sequence[SynthesisItem]) -> tuple[pa.Table, pa.Table]:
         """The finished rows as a table of pairs (schema `records.PAIR`) and one of rejects (`records.REJECT`)."""
         pairs = [pair for row in rows if row.problem is None for pair in self._writers[row.task].pairs(row)]
         rejects = [row.reject() for row in rows if row.problem is not None]

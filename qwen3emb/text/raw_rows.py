@@ -20,7 +20,7 @@ from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.text.files import first_line
 from qwen3emb.text.plain_files import parquet_rows
 
-__all__ = ["TABLE_KINDS", "RawRow", "guarded", "open_lines", "raw_rows"]
+__all__ = ["TABLE_KINDS", "RawRow", "open_lines", "raw_rows", "user_read_errors"]
 
 _UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that were not UTF-8, by surrogateescape
 _FIELD_LIMIT = 16 * 2**20  # characters; an unclosed quote must not swallow the rest of a huge file
@@ -72,7 +72,7 @@ def raw_rows(
 
     Raises:
         UserError: a missing column, a column twice, an unreadable header.
-        OSError, ArrowInvalid, ArrowNotImplementedError: an unreadable file (see `guarded`).
+        OSError, ArrowInvalid, ArrowNotImplementedError: an unreadable file (see `user_read_errors`).
     """
     if kind == "parquet":
         return _parquet(system, path, source, fields, optional)
@@ -84,7 +84,7 @@ def raw_rows(
 _Row = TypeVar("_Row")
 
 
-def guarded(rows: Iterator[_Row], source: str) -> Iterator[_Row]:
+def user_read_errors(rows: Iterator[_Row], source: str) -> Iterator[_Row]:
     """What `rows` yields, with the errors of an unreadable file told as the user's to mend.
 
     Raises:

@@ -17,7 +17,7 @@ from qwen3emb.core.rejects import Passage, Reject, clean_newlines, digits, escap
 from qwen3emb.text.files import SUFFIXES, file_prefixes, list_files, resolve
 from qwen3emb.text.languages import check_language
 from qwen3emb.text.plain_files import text_pieces
-from qwen3emb.text.raw_rows import TABLE_KINDS, guarded, open_lines, raw_rows
+from qwen3emb.text.raw_rows import TABLE_KINDS, open_lines, raw_rows, user_read_errors
 
 __all__ = ["STAGE", "check_language", "list_files", "read_file"]
 
@@ -79,7 +79,7 @@ def read_file(
         raise UserError(f"unknown kind {kind!r} for {path_or_uri}; use one of {', '.join(_READERS)}.")
     prefix = id_prefix if id_prefix is not None else file_prefixes([path_or_uri])[path_or_uri]
     spec = _Spec(path_or_uri, prefix, text_field, title_field, id_field, check_language(language), language_field)
-    return guarded(reader(*resolve(path_or_uri, filesystem), spec), path_or_uri)
+    return user_read_errors(reader(*resolve(path_or_uri, filesystem), spec), path_or_uri)
 
 
 _Reader = Callable[[pafs.FileSystem, str, _Spec], Iterator[Passage | Reject]]

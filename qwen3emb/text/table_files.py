@@ -11,7 +11,7 @@ from pyarrow.fs import FileType
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.text.files import COMPRESSED, SUFFIXES
-from qwen3emb.text.raw_rows import TABLE_KINDS, RawRow, guarded, open_lines, raw_rows
+from qwen3emb.text.raw_rows import TABLE_KINDS, RawRow, open_lines, raw_rows, user_read_errors
 
 __all__ = ["TableFile", "find_table", "first_cells", "kind_of", "table_file", "table_rows"]
 
@@ -77,7 +77,7 @@ def table_rows(file: TableFile, header: Sequence[str] = ()) -> Iterator[RawRow]:
         UserError: it cannot be read.
     """
     system, path = file.folder.filesystem, file.folder.path(file.name)
-    return guarded(raw_rows(system, path, file.kind, file.source, header=header), file.source)
+    return user_read_errors(raw_rows(system, path, file.kind, file.source, header=header), file.source)
 
 
 def first_cells(file: TableFile) -> list[str]:

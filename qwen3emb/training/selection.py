@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from qwen3emb.config.catalogue import chosen_sets
 from qwen3emb.config.datasets import SYNTHETIC_SETS, is_synthetic, trained_as
-from qwen3emb.config.run import RunConfig, given
+from qwen3emb.config.run import RunConfig, require_section
 from qwen3emb.config.training import DataSetConfig
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
@@ -56,7 +56,7 @@ def reranker_rows(table: pa.Table, cfg: RunConfig, stage: str, evaluated: Collec
         stage: which of the two; `reranker_weak` takes synthetic rows alone.
         evaluated: `content_hash` of queries that the run is evaluated on.
     """
-    section = given(cfg.reranker_weak if stage == "reranker_weak" else cfg.reranker)
+    section = require_section(cfg.reranker_weak if stage == "reranker_weak" else cfg.reranker)
     tasks = {name: one.task for name, one in chosen_sets(cfg.labelled).items()}
     tasks |= {name: one.task for name, one in trained_as(set(SYNTHETIC_SETS)).items()}
     sts = {name for name, task in tasks.items() if task == "sts"}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwen3emb.config.datasets import SYNTHETIC_SETS, trained_as
-from qwen3emb.config.run import given
+from qwen3emb.config.run import require_section
 from qwen3emb.config.training import DataSetConfig, TrainEmbeddingConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.records import PAIR, TRAINING_ROW
@@ -20,7 +20,7 @@ from qwen3emb.objective.rows import (
     rows_from_pairs,
     rows_from_training,
 )
-from qwen3emb.pipeline.stages import StageContext, asked_for
+from qwen3emb.pipeline.stages import StageContext, is_enabled
 from qwen3emb.text.instructions import data_sets, instructions, labelled_sets
 from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
 from qwen3emb.training.loop import TrainJob, fit
@@ -33,7 +33,7 @@ from qwen3emb.training.selection import (
     without_queries,
 )
 from qwen3emb.training.tasks import EmbeddingTask, RerankerTask
-from qwen3emb.training.teacher import taught
+from qwen3emb.training.teacher import with_teacher_scores
 
 __all__ = ["train_reranker", "train_supervised", "train_weak"]
 
@@ -42,7 +42,7 @@ def train_weak(ctx: StageContext) -> StageResult:
     """Stage 1: contrastive training on all synthetic pairs (paper section 4)."""
     table = ctx.input("synthesize").read_table("pairs", PAIR)
     rows = rows_from_pairs(table, graded(trained_as(set(SYNTHETIC_SETS))))
-    return _train_embedding(ctx, rows, given(ctx.cfg.weak), {}, str(resolve_model(ctx.cfg.models.base)))
+    return _train_embedding(ctx, rows, require_section(ctx.cfg.weak), {}, str(resolve_model(ctx.cfg.models.base)))
 
 
 def train_supervised(ctx: StageContext) -> StageResult:
@@ -54,7 +54,7 @@ def train_supervised(ctx: StageContext) -> StageResult:
     # A set that wants more negatives than the stage takes them itself (`DataSetConfig.hard_negatives`).
     most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in wanted.values())])
     rows = rows_from_training(table, most, cfg.synthetic, graded(wanted))
-    weak = asked_for(ctx.cfg, "weak")
+    weak = is_enabled(ctx.cfg, "weak")
     start = final_model(ctx.input("weak")).local() if weak else resolve_model(ctx.cfg.models.base)
     return _train_embedding(ctx, rows, cfg, sets, str(start))
 
@@ -66,14 +66,14 @@ def train_reranker(ctx: StageContext, say: Callable[[str], None]) -> StageResult
     `say` takes lines of progress.
     """
     name = ctx.stage.name
-    cfg = given(ctx.cfg.reranker_weak if name == "reranker_weak" else ctx.cfg.reranker)
+    cfg = require_section(ctx.cfg.reranker_weak if name == "reranker_weak" else ctx.cfg.reranker)
     table = ctx.input("mine").read_table("rows", TRAINING_ROW)
     chosen = reranker_rows(table, ctx.cfg, name, evaluated_queries(ctx.input("corpus")))
     checked(chosen.train, cfg.queries_per_step, ctx.out.uri)
     check_stop(cfg.stop_after, len(chosen.dev), name, f"validation_queries {cfg.validation_queries}")
     say(f"{name}: {chosen.said()}")
     asked = instructions(ctx.cfg, {row.dataset for row in (*chosen.train, *chosen.dev)})
-    train = taught(chosen.train, cfg, ctx.cfg, asked, ctx.out, say)
+    train = with_teacher_scores(chosen.train, cfg, ctx.cfg, asked, ctx.out, say)
     task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, chosen.dev, asked)
     metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     return StageResult(chosen.rows, len(train), chosen.left_out, metrics)
@@ -81,7 +81,7 @@ def train_reranker(ctx: StageContext, say: Callable[[str], None]) -> StageResult
 
 def _reranker_start(ctx: StageContext) -> Path:
     """The model that a stage of the reranker starts from."""
-    if ctx.stage.name == "reranker" and asked_for(ctx.cfg, "reranker_weak"):
+    if ctx.stage.name == "reranker" and is_enabled(ctx.cfg, "reranker_weak"):
         return Path(final_model(ctx.input("reranker_weak")).local())
     return Path(resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base))
 

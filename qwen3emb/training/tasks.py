@@ -38,7 +38,7 @@ def _even(packs: list[list[int]]) -> list[list[int]]:
     return packs + [packs[-1] if packs else [0]] * (most - len(packs))
 
 
-def _spread(trees: Sequence[Tree], forward: Any) -> Tensor:
+def _forward_all_ranks(trees: Sequence[Tree], forward: Any) -> Tensor:
     """(leaves, width) results of all leaves in order, computed by all ranks together, whole trees on one rank."""
     rank, world = rank_and_world()
     first = list(accumulate((len(leaves) for _, leaves in trees), initial=0))
@@ -127,7 +127,9 @@ class EmbeddingTask:
         _, documents = self.template.encode(self.dev.texts(), self.cfg.max_document_tokens)
         trees: list[Tree] = [*((prefix, [q]) for q in queries), *(([], [d]) for d in documents)]
         with torch.no_grad():
-            vectors = _spread(trees, lambda batch: normalised_prefix(pooled(engine, batch.to(engine.device))))
+            vectors = _forward_all_ranks(
+                trees, lambda batch: normalised_prefix(pooled(engine, batch.to(engine.device)))
+            )
         scores = (vectors[: len(queries)] @ vectors[len(queries) :].T).numpy()
         return {f"dev_{k}": v for k, v in retrieval_metrics(self.dev, scores, [10]).items()}
 
@@ -207,7 +209,7 @@ class RerankerTask:
             trees.append((prefix, leaves))
             sizes.append(len(leaves))
         with torch.no_grad():
-            scores = _spread(trees, lambda batch: self._margins(engine, batch)).squeeze(1)
+            scores = _forward_all_ranks(trees, lambda batch: self._margins(engine, batch)).squeeze(1)
         ranks = [1 + int((s[1:] >= s[0]).sum()) for s in torch.split(scores, sizes)]
         return {"dev_mrr": sum(1 / r for r in ranks) / len(ranks)}
 

@@ -15,14 +15,14 @@ from qwen3emb.encoding.pool import Rerankers
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.objective.rows import TrainingRow
 
-__all__ = ["taught"]
+__all__ = ["with_teacher_scores"]
 
 _FOLDER = "teacher"
 _PIECE = 2048
 _SCORES = pa.schema([("id", pa.string()), ("scores", pa.list_(pa.float32()))])
 
 
-def taught(
+def with_teacher_scores(
     rows: Sequence[TrainingRow],
     cfg: TrainRerankerConfig,
     run: RunConfig,

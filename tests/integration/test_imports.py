@@ -24,7 +24,7 @@ def test_the_corpus_chunker_does_not_load_torch(tiny_qwen3: Path) -> None:
 
 
 def test_the_schema_of_the_server_imports_no_ray() -> None:
-    assert loaded("import serve.schema, serve.inputs, serve.passes", "ray") == []
+    assert loaded("import serve.schema, serve.inputs, serve.batching", "ray") == []
 
 
 def test_the_prompt_module_needs_no_heavy_library() -> None:

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, query_prompt
+from serve.batching import Job, forward_passes, split
 from serve.inputs import EmbeddingInputs, Prepared, RerankInputs
-from serve.passes import Job, forward_passes, split
 from serve.schema import ApiError, EmbeddingRequest
 
 END = "<|endoftext|>"

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from qwen3emb.core.records import TRAINING_ROW
 from qwen3emb.core.storage import Storage
-from qwen3emb.labelled.across import settle, shared_answers
+from qwen3emb.labelled.across import drop_false_negatives, shared_answers
 from qwen3emb.mining.rows import settle_negatives
-from qwen3emb.mining.rules import MinePair, plan
+from qwen3emb.mining.rules import MinePair, mining_plan
 from qwen3emb.text.false_negatives import FALSE, answers_of, read_answers, write_answers
 from qwen3emb.text.identity import content_id
 
@@ -36,7 +36,7 @@ def test_positives_of_other_sets_are_taken_out_of_the_files(tmp_path: Path) -> N
         write_answers(out, name, answers_of((one["query"], one["positive"]) for one in found))
     answers = shared_answers(out, list(rows))
     assert answers == {content_id("q"): {content_id("x"), content_id("y")}}
-    assert [settle(out.uri, name, answers) for name in rows] == [{FALSE[0]: 1}, {FALSE[0]: 1}, {}]
+    assert [drop_false_negatives(out.uri, name, answers) for name in rows] == [{FALSE[0]: 1}, {FALSE[0]: 1}, {}]
     left = [one["negatives"] for name in rows for one in out.read_table(f"rows/{name}").to_pylist()]
     assert left == [["n"], ["y"], ["m"], ["x"]]
     assert out.read_table("rows/a").schema == TRAINING_ROW
@@ -62,7 +62,7 @@ def test_what_is_known_to_answer_is_not_mined() -> None:
     pairs = [MinePair("1", "q", "a", "s"), MinePair("2", "other", "b", "s")]
     corpora = {"s": ["a", "b", "c", "q "]}
     known = answers_of([("q\n", "c "), ("q", "in no corpus")])
-    searched = plan(pairs, corpora, known=known)
+    searched = mining_plan(pairs, corpora, known=known)
     names = [searched.documents[i] for i in searched.searches["s"].excluded[0]]
     assert names == ["a", "c", "q "]
-    assert searched.searches["s"].positives == plan(pairs, corpora).searches["s"].positives
+    assert searched.searches["s"].positives == mining_plan(pairs, corpora).searches["s"].positives

@@ -185,7 +185,7 @@ def test_pieces_merged_in_any_order_give_the_same_files(tmp_path: Path, monkeypa
         return [merge_piece(piece) for piece in reversed(found)][::-1]
 
     whole = merge_checkpoints(paths, tmp_path / "whole")
-    apart = merge_checkpoints(paths, tmp_path / "apart", spread=backwards)
+    apart = merge_checkpoints(paths, tmp_path / "apart", run_pieces=backwards)
     assert counted == [3]
     assert whole.rows == apart.rows
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "apart/model.safetensors").read_bytes()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen3emb.config.data import MineConfig
 from qwen3emb.encoding.nearest import NONE, top_k
-from qwen3emb.mining.rules import MinePair, blocks, choose, look, merged, plan
+from qwen3emb.mining.rules import MinePair, merged_hits, mining_plan, query_blocks, search_vectors, select_negatives
 
 # Multiples of 1/4 in few dimensions: products are exact in float32, and equal scores are common.
 WORDS = ["a b", "a  b", "c", " c", "d", "e", "f", "g", "h"]
@@ -44,17 +44,17 @@ def worlds(draw: st.DrawFn) -> tuple[list[MinePair], dict[str, list[str]], dict,
 
 def mined(pairs, corpora, space, rules, block, shard):
     """For each pair None or [(negative, score)], as the stage does it: blocks of queries, shards of documents."""
-    work = plan(pairs, corpora)
+    work = mining_plan(pairs, corpora)
     queries = np.array([space["query", normal(t)] for t in work.queries], dtype=np.float32)
     documents = np.array([space["document", normal(t)] for t in work.documents], dtype=np.float32)
     found = {}
     for origin, search in work.searches.items():
-        for asked in blocks(search, block):
+        for asked in query_blocks(search, block):
             shards = [
-                look(queries[asked.rows], first, documents[first : first + shard], asked, rules.top_k)
+                search_vectors(queries[asked.rows], first, documents[first : first + shard], asked, rules.top_k)
                 for first in range(0, len(documents), shard)
             ]
-            chosen = choose(asked, reduce(merged, shards), rules)
+            chosen = select_negatives(asked, reduce(merged_hits, shards), rules)
             for query, negatives in zip(asked.rows, chosen, strict=True):
                 named = negatives and [work.documents[r] for r in negatives.rows]
                 found[origin, query] = negatives and list(zip(named, negatives.scores, strict=True))
@@ -144,7 +144,7 @@ def test_each_text_is_embedded_once_and_code_queries_get_code() -> None:
         "labelled": [pairs[0].document, pairs[2].document],
         "synthetic": ["Sorting puts items in order.", "Sorting  puts items in order.", "Cats sleep."],
     }
-    work = plan(pairs, corpora)
+    work = mining_plan(pairs, corpora)
     assert work.queries == ["sort a list", "add"]
     assert sorted(work.documents) == sorted({*corpora["labelled"], "Sorting puts items in order.", "Cats sleep."})
     code = work.searches["labelled"]
@@ -161,7 +161,7 @@ def test_a_text_with_two_instructions_is_two_queries() -> None:
         MinePair("3", "Paris", "Parigi", "other"),
     ]
     corpora = {name: ["a city", "Parigi", "a cat"] for name in ("labelled", "same", "other")}
-    work = plan(pairs, corpora, {"labelled": "find", "same": "find", "other": "translate"})
+    work = mining_plan(pairs, corpora, {"labelled": "find", "same": "find", "other": "translate"})
     assert list(zip(work.queries, work.instructions, strict=True)) == [("Paris", "find"), ("Paris", "translate")]
     assert [query for query, _ in work.pairs] == [0, 0, 1]
     city, parigi = (work.documents.index(text) for text in ("a city", "Parigi"))
@@ -169,4 +169,4 @@ def test_a_text_with_two_instructions_is_two_queries() -> None:
     barred = tuple(sorted((city, parigi)))
     assert found["labelled"] == found["same"] == ([0], [(city,)], [barred]), "an answer elsewhere is no safe negative"
     assert found["other"] == ([1], [(parigi,)], [barred])
-    assert plan(pairs, corpora).queries == ["Paris"] and plan(pairs, corpora).instructions == [None]
+    assert mining_plan(pairs, corpora).queries == ["Paris"] and mining_plan(pairs, corpora).instructions == [None]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qwen3emb.objective.microbatch import PlainEngine, cached_backward
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.objective.sharing import plan_texts, spread
+from qwen3emb.objective.text_assignment import assign_texts, balance
 
 
 class Batch:
@@ -57,17 +57,17 @@ def test_the_second_forward_drops_what_the_first_one_dropped(budget: int) -> Non
 
 def test_a_text_is_computed_once_however_often_it_stands_in_the_batch() -> None:
     rows = [TrainingRow("a", "q", "d", ("n", "d2", "left out")), TrainingRow("b", "q", "d2", ("d",))]
-    plan = plan_texts(rows, hard_negatives=2)
+    plan = assign_texts(rows, hard_negatives=2)
     assert (plan.queries, plan.documents) == (["q"], ["d", "n", "d2"])
     assert (plan.query_of, plan.positive_of) == ([0, 0], [1, 3])
     assert (plan.owner, plan.negative_of) == ([0, 0, 1], [2, 3, 1])
-    graded = plan_texts(rows, hard_negatives=0, symmetric=True)
+    graded = assign_texts(rows, hard_negatives=0, symmetric=True)
     assert (graded.queries, graded.documents, graded.positive_of) == (["q", "d", "d2"], [], [1, 2])
 
 
 @given(st.lists(st.integers(0, 500), max_size=40), st.integers(1, 6))
 def test_every_item_has_one_rank_and_loads_differ_by_at_most_one_item(lengths: list[int], world: int) -> None:
-    shares = spread(lengths, world)
+    shares = balance(lengths, world)
     assert sorted(i for share in shares for i in share) == list(range(len(lengths)))
     loads = [sum(lengths[i] + 1 for i in share) for share in shares]
     assert max(loads) - min(loads) <= max(lengths, default=0) + 1

@@ -13,7 +13,7 @@ from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import StageResult, complete, start
 from qwen3emb.core.errors import UserError
 from qwen3emb.pipeline.ablation import ablation_table, rows_of, variants, with_figures, write_ablation
-from qwen3emb.pipeline.stages import borrow, identity, plan, stage_folder
+from qwen3emb.pipeline.stages import identity, reuse_stages, stage_folder, stage_states
 
 
 def finish(cfg: RunConfig, *names: str) -> None:
@@ -25,10 +25,10 @@ def finish(cfg: RunConfig, *names: str) -> None:
 def to_run(file: Path, variant: str, *overrides: str) -> list[str]:
     """The stages that a variant has to run up to `evaluate`, once the full run is done."""
     full = load_config(file, list(overrides))
-    finish(full, *(stage.name for stage, state in plan(full) if state == "new"))
+    finish(full, *(stage.name for stage, state in stage_states(full) if state == "new"))
     cfg = load_config(file, [*overrides, *variants(full)[variant]])
-    borrow(cfg, full)
-    return [stage.name for stage, state in plan(cfg) if state != "done" and stage.name != "index"]
+    reuse_stages(cfg, full)
+    return [stage.name for stage, state in stage_states(cfg) if state != "done" and stage.name != "index"]
 
 
 def test_without_synthetic_data_only_what_depends_on_it_runs_again(run_file: Path) -> None:
@@ -105,15 +105,15 @@ def test_rows_are_compared_query_by_query(run_file: Path) -> None:
 def finished_ablation(file: Path) -> None:
     """The full run and both variants, as `ablate` would leave them."""
     cfg = load_config(file)
-    finish(cfg, *(stage.name for stage, _ in plan(cfg) if stage.name not in ("evaluate", "index")))
+    finish(cfg, *(stage.name for stage, _ in stage_states(cfg) if stage.name not in ("evaluate", "index")))
     write(cfg, {"weak": [0.0, 0.2], "supervised": [0.5, 0.7], "merged": [0.5, 0.9], "merged+reranker": [1.0, 0.8]})
     for name, figures in (
         ("no-synthetic", {"merged": [0.4, 0.8]}),
         ("other-reranker", {"merged": [0.5, 0.9], "merged+reranker": [1.0, 1.0]}),
     ):
         run = load_config(file, variants(cfg)[name])
-        borrow(run, cfg)
-        finish(run, *(stage.name for stage, state in plan(run) if state != "done" and stage.name != "evaluate"))
+        reuse_stages(run, cfg)
+        finish(run, *(stage.name for stage, state in stage_states(run) if state != "done" and stage.name != "evaluate"))
         write(run, figures)
 
 

@@ -13,7 +13,17 @@ import pytest
 from qwen3emb.config.run import load_config
 from qwen3emb.core.artifact import StageResult, State, complete, start
 from qwen3emb.core.errors import UserError
-from qwen3emb.pipeline.stages import STAGES, Stage, borrow, identity, needs, own_folder, plan, selected, stage_folder
+from qwen3emb.pipeline.stages import (
+    STAGES,
+    Stage,
+    identity,
+    needs,
+    reuse_stages,
+    selected,
+    stage_folder,
+    stage_states,
+    writable_folder,
+)
 
 ABSENT = {"labelled", "reranker_weak"}  # the small run has neither sets nor that section
 
@@ -163,14 +173,14 @@ def test_a_plan_follows_storage(run_file: Path) -> None:
     finish(run_file, "corpus", "synthesize")
     cfg = load_config(run_file)
     start(stage_folder(cfg, "weak"), identity(cfg, "weak"))
-    states = {stage.name: state for stage, state in plan(cfg)}
+    states = {stage.name: state for stage, state in stage_states(cfg)}
     assert [states[n] for n in ("corpus", "synthesize", "weak", "filter")] == [
         "done",
         "done",
         "unfinished",
         "new",
     ]
-    other = {stage.name: state for stage, state in plan(load_config(run_file, ["synthesize.top_p=0.5"]))}
+    other = {stage.name: state for stage, state in stage_states(load_config(run_file, ["synthesize.top_p=0.5"]))}
     assert [other[n] for n in ("corpus", "synthesize", "weak")] == ["done", "different", "different"]
 
 
@@ -212,7 +222,7 @@ def test_labelled_sets_bring_their_stage_and_change_what_reads_it(run_file: Path
     data = run_file.parent / "pairs.jsonl"
     data.write_text('{"anchor": "q", "positive": "p"}\n')
     sets = [f"labelled={{sets: {{mine: {{path: {data}}}}}}}"]
-    without, with_sets = (plan(load_config(run_file, s)) for s in ([], sets))
+    without, with_sets = (stage_states(load_config(run_file, s)) for s in ([], sets))
     assert [s.name for s, _ in with_sets if s not in {x for x, _ in without}] == ["labelled"]
     before = fingerprints(run_file)
     after = {n: identity(load_config(run_file, sets), n).fingerprint for n in STAGES}
@@ -266,7 +276,10 @@ def test_a_wrong_config_ends_with_2(run_file: Path) -> None:
 
 def test_sections_that_are_left_out_leave_their_stages_out(run_file: Path) -> None:
     without = ["synthesize=null", "weak=null", "reranker=null", "mine.model=all-minilm"]
-    found = [stage.name for stage, _ in plan(load_config(run_file, [*without, f"mine.model={run_file.parent}/model"]))]
+    found = [
+        stage.name
+        for stage, _ in stage_states(load_config(run_file, [*without, f"mine.model={run_file.parent}/model"]))
+    ]
     assert found == ["corpus", "mine", "supervised", "merge", "evaluate", "index"]
     cfg = load_config(run_file, without)
     assert [needs(cfg, name) for name in ("mine", "supervised", "merge", "evaluate")] == [
@@ -287,7 +300,7 @@ def test_without_a_weak_stage_the_base_model_is_part_of_what_supervised_is(run_f
 
 def test_a_weak_stage_of_the_reranker_stands_before_it(run_file: Path) -> None:
     sets = ["reranker_weak={steps: 1, negatives: 2}"]
-    found = [stage.name for stage, _ in plan(load_config(run_file, sets))]
+    found = [stage.name for stage, _ in stage_states(load_config(run_file, sets))]
     assert found.index("reranker_weak") + 1 == found.index("reranker")
     cfg = load_config(run_file, sets)
     assert "reranker_weak" in needs(cfg, "reranker")
@@ -301,25 +314,25 @@ def test_finished_stages_of_another_run_serve_where_they_are_the_same(run_file: 
     lender = load_config(run_file)
     other = f"storage={run_file.parent}/other"
     cfg = load_config(run_file, [other, "supervised.steps=2"])
-    assert borrow(cfg, lender) == ["corpus", "synthesize", "weak", "filter", "mine", "reranker"]
-    states = {stage.name: state for stage, state in plan(cfg)}
+    assert reuse_stages(cfg, lender) == ["corpus", "synthesize", "weak", "filter", "mine", "reranker"]
+    states = {stage.name: state for stage, state in stage_states(cfg)}
     assert [states[n] for n in ("mine", "supervised", "reranker", "merge")] == ["done", "new", "done", "new"]
     assert stage_folder(cfg, "mine").uri == stage_folder(lender, "mine").uri
 
     # The lender changes: what was borrowed is neither used nor written over.
     changed = load_config(run_file, [other, "supervised.steps=2", "mine.margin=0.1"])
-    assert {s.name: state for s, state in plan(changed)}["mine"] == "different"
+    assert {s.name: state for s, state in stage_states(changed)}["mine"] == "different"
     with pytest.raises(UserError, match="stands for"):
-        own_folder(changed, "mine")
-    assert borrow(changed, lender) == ["corpus", "synthesize", "weak", "filter"]
-    assert own_folder(changed, "mine").uri == f"{run_file.parent}/other/mine"
+        writable_folder(changed, "mine")
+    assert reuse_stages(changed, lender) == ["corpus", "synthesize", "weak", "filter"]
+    assert writable_folder(changed, "mine").uri == f"{run_file.parent}/other/mine"
 
 
 def test_a_stage_that_the_run_began_itself_stays_its_own(run_file: Path) -> None:
     finish(run_file, "corpus")
     cfg = load_config(run_file, [f"storage={run_file.parent}/other"])
     start(stage_folder(cfg, "corpus"), identity(cfg, "corpus"))
-    assert borrow(cfg, load_config(run_file)) == []
+    assert reuse_stages(cfg, load_config(run_file)) == []
     assert stage_folder(cfg, "corpus").uri == f"{run_file.parent}/other/corpus"
 
 

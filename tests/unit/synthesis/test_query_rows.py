@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwen3emb.config.data import SynthesizeConfig
-from qwen3emb.synthesis.task_rows import Row
+from qwen3emb.synthesis.task_rows import SynthesisItem
 from qwen3emb.synthesis.writer import QueryWriter
 
 PASSAGE: dict[str, Any] = {"id": "p", "text": "text", "title": "", "language": "en", "source": "s"}
@@ -19,7 +19,7 @@ def writer(count: int) -> QueryWriter:
     return QueryWriter(None, cfg, seed=3)  # type: ignore[arg-type]  # no engine is asked
 
 
-def rows(count: int, people: list[str] = PEOPLE, **passage: Any) -> list[Row]:
+def rows(count: int, people: list[str] = PEOPLE, **passage: Any) -> list[SynthesisItem]:
     return writer(count).rows(PASSAGE | passage, "text", people)
 
 

@@ -15,7 +15,7 @@ from qwen3emb.synthesis.prompts import Configuration
 from qwen3emb.synthesis.requirements import Requirement
 from qwen3emb.synthesis.task_answers import parse_class, parse_new_task, parse_rewrites, parse_translation
 from qwen3emb.synthesis.task_prompts import drawn_sentence
-from qwen3emb.synthesis.task_rows import Call, Row
+from qwen3emb.synthesis.task_rows import Call, SynthesisItem
 from qwen3emb.synthesis.tasks import writers
 
 TEXT = "The ferry does not run on Sundays. Dogs travel free of charge on all boats."
@@ -23,14 +23,14 @@ PASSAGE: dict[str, Any] = {"id": "p/1", "text": TEXT, "title": "", "language": "
 LABELS = ["travel", "sport", "cooking"]
 
 
-def row(task: str, **config: Any) -> tuple[Row, Any]:
-    found = Row(PASSAGE, TEXT, ["a sailor"], Requirement("5-10", "en", "English"), task=task, shown=TEXT)
+def row(task: str, **config: Any) -> tuple[SynthesisItem, Any]:
+    found = SynthesisItem(PASSAGE, TEXT, ["a sailor"], Requirement("5-10", "en", "English"), task=task, shown=TEXT)
     shared = {"personas": "-", "languages": {"English": 1.0, "German": 1.0}, "tasks": {task: 1.0}}
     cfg = SynthesizeConfig.model_validate(shared | config)
     return found, writers(cfg, seed=1)[task]
 
 
-def asked(writer: Any, found: Row) -> Call:
+def asked(writer: Any, found: SynthesisItem) -> Call:
     call = writer.call(found)
     assert isinstance(call, Call)
     return call

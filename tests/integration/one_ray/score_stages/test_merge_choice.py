@@ -20,7 +20,7 @@ from qwen3emb.merging.stage import _on_this_node, merge_models
 from qwen3emb.merging.weights import probe_rows
 from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.objective.losses import ContrastiveBatch, contrastive_loss
-from qwen3emb.pipeline.stages import borrow
+from qwen3emb.pipeline.stages import reuse_stages
 from qwen3emb.text.identity import content_id
 from qwen3emb.text.retrieval_set import write_retrieval_set
 
@@ -41,7 +41,7 @@ def variant(upstream: Any, tmp_path: Path) -> Callable[..., Any]:
 
     def made(*settings: str) -> Any:
         cfg = load_config(upstream.config, [f"storage={tmp_path}/variant", *settings])
-        assert "supervised" in borrow(cfg, upstream.cfg)
+        assert "supervised" in reuse_stages(cfg, upstream.cfg)
         return replace(upstream, cfg=cfg)
 
     return made

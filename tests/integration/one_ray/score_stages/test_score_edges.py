@@ -20,7 +20,7 @@ from qwen3emb.core.records import PAIR
 from qwen3emb.evaluation.stage import evaluate_models
 from qwen3emb.filtering.stage import filter_pairs
 from qwen3emb.merging.stage import merge_models
-from qwen3emb.mining.rules import MinePair, Negatives, plan
+from qwen3emb.mining.rules import MinePair, Negatives, mining_plan
 from qwen3emb.mining.stage import mine_negatives
 from qwen3emb.mining.veto import judged_rules, veto
 from qwen3emb.model.reranker import Reranker
@@ -100,7 +100,7 @@ def test_no_pairs_to_mine_for_is_the_users_to_mend(elsewhere: Any) -> None:
 
 def test_a_reranker_vetoes_what_it_takes_for_an_answer(upstream: Any, logs: dict[str, str]) -> None:
     reranker = upstream.folder("reranker").local("checkpoints/step_000002")
-    work = plan(
+    work = mining_plan(
         [MinePair(p["id"], p["query"], p["document"], "labelled") for p in upstream.labelled],
         {"labelled": [p["document"] for p in upstream.labelled]},
     )

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from qwen3emb.objective.rows import TrainingRow
 
-__all__ = ["TextPlan", "plan_texts", "spread"]
+__all__ = ["TextAssignment", "assign_texts", "balance"]
 
 
 @dataclass(frozen=True)
-class TextPlan:
+class TextAssignment:
     """The distinct texts of a global batch. Queries count first: text t is a query where t < len(queries).
 
     Attributes:
@@ -34,10 +34,10 @@ class TextPlan:
 
     def shares(self, world: int) -> list[list[int]]:
         """For each rank the texts it computes, ascending."""
-        return spread([len(text) for text in (*self.queries, *self.documents)], world)
+        return balance([len(text) for text in (*self.queries, *self.documents)], world)
 
 
-def plan_texts(rows: Sequence[TrainingRow], hard_negatives: int, symmetric: bool = False) -> TextPlan:
+def assign_texts(rows: Sequence[TrainingRow], hard_negatives: int, symmetric: bool = False) -> TextAssignment:
     """List the texts of `rows` once each.
 
     Args:
@@ -54,7 +54,7 @@ def plan_texts(rows: Sequence[TrainingRow], hard_negatives: int, symmetric: bool
             second.setdefault(text, len(second))
     shift = 0 if symmetric else len(queries)
     pairs = [(i, text) for i, row in enumerate(rows) for text in row.negatives[:hard_negatives]]
-    return TextPlan(
+    return TextAssignment(
         list(queries),
         list(documents),
         [queries[row.query] for row in rows],
@@ -64,7 +64,7 @@ def plan_texts(rows: Sequence[TrainingRow], hard_negatives: int, symmetric: bool
     )
 
 
-def spread(lengths: Sequence[int], world: int) -> list[list[int]]:
+def balance(lengths: Sequence[int], world: int) -> list[list[int]]:
     """Numbers of the items for each rank, ascending, the sums of lengths nearly equal (longest item first)."""
     ranks: list[list[int]] = [[] for _ in range(world)]
     loads = [(0, rank) for rank in range(world)]
