@@ -25,8 +25,7 @@ def ours(folder: Path, texts: dict[str, list[str]]) -> Any:
     """Our stage's steps one after the other in this process; a function that mines, which gives (query, negatives)."""
     from qwen3emb.config.data import MineConfig
     from qwen3emb.encoding.vectors import Vectors
-    from qwen3emb.mining.rows import training_rows
-    from qwen3emb.mining.rules import MinePair, merged_hits, mining_plan, query_blocks, select_negatives
+    from qwen3emb.mining.rules import MinePair, merged_hits, mining_plan, query_blocks, select_negatives, training_rows
     from qwen3emb.mining.search import QUERIES_AT_ONCE, search_shard, shards
 
     rules = MineConfig(negatives=NEGATIVES, top_k=TOP, relative_margin=RELATIVE_MARGIN)

@@ -217,7 +217,7 @@ class Storage:
         return cache / key
 
     def upload(self, folder: Path, name: str) -> None:
-        """Copy a local folder to `name`; nothing to do where it is there already."""
+        """Copy the files of a local folder into `name`; where the folder is `name` itself, nothing is copied."""
         if self.is_local and Path(self.path(name)).resolve() == folder.resolve():
             return
         self.filesystem.create_dir(self.path(name), recursive=True)

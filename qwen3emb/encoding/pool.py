@@ -25,7 +25,7 @@ from qwen3emb.encoding.workers import (
 from qwen3emb.model.endpoint import notes_lines
 from qwen3emb.model.fetch import is_endpoint
 
-__all__ = ["Encoders", "Progress", "Rerankers", "asked_of", "encode_texts"]
+__all__ = ["Encoders", "Progress", "Rerankers", "asked_of"]
 
 Asked = str | Sequence[str | None] | None
 """An instruction of all texts, or one for each of them."""
@@ -186,25 +186,3 @@ def asked_of(instruction: Asked, rows: Sequence[int]) -> Asked:
         return instruction
     own = [instruction[row] for row in rows]
     return own[0] if len(set(own)) == 1 else own
-
-
-def encode_texts(
-    texts: Sequence[str],
-    *,
-    model_dir: str,
-    end_token: str | None,
-    dtype: str | None,
-    instruction: str | None,
-    max_tokens: int,
-    workers: int,
-    gpus_per_worker: float = 0,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """(len(texts), dimensions) normalised float32 in the order of `texts`, from a pool of this call's own.
-
-    Arguments and errors as of `Encoders` and `Encoders.encode`.
-    """
-    with Encoders(
-        model_dir, end_token=end_token, dtype=dtype, workers=workers, gpus_per_worker=gpus_per_worker
-    ) as pool:
-        return pool.encode(texts, max_tokens=max_tokens, instruction=instruction, progress=progress)

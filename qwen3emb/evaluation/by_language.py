@@ -10,8 +10,7 @@ from typing import Any
 from qwen3emb.config.catalogue import chosen_sets
 from qwen3emb.config.datasets import is_synthetic
 from qwen3emb.config.run import RunConfig
-from qwen3emb.text.identify import identified
-from qwen3emb.text.languages import UNDETERMINED
+from qwen3emb.text.languages import UNDETERMINED, identified
 
 __all__ = ["Query", "by_language", "languages_of", "trained_on"]
 

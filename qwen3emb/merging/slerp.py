@@ -27,7 +27,6 @@ __all__ = [
     "LERP_BELOW",
     "MergeReport",
     "SlerpReport",
-    "linear_mean",
     "merge_vectors",
     "normalise_weights",
     "slerp",
@@ -73,23 +72,6 @@ def spherical_mean(
     uses it (any pair counts), and where the mean is not unique (inputs spread beyond a hemisphere).
     Raises UserError for unequal shapes or dtypes, bad weights, and values that are NaN or infinite.
     """
-    return _mean(tensors, weights, base, name, linear=False)
-
-
-def linear_mean(
-    tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None = None, name: str = ""
-) -> tuple[Tensor, SlerpReport]:
-    """The weighted sum of N >= 1 tensors (LM-Cocktail, arXiv 2311.13534); arguments and errors as of `spherical_mean`.
-
-    The weights are normalised, so a base changes nothing but the angles in the report.
-    """
-    return _mean(tensors, weights, base, name, linear=True)
-
-
-def _mean(
-    tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None, name: str, linear: bool
-) -> tuple[Tensor, SlerpReport]:
-    """The spherical or the linear mean of tensors in memory."""
     shares = normalise_weights(weights, len(tensors))
     _check_tensors(tensors, base, name)
     merged = torch.empty(tensors[0].numel(), dtype=tensors[0].dtype)
@@ -98,7 +80,7 @@ def _mean(
         merged[start : start + len(values)] = values
 
     origin = None if base is None else InMemory(base)
-    row = merge_vectors([InMemory(t) for t in tensors], shares, keep, base=origin, name=name, linear=linear)
+    row = merge_vectors([InMemory(t) for t in tensors], shares, keep, base=origin, name=name, linear=False)
     return merged.reshape(tensors[0].shape), row
 
 

@@ -7,14 +7,17 @@ searches one shard of the documents for a block of queries, `merged_hits` joins 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from qwen3emb.config.data import MineConfig
 from qwen3emb.encoding.nearest import NONE, best_keys, decoded_keys, merged_keys
-from qwen3emb.text.false_negatives import Answers
+from qwen3emb.text.false_negatives import Answers, answers_of, true_negatives
 from qwen3emb.text.identity import content_id
 
 __all__ = [
@@ -29,6 +32,8 @@ __all__ = [
     "query_blocks",
     "search_vectors",
     "select_negatives",
+    "settle_negatives",
+    "training_rows",
 ]
 
 
@@ -232,3 +237,53 @@ def select_negatives(asked: QueryBlock, found: ShardHits, rules: MineConfig) -> 
         usable = np.flatnonzero(window & (candidates != NONE) & (theirs < limit))[: rules.negatives]
         chosen.append(Negatives(tuple(candidates[usable].tolist()), tuple(theirs[usable].tolist())))
     return chosen
+
+
+def training_rows(
+    pairs: Sequence[MinePair],
+    work: MiningPlan,
+    cosines: Mapping[tuple[int, int], float],
+    found: Mapping[tuple[str, int], Negatives | None],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training rows, rejects), one of them for each pair, in the order of the pairs."""
+    rows, rejects = [], []
+    for pair, (query, document) in zip(pairs, work.pairs, strict=True):
+        score = cosines[query, document]
+        negatives = found[pair.origin, query]
+        if negatives is None:
+            rejects.append(_refused(pair, score))
+            continue
+        row = {"id": pair.id, "query": pair.query, "positive": pair.document, "origin": pair.origin}
+        texts = [work.documents[n] for n in negatives.rows]
+        scores = {"positive_score": score, "negative_scores": list(negatives.scores), "grade": None}
+        rows.append({**row, "negatives": texts, **scores})
+    return rows, rejects
+
+
+def _refused(pair: MinePair, score: float) -> dict[str, Any]:
+    payload = json.dumps({"query": pair.query, "positive": pair.document, "score": score}, ensure_ascii=False)
+    where = {"id": pair.id, "stage": "mine", "source": pair.origin, "row": -1}
+    return where | {"reason": "positive_below_min", "payload": payload}
+
+
+def settle_negatives(rows: Sequence[dict[str, Any]], answers: Answers, searched: Collection[str]) -> Counter[str]:
+    """Take out of rows the negatives that are none; how many, by `false_negatives.FALSE`.
+
+    Args:
+        rows: with `query`, `positive`, `negatives`, `negative_scores`, `origin`; changed in place.
+        answers: of the queries of the origins `searched`, over all of these.
+        searched: origins whose positives answer the query in all of them; another origin's only in itself.
+    """
+    own: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        if row["origin"] not in searched:
+            own.setdefault(row["origin"], []).append((row["query"], row["positive"]))
+    by_origin = {origin: answers_of(pairs) for origin, pairs in own.items()}
+    total = Counter[str]()
+    for row in rows:
+        kept, left_out = true_negatives(row["query"], row["negatives"], by_origin.get(row["origin"], answers))
+        if left_out:
+            total += left_out
+            row["negatives"] = [row["negatives"][place] for place in kept]
+            row["negative_scores"] = [row["negative_scores"][place] for place in kept if row["negative_scores"]]
+    return total

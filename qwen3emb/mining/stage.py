@@ -21,7 +21,6 @@ from qwen3emb.core.progress import paced
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
 from qwen3emb.encoding.pool import Encoders
 from qwen3emb.encoding.vectors import Vectors, write_vectors
-from qwen3emb.mining.rows import settle_negatives, training_rows
 from qwen3emb.mining.rules import (
     CorpusSearch,
     MinePair,
@@ -33,6 +32,8 @@ from qwen3emb.mining.rules import (
     mining_plan,
     query_blocks,
     select_negatives,
+    settle_negatives,
+    training_rows,
 )
 from qwen3emb.mining.search import QUERIES_AT_ONCE, search_shard, shards
 from qwen3emb.mining.veto import judged_rules, veto

@@ -13,8 +13,8 @@ import numpy as np
 
 from qwen3emb.config.data import GatesConfig
 from qwen3emb.synthesis.requirements import Requirement
-from qwen3emb.text.identify import language_identifier
 from qwen3emb.text.identity import content_hash
+from qwen3emb.text.languages import language_identifier
 from qwen3emb.text.near_duplicates import is_unspaced, minhash, near_duplicates
 
 __all__ = ["Gates", "duplicate_queries", "word_count"]

@@ -4,6 +4,10 @@ The configuration call chooses who asks (one of the candidate characters), what 
 the query call writes it. Both are chats in which everything fixed comes first - instructions, then examples
 as earlier turns - so that an engine with a prefix cache computes it once. The passage keeps its language,
 everything else is English.
+
+`passage_last` gives each call a prompt of its own, with its instructions, examples and the person before the passage:
+small models write best so. `passage_first` gives both calls, and all queries of a passage, one beginning: the
+instructions and examples of both, then the passage; an engine with a prefix cache reads each passage once.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from qwen3emb.synthesis.requirements import Requirement
@@ -27,12 +32,14 @@ __all__ = [
     "Configuration",
     "Message",
     "configuration_answer",
+    "configuration_chat",
     "configuration_messages",
     "configuration_schema",
     "defused",
     "longest_query",
     "numbered",
     "query_answer",
+    "query_chat",
     "query_messages",
     "query_request",
     "query_schema",
@@ -248,3 +255,49 @@ def defused(text: str, special_tokens: Iterable[str]) -> str:
         if len(token) > 1 and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
+
+
+_PASSAGE_FIRST = "passage_first"
+_ACKNOWLEDGED = "Which of the two tasks?"
+
+
+def configuration_chat(order: str, passage: str, candidates: Sequence[str], draw: float) -> list[Message]:
+    """The chat of the configuration call; arguments as of `configuration_messages`, `order` as above."""
+    if order != _PASSAGE_FIRST:
+        return configuration_messages(passage, candidates, draw)
+    people = "\n".join(numbered(candidates))
+    return _shared_chat(passage, f"Task CHOOSE. People:\n{people}")
+
+
+def query_chat(
+    order: str, passage: str, character: str, configuration: Configuration, requirement: Requirement
+) -> list[Message]:
+    """The chat of the query call; arguments as of `query_messages`, `order` as above."""
+    if order != _PASSAGE_FIRST:
+        return query_messages(passage, character, configuration, requirement)
+    request = query_request(configuration, requirement)
+    return _shared_chat(passage, f"Task WRITE. A person ({character}) is looking for the passage. {request}")
+
+
+def _shared_chat(passage: str, request: str) -> list[Message]:
+    """The passage ends a turn of its own: what follows cannot change how it is split into tokens."""
+    return [
+        {"role": "system", "content": _shared_instructions()},
+        {"role": "user", "content": f"Passage:\n\n{passage}"},
+        {"role": "assistant", "content": _ACKNOWLEDGED},
+        {"role": "user", "content": request},
+    ]
+
+
+@cache
+def _shared_instructions() -> str:
+    """Both tasks with their examples: the same text for every row and call."""
+    parts = ["You get a passage, then one of two tasks.", f"Task CHOOSE. {CONFIGURATION_TASK}"]
+    for text, people, chosen in CONFIGURATION_EXAMPLES[:3]:
+        listed = "; ".join(numbered(people))
+        parts.append(f"Example. Passage: {text} People: {listed} Answer: {configuration_answer(chosen)}")
+    text, person, chosen, wanted, query = QUERY_EXAMPLE
+    request = query_request(chosen, wanted)
+    parts.append(f"Task WRITE. {QUERY_TASK}")
+    parts.append(f"Example. Passage: {text} Person: {person}. {request} Answer: {query_answer(query)}")
+    return "\n\n".join(parts)

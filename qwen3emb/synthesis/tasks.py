@@ -12,8 +12,7 @@ from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.core.draws import unit_draw
 from qwen3emb.synthesis.answers import parse_configuration, parse_query
 from qwen3emb.synthesis.gates import Gates, word_count
-from qwen3emb.synthesis.prompt_order import configuration_chat, query_chat
-from qwen3emb.synthesis.prompts import Configuration, configuration_schema, query_schema
+from qwen3emb.synthesis.prompts import Configuration, configuration_chat, configuration_schema, query_chat, query_schema
 from qwen3emb.synthesis.requirements import Requirement, choose, language_name, weighted_languages
 from qwen3emb.synthesis.task_answers import NewTask, parse_class, parse_new_task, parse_rewrites, parse_translation
 from qwen3emb.synthesis.task_prompts import (

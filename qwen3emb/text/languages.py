@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 from qwen3emb.core.errors import UserError
 
-__all__ = ["LANGUAGES", "UNDETERMINED", "check_language"]
+__all__ = ["LANGUAGES", "UNDETERMINED", "check_language", "identified", "language_identifier"]
 
 UNDETERMINED = "und"
 
@@ -80,3 +83,17 @@ def _nearest(code: str) -> str:
     codes = difflib.get_close_matches(head.lower(), LANGUAGES, n=1, cutoff=0.0)
     nearest = by_name[names[0]] if names else codes[0]
     return f'"{nearest}" ({LANGUAGES[nearest]})'
+
+
+@lru_cache(maxsize=1)
+def language_identifier() -> Any:
+    """`.classify(text)` gives (code, probability), `.labels` the codes that it knows; loaded once in a process."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def identified(texts: Sequence[str], sure: float) -> list[str]:
+    """The code of each text's language, `und` where the probability is below `sure`."""
+    found = (language_identifier().classify(text) for text in texts)
+    return [code if float(probability) >= sure else UNDETERMINED for code, probability in found]

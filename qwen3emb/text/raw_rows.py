@@ -6,6 +6,7 @@ Files stream: one row or one Parquet batch is held at a time.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import re
@@ -15,12 +16,12 @@ from typing import Literal, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs as pafs
+from pyarrow import parquet as pq
 
 from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.text.files import first_line
-from qwen3emb.text.plain_files import parquet_rows
 
-__all__ = ["TABLE_KINDS", "RawRow", "open_lines", "raw_rows", "user_read_errors"]
+__all__ = ["TABLE_KINDS", "RawRow", "open_lines", "parquet_rows", "raw_rows", "user_read_errors"]
 
 _UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that were not UTF-8, by surrogateescape
 _FIELD_LIMIT = 16 * 2**20  # characters; an unclosed quote must not swallow the rest of a huge file
@@ -206,3 +207,57 @@ _Quoting = Literal[0, 3]
 _TABLES: dict[str, tuple[str, _Quoting]] = {"csv": (",", csv.QUOTE_MINIMAL), "tsv": ("\t", csv.QUOTE_NONE)}
 TABLE_KINDS = ("jsonl", "parquet", *_TABLES)
 """Kinds of files whose rows have fields."""
+
+
+BATCH_ROWS = 1024
+
+
+def parquet_rows(
+    system: pafs.FileSystem,
+    path: str,
+    source: str,
+    fields: Sequence[str] | None = None,
+    optional: Sequence[str] = (),
+) -> Iterator[dict[str, object]]:
+    """The values of `fields` (default all) row by row, and of those of `optional` that are there.
+
+    A text that is not UTF-8, which Arrow does not promise, is bytes, also within lists and structs.
+
+    Raises UserError where a column is missing, and pyarrow's own errors where the file is not Parquet.
+    """
+    with system.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
+        names = file.schema_arrow.names
+        fields = names if fields is None else [*fields, *(name for name in optional if name in names)]
+        for name in fields:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+                hint = f"; the nearest is {near[0]!r}" if near else ""
+                raise UserError(f"{source} has no column {name!r}{hint} (it has {', '.join(names)}).")
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=fields):
+            columns = [_values(batch.column(name)) for name in fields]
+            for values in zip(*columns, strict=True):
+                yield dict(zip(fields, values, strict=True))
+
+
+def _values(column: pa.Array) -> list[object]:
+    try:
+        values: list[object] = column.to_pylist()
+    except UnicodeDecodeError:  # of one value; the others are to be had one by one
+        return [_lenient(value) for value in column]
+    return values
+
+
+def _lenient(value: pa.Scalar) -> object:
+    """A value as Python's, with the texts in it that are not UTF-8 as bytes."""
+    try:
+        plain: object = value.as_py()
+        return plain
+    except UnicodeDecodeError:
+        pass
+    if isinstance(value, pa.DictionaryScalar):
+        return _lenient(value.value)
+    if isinstance(value, pa.StructScalar):
+        return {name: _lenient(part) for name, part in value.items()}
+    if isinstance(value, pa.ListScalar):  # all kinds of lists, and maps
+        return [_lenient(part) for part in value.values]
+    return bytes(value.as_buffer())

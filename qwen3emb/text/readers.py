@@ -6,7 +6,8 @@ Files stream: a reader holds one row, one Parquet batch, or one megabyte of a te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,10 +17,14 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.rejects import Passage, Reject, clean_newlines, digits, escaped, text_problem
 from qwen3emb.text.files import SUFFIXES, file_prefixes, list_files, resolve
 from qwen3emb.text.languages import check_language
-from qwen3emb.text.plain_files import text_pieces
-from qwen3emb.text.raw_rows import TABLE_KINDS, open_lines, raw_rows, user_read_errors
+from qwen3emb.text.raw_rows import (
+    TABLE_KINDS,
+    open_lines,
+    raw_rows,
+    user_read_errors,
+)
 
-__all__ = ["STAGE", "check_language", "list_files", "read_file"]
+__all__ = ["STAGE", "TextPiece", "check_language", "list_files", "read_file", "text_pieces"]
 
 STAGE = "corpus"
 
@@ -171,3 +176,78 @@ def _field(value: object, name: str, spec: _Spec) -> tuple[str, str]:
 def _reject(spec: _Spec, row: int, reason: str, raw: bytes | str) -> Reject:
     reason = escaped(reason)
     return Reject(f"{spec.prefix}:{row}", STAGE, reason, spec.source, row, escaped(raw))
+
+
+PIECE_BYTES = 1 << 20
+
+
+_FENCE = re.compile(rb"\s{0,3}(```|~~~)")
+
+
+_HEADING = re.compile(rb"\s{0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*\r?\n?$")
+
+
+_UNDERLINE = re.compile(rb"\s{0,3}(=+|-+)[ \t]*\r?\n?$")
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """A whole text file or a megabyte of it: its bytes, its title ("" if none), its first line (from 1)."""
+
+    raw: bytes
+    title: str
+    line: int
+
+
+def text_pieces(lines: Iterable[bytes], markdown: bool) -> Iterator[TextPiece]:
+    """A text file in pieces of at least a megabyte, cut at blank lines; an ordinary file is one piece.
+
+    In markdown the first heading outside code is every piece's title, and front matter is left out.
+    """
+    kept: list[bytes] = []
+    size, first, title, any_yet = 0, 1, "", False
+    for number, line in enumerate(_front_matter_blanked(lines) if markdown else _no_mark(lines), start=1):
+        if size >= PIECE_BYTES and (not line.strip() or size >= 2 * PIECE_BYTES):
+            title = title or (_title(kept) if markdown else "")
+            yield TextPiece(b"".join(kept), title, first)
+            kept, size, first, any_yet = [], 0, number, True
+        kept.append(line)
+        size += len(line)
+    if not any_yet or b"".join(kept).strip():
+        yield TextPiece(b"".join(kept), title or (_title(kept) if markdown else ""), first)
+
+
+def _no_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines without a byte order mark at their start."""
+    for i, line in enumerate(lines):
+        yield line.removeprefix(b"\xef\xbb\xbf") if i == 0 else line
+
+
+def _front_matter_blanked(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines with YAML front matter emptied, so that line numbers stay; none if it never closes."""
+    source = iter(_no_mark(lines))
+    held = [line for line in [next(source, b"")] if line]
+    if held and held[0].rstrip() == b"---":
+        for line in source:
+            held.append(line)
+            closed = line.rstrip() in (b"---", b"...")
+            if closed or len(held) > 200:
+                held = [b"\n"] * len(held) if closed else held
+                break
+    yield from held
+    yield from source
+
+
+def _title(lines: Iterable[bytes]) -> str:
+    """The text of the first heading outside fenced code, "" where there is none."""
+    fenced, previous = False, b""
+    for line in lines:
+        if _FENCE.match(line):
+            fenced = not fenced
+        found = None if fenced else _HEADING.match(line)
+        if found:
+            return found.group(1).decode("utf-8", "replace").strip()
+        if not fenced and _UNDERLINE.match(line) and previous.strip():
+            return previous.decode("utf-8", "replace").strip()
+        previous = b"" if _UNDERLINE.match(line) or _FENCE.match(line) else line
+    return ""

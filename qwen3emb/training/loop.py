@@ -265,7 +265,10 @@ def _of_node(own: Path) -> Path:
 
 
 def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None:
-    """Validate, export a model directory, and register the state to resume from (in that order)."""
+    """Validate, export a model directory, then save the state to resume from and report it to Ray Train.
+
+    After the last step there is nothing to resume: only the metrics are reported.
+    """
     engine.eval()
     history.validated(step, job.task.validate(engine), job.task.cfg.stop_after)
     engine.train()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.exits import guarded
 from qwen3emb.core.storage import Storage
-from qwen3emb.encoding.pool import Encoders, Rerankers, encode_texts
+from qwen3emb.encoding.pool import Encoders, Rerankers
 from qwen3emb.encoding.vectors import write_vectors
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.reranker import Reranker
@@ -65,20 +65,6 @@ def test_written_vectors_stay_and_missing_ones_are_added(pool: Encoders, tmp_pat
     np.testing.assert_allclose(again.read(np.arange(150)), expected, atol=1e-4)
     other = write_vectors(pool, folder, TEXTS, max_tokens=64, instruction="Find it")
     assert not np.allclose(other.read(rows), expected[rows], atol=1e-2), "vectors of another instruction were kept"
-
-
-def test_encode_texts_is_one_pool_for_one_call(tiny_qwen3: Path) -> None:
-    got = encode_texts(
-        TEXTS[:9],
-        model_dir=str(tiny_qwen3),
-        end_token=END,
-        dtype="float32",
-        instruction=None,
-        max_tokens=32,
-        workers=1,
-    )
-    expected = Encoder(tiny_qwen3, end_token=END, dtype="float32").encode(TEXTS[:9], max_tokens=32)
-    np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 def test_rerankers_give_each_querys_own_scores(tiny_qwen3: Path) -> None:

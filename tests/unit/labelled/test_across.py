@@ -11,8 +11,7 @@ import pyarrow as pa
 from qwen3emb.core.records import TRAINING_ROW
 from qwen3emb.core.storage import Storage
 from qwen3emb.labelled.across import drop_false_negatives, shared_answers
-from qwen3emb.mining.rows import settle_negatives
-from qwen3emb.mining.rules import MinePair, mining_plan
+from qwen3emb.mining.rules import MinePair, mining_plan, settle_negatives
 from qwen3emb.text.false_negatives import FALSE, answers_of, read_answers, write_answers
 from qwen3emb.text.identity import content_id
 

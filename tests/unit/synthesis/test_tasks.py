@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.config.datasets import origin_of, trained_as
-from qwen3emb.synthesis.prompt_order import configuration_chat, query_chat
-from qwen3emb.synthesis.prompts import Configuration
+from qwen3emb.synthesis.prompts import Configuration, configuration_chat, query_chat
 from qwen3emb.synthesis.requirements import Requirement
 from qwen3emb.synthesis.task_answers import parse_class, parse_new_task, parse_rewrites, parse_translation
 from qwen3emb.synthesis.task_prompts import drawn_sentence
