@@ -19,8 +19,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.pipeline.stages import stage_folder
 from serve.app import RETRY_AFTER_S, Gateway, Served
-from serve.embedder import EmbedderReplica
-from serve.reranker import RerankerReplica
+from serve.replica import EmbeddingHead, Replica, RerankingHead
 from serve.searcher import Searcher
 
 __all__ = ["application", "build", "check_port", "serving", "what_is_served"]
@@ -74,12 +73,10 @@ def check_port(host: str, port: int) -> None:
 
 def application(served: Served, options: ServeConfig) -> Any:
     """The Serve application: ingress, embedder, and reranker and search where there are any."""
-    batching = (options.threads, options.max_batch_size, options.batch_wait_s)
-    replicas = options.embedder_replicas, options.reranker_replicas
-    embedder = _deployed(EmbedderReplica, options, replicas[0]).bind(served.embedding, *batching)
-    reranker = (
-        _deployed(RerankerReplica, options, replicas[1]).bind(served.reranker, *batching) if served.reranker else None
-    )
+    embedder = _deployed("embedder", EmbeddingHead, served.embedding, options, options.embedder_replicas)
+    reranker = None
+    if served.reranker:
+        reranker = _deployed("reranker", RerankingHead, served.reranker, options, options.reranker_replicas)
     searcher = _plain(Searcher, options).bind(served.index) if served.index else None
     return _plain(Gateway, options).bind(served, embedder, reranker, searcher)
 
@@ -100,15 +97,16 @@ def build(args: dict[str, Any]) -> Any:
     return application(what_is_served(cfg), cfg.serve)
 
 
-def _deployed(model: Any, options: ServeConfig, replicas: int) -> Any:
+def _deployed(name: str, head: Any, model: str, options: ServeConfig, replicas: int) -> Any:
     """A model's deployment: twice a batch may be inside, so that the next one is there when one ends."""
     actor = {
         "num_cpus": options.threads,
         "num_gpus": options.num_gpus,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(options.threads)}},
     }
-    return serve.deployment(
-        model,
+    deployment: Any = serve.deployment(
+        Replica,
+        name=name,
         num_replicas=replicas,
         ray_actor_options=actor,
         max_ongoing_requests=2 * options.max_batch_size,
@@ -116,6 +114,7 @@ def _deployed(model: Any, options: ServeConfig, replicas: int) -> Any:
         backpressure_config=_busy(),
         max_constructor_retry_count=2,
     )
+    return deployment.bind(head, model, options.threads, options.max_batch_size, options.batch_wait_s)
 
 
 def _plain(part: Any, options: ServeConfig) -> Any:

@@ -1,6 +1,6 @@
 """One file into candidate rows: passages, labelled pairs, evaluation functions and rejects, with signatures.
 
-Nothing is decided here that needs another file: duplicates, overlaps and caps are `corpus_split`'s.
+Nothing is decided here that needs another file: duplicates, overlaps and caps are `split`'s.
 """
 
 from __future__ import annotations

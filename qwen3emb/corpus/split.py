@@ -48,7 +48,7 @@ class _Keys:
 
 
 def decide(candidates: pa.Table, cfg: CorpusConfig, seed: int) -> Verdict:
-    """Judge the candidates, a table with the columns `corpus_rows.KEYS`; earlier rows win over later ones.
+    """Decide on the candidates, a table with the columns `candidates.KEYS`; earlier rows win over later ones.
 
     Evaluation functions (held-out before dev): duplicates of another, then those beyond `max_*_documents`.
     A query is asked only where no other function of its split has one like it, as there is one right answer.

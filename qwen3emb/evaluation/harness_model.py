@@ -18,7 +18,7 @@ _LOCAL = "local"  # the revision of tasks that `harness_tasks` makes of a folder
 
 Embed = Callable[[list[str], str | None], np.ndarray]
 """(n, dimensions) float32 unit vectors of n texts, as queries with an instruction or as documents with None."""
-Judge = Callable[[list[str], list[list[str]], str | None], list[np.ndarray]]
+PairScorer = Callable[[list[str], list[list[str]], str | None], list[np.ndarray]]
 """For each query the scores of its documents."""
 
 
@@ -104,7 +104,7 @@ class TwoStageSearch:
     def __init__(
         self,
         encoder: HarnessEncoder,
-        judge: Judge,
+        judge: PairScorer,
         instructions: Instructions,
         top: int,
         meta: Any,

@@ -45,7 +45,7 @@ def nearest(
 ) -> Ranking:
     """The `depth` nearest of (C, D) document vectors for each of (Q, D) query vectors, without those of `own`.
 
-    `own` holds the rows that do not count, for each query (`metrics.own_documents`).
+    `own` holds the rows that do not count, for each query (`retrieval.own_documents`).
     """
     rows, scores = top_k(queries, documents, min(depth, len(documents)), own)
     return Ranking(rows, scores)

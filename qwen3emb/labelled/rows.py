@@ -56,7 +56,7 @@ def read_labelled(
     Raises:
         NotThere: nothing is there, or it cannot be reached.
         UserError: it cannot be read, its format is not known, a class set has only one class, or grades do not say
-            what is a positive (`labelled_grades`).
+            what is a positive (`grades`).
     """
     rows: list[LabelledRow] = []
     grades = Grades(name, cfg)

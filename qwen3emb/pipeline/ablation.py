@@ -2,7 +2,7 @@
 
 Two of the rows stand in the full run: its weak model has seen synthetic data only, its supervised model is not merged.
 The others are runs of their own in which a section is missing or added; whatever they share with the full run is
-borrowed from it (`pipeline.borrow`).
+reused from it (`stages.reuse_stages`).
 """
 
 from __future__ import annotations

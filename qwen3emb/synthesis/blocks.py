@@ -122,7 +122,7 @@ def read_block(folder: Storage, plan: BlockPlan, block: Block) -> list[dict[str,
     """The passages of a block, each with `problem`: why no query can be written for it, or None.
 
     Codes: duplicate_id (the first passage with the id is kept), empty_passage, and those of
-    `rows.text_problem`.
+    `rejects.text_problem`.
     """
     rows: list[dict[str, Any]] = []
     for segment in block.segments:

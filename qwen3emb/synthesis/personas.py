@@ -67,7 +67,7 @@ def parse_personas(content: bytes, source: str) -> tuple[list[str], list[Reject]
 
     Further fields (Persona Hub has some) are ignored, empty lines too. Reject codes: invalid_utf8,
     invalid_json, missing_persona (no such field, or not a text), empty_persona, duplicate_persona, and those
-    of `rows.text_problem`.
+    of `rejects.text_problem`.
     """
     personas: dict[str, None] = {}
     rejects = []

@@ -1,0 +1,101 @@
+"""The deployment of a model: batches of finished token ids to vectors or to scores, by its head."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ray import serve
+
+from qwen3emb.core.storage import Storage
+from qwen3emb.model.encoder import Encoder, normalised_prefix, pooled
+from qwen3emb.model.loading import stored_dtype
+from qwen3emb.model.packing import pack
+from qwen3emb.model.reranker import Reranker, answer_states
+from serve.batching import Failure, Job, forward_passes
+
+__all__ = ["EmbeddingHead", "Replica", "RerankingHead"]
+
+
+class EmbeddingHead:
+    """An embedding model, and what it makes of the jobs of a batch."""
+
+    def __init__(self, model_dir: str, threads: int) -> None:
+        """Load the embedding model of ours that lies at `model_dir`, a directory or URI, for so many CPU threads."""
+        folder = Storage(model_dir).local()
+        self._encoder = Encoder(folder, dtype=stored_dtype(folder), threads=threads)
+
+    def __call__(self, jobs: Sequence[Job]) -> list[np.ndarray | Failure]:
+        """For each job (leaves, dimensions) normalised float32."""
+        rows: list[list[np.ndarray]] = [[np.empty(0)] * len(job.leaves) for job in jobs]
+        for places, trees in forward_passes(jobs):
+            states = pooled(self._encoder.trunk, pack(trees).to(self._encoder.device))
+            for (i, j), state in zip(places, states, strict=True):
+                rows[i][j] = normalised_prefix(state[None], jobs[i].dimensions)[0].cpu().numpy()
+        return [_finite(np.stack(row), "vector") for row in rows]
+
+
+class RerankingHead:
+    """A reranker, and what it makes of the jobs of a batch."""
+
+    def __init__(self, model_dir: str, threads: int) -> None:
+        """Load the reranker that lies at `model_dir`, a directory or URI, for so many CPU threads."""
+        folder = Storage(model_dir).local()
+        self._reranker = Reranker(folder, dtype=stored_dtype(folder), threads=threads)
+
+    def __call__(self, jobs: Sequence[Job]) -> list[np.ndarray | Failure]:
+        """For each job (leaves,) float32 scores."""
+        scores = [np.empty(len(job.leaves), dtype=np.float32) for job in jobs]
+        for places, trees in forward_passes(jobs):
+            states = answer_states(self._reranker.model, pack(trees).to(self._reranker.device))
+            found = torch.sigmoid(states.float() @ self._reranker.direction).cpu().numpy()
+            for (i, j), score in zip(places, found, strict=True):
+                scores[i][j] = score
+        return [_finite(score, "score") for score in scores]
+
+
+class Replica:
+    """One replica of a model: it gathers jobs and hands them to its head."""
+
+    def __init__(
+        self,
+        head: type[EmbeddingHead | RerankingHead],
+        model_dir: str,
+        threads: int,
+        max_batch_size: int,
+        batch_wait_s: float,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            head: what the model is.
+            model_dir: its directory or URI.
+            threads: CPU threads.
+            max_batch_size: jobs computed together.
+            batch_wait_s: how long a job waits for others.
+        """
+        self._head = head(model_dir, threads)
+        batched: Any = self._together
+        batched.set_max_batch_size(max_batch_size)
+        batched.set_batch_wait_timeout_s(batch_wait_s)
+
+    async def __call__(self, job: Job) -> np.ndarray | Failure:
+        """What the head makes of one job."""
+        result: np.ndarray | Failure = await self._together(job)
+        return result
+
+    @serve.batch
+    async def _together(self, jobs: list[Job]) -> list[np.ndarray | Failure]:
+        # In a thread, so that requests are taken in while the model computes.
+        return await asyncio.to_thread(self._compute, jobs)
+
+    def _compute(self, jobs: list[Job]) -> list[np.ndarray | Failure]:
+        with torch.inference_mode():
+            return self._head(jobs)
+
+
+def _finite(numbers: np.ndarray, what: str) -> np.ndarray | Failure:
+    return numbers if np.isfinite(numbers).all() else Failure(f"the model gave a {what} that is not finite")
