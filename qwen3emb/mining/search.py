@@ -17,7 +17,7 @@ QUERIES_AT_ONCE = 4096
 
 
 def search_shard(queries: Vectors, documents: Vectors, asked: QueryBlock, shard: tuple[int, int], k: int) -> ShardHits:
-    """What the documents from `shard[0]` on, before `shard[1]`, have for a block of queries; see `rules.search_vectors`."""
+    """What the documents from `shard[0]` on, before `shard[1]`, have for a block of queries (`search_vectors`)."""
     vectors = documents.read(np.arange(*shard))
     return search_vectors(queries.read(np.asarray(asked.rows)), shard[0], vectors, asked, k)
 
