@@ -52,9 +52,9 @@ class CorpusSearch:
     """The queries of one origin and the corpus they are mined from.
 
     Attributes:
-        queries: (n,) rows of `MinePlan.queries`, ascending.
-        corpus: rows of `MinePlan.documents`, distinct, ascending.
-        positives: for each query the rows of `MinePlan.documents` that answer it, of all origins that ask alike.
+        queries: (n,) rows of `MiningPlan.queries`, ascending.
+        corpus: rows of `MiningPlan.documents`, distinct, ascending.
+        positives: for each query the rows of `MiningPlan.documents` that answer it, of all origins that ask alike.
         excluded: for each query the rows of `corpus` that can be no negative of it: what answers its text, with
             whatever instruction, what else is known to answer it, and a document with the query's own text.
     """
@@ -86,7 +86,7 @@ class MiningPlan:
 
 @dataclass(frozen=True)
 class Negatives:
-    """Rows of `MinePlan.documents` of a query's negatives, hardest first, and their scores."""
+    """Rows of `MiningPlan.documents` of a query's negatives, hardest first, and their scores."""
 
     rows: tuple[int, ...]
     scores: tuple[float, ...]
@@ -97,11 +97,11 @@ class QueryBlock:
     """A block of a search's queries, and what is asked of every shard for them.
 
     Attributes:
-        rows: rows of `MinePlan.queries`.
-        corpus: (C,) int64, ascending: the rows of `MinePlan.documents` to search.
+        rows: rows of `MiningPlan.queries`.
+        corpus: (C,) int64, ascending: the rows of `MiningPlan.documents` to search.
         excluded: for each query the rows that do not count.
         owners: (P,) int64, ascending: places of the block's queries, one for each positive of theirs.
-        positives: (P,) int64 rows of `MinePlan.documents` of those positives.
+        positives: (P,) int64 rows of `MiningPlan.documents` of those positives.
     """
 
     rows: list[int]
@@ -188,7 +188,7 @@ def search_vectors(queries: np.ndarray, first: int, vectors: np.ndarray, asked: 
 
     Args:
         queries: (Q, D) float32 unit vectors.
-        first: row of `MinePlan.documents` that the shard begins with.
+        first: row of `MiningPlan.documents` that the shard begins with.
         vectors: (S, D) float32 unit vectors of the shard.
         asked: what is asked of all shards.
         k: candidates per query.

@@ -245,8 +245,8 @@ def mined_blocks(
 
     Args:
         search: what is asked.
-        queries: vectors of `MinePlan.queries`.
-        documents: vectors of `MinePlan.documents`.
+        queries: vectors of `MiningPlan.queries`.
+        documents: vectors of `MiningPlan.documents`.
         rules: the rules; `rules.shard_rows` documents are held by one task.
         progress: called with (queries done, queries in all).
     """

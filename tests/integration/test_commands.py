@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.unit.evaluate.test_ablation import finished_ablation
-from tests.unit.test_cli import finish
 
 from qwen3emb.pipeline.stages import STAGES
+from tests.unit.cli.test_main import finish
 from tests.unit.conftest import run_file  # noqa: F401, a fixture
+from tests.unit.pipeline.test_ablation import finished_ablation
 
 pytestmark = pytest.mark.integration
 

@@ -67,9 +67,7 @@ def client(code: str, *words: str) -> subprocess.CompletedProcess[str]:
 
     Ray reads its authentication mode once per process, and other tests have started a Ray without it in this one.
     """
-    imports = (
-        "import json, sys\nfrom qwen3emb.config.run import load_config\nfrom cluster.submission import connect, there\n"
-    )
+    imports = "import json, sys\nfrom qwen3emb.config.run import load_config\nfrom cluster.submission import cluster_target, connect\n"
     command = [sys.executable, "-c", imports + textwrap.dedent(code), *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
@@ -139,12 +137,12 @@ def test_one_process_may_have_one_head_after_another() -> None:
 
 PIPELINE_AS_A_JOB = """
 address, file, *sets = sys.argv[1:]
-target = there(connect(address), load_config(file, sets), file, sets)
+target = cluster_target(connect(address), load_config(file, sets), file, sets)
 sys.exit(target.run("jobs.pipeline", ["--only", "corpus"]))
 """
 ARGUMENTS_OF_A_JOB = """
 address, file = sys.argv[1:]
-print(json.dumps(there(connect(address), load_config(file), file, []).options))
+print(json.dumps(cluster_target(connect(address), load_config(file), file, []).options))
 """
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tests.unit.train.test_global_gradients import check, gradients, reference
+
+from tests.unit.objective.test_global_gradients import check, gradients, reference
 
 pytestmark = pytest.mark.integration
 

@@ -127,6 +127,6 @@ def test_pieces_merged_by_ray_tasks_are_the_same_to_the_bit(
     folders = [Path(name) for name in names]
     whole = merge_checkpoints(folders, tmp_path / "whole")
     monkeypatch.setattr(pieces, "PIECE_BYTES", 40_000)
-    apart = merge_checkpoints(folders, tmp_path / "apart", spread=_on_this_node)
+    apart = merge_checkpoints(folders, tmp_path / "apart", run_pieces=_on_this_node)
     assert whole.rows == apart.rows
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "apart/model.safetensors").read_bytes()
