@@ -67,7 +67,8 @@ def client(code: str, *words: str) -> subprocess.CompletedProcess[str]:
 
     Ray reads its authentication mode once per process, and other tests have started a Ray without it in this one.
     """
-    imports = "import json, sys\nfrom qwen3emb.config.run import load_config\nfrom cluster.submission import cluster_target, connect\n"
+    lines = ["import json, sys", "from qwen3emb.config.run import load_config"]
+    imports = "\n".join([*lines, "from cluster.submission import cluster_target, connect", ""])
     command = [sys.executable, "-c", imports + textwrap.dedent(code), *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
