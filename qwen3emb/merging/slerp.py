@@ -99,12 +99,15 @@ def merge_vectors(
     takes the first element's number and the merged values from there on, in the vectors' dtype; they
     are valid until it returns. Returns the report. Raises UserError for NaN and infinity.
     """
+    # All that SLERP needs of N long vectors are N norms and N x N angles: they are measured while the vectors stream
+    # by in chunks, and combined while they stream by once more. No vector is ever whole in memory.
     norms, angles = _measure(vectors, base, name)
     coefficients, reason = torch.tensor(shares, dtype=torch.float64), "asked for"
     if not linear:
         coefficients, reason = _coefficients(angles, norms, coefficients)
     values = tuple(coefficients.tolist())
     _combine(vectors, base, values, write)
+    # A zero vector has no direction, so its angles say nothing and are not reported.
     directed = angles[norms > 0][:, norms > 0]
     return SlerpReport(
         name=name,
@@ -165,12 +168,14 @@ def _measure(vectors: Sequence[Vector], base: Vector | None, name: str) -> tuple
         where = f"checkpoint number {number}" + ("" if base is None else " or of the base")
         raise UserError(f"Tensor {name!r} of {where} holds NaN or infinity; leave that checkpoint out.")
     scale = torch.where(norms > 0, norms, 1.0)
+    # (N, N) above the diagonal: |w_i - w_j|^2 less (|w_i| - |w_j|)^2 is what the directions differ in.
     rest = apart - (norms[:, None] - norms).square().triu(1)
     chords = rest / torch.outer(scale, scale)
     if bool((rest < _ENOUGH * apart).any()):
         chords = torch.zeros_like(apart)
         for _, rows, _ in chunks(vectors, base):
             chords += _squared_distances([row.div_(length) for row, length in zip(rows, scale, strict=True)])
+    # chord = 2 sin(angle / 2), hence the arcsine; rounding may lift a chord of opposite vectors above 2.
     chords = (chords + chords.T).sqrt()
     return norms, 2.0 * torch.asin((chords / 2.0).clamp(max=1.0))
 
@@ -204,6 +209,7 @@ def _coefficients(angles: Tensor, norms: Tensor, weights: Tensor) -> tuple[Tenso
         return weights, "antipodal"
     if len(weights) == 2:
         # weights = (1 - alpha, alpha)
+        # The closed form of two vectors, sin((1-a) theta)/sin theta and sin(a theta)/sin theta; no iteration.
         return torch.sin(weights * widest) / math.sin(widest), ""
     mean = _karcher(torch.cos(angles), weights)
     return (weights, "no unique mean") if mean is None else (mean, "")
@@ -241,6 +247,7 @@ def _combine(
 ) -> None:
     """sum_i c_i w_i (plus the base), summed in float64 and rounded once."""
     for start, rows, origin in chunks(vectors, base):
+        # In place: `rows` are float64 copies of this chunk that nobody else reads.
         total = rows[0].mul_(coefficients[0])
         for row, coefficient in zip(rows[1:], coefficients[1:], strict=True):
             total += row.mul_(coefficient)

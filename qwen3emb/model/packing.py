@@ -68,6 +68,8 @@ class PackedBatch:
 
 def pack(trees: Sequence[Tree]) -> PackedBatch:
     """Concatenate trees into one packed batch; leaves keep their order."""
+    # N leaves of T tokens in all become ONE row (1, T): no token is padding. What keeps them apart is the mask that
+    # `segments` describes; what makes a leaf's states those of prefix + leaf alone is its positions.
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
@@ -75,6 +77,8 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
     for prefix, leaves in trees:
         start, shared = len(ids), len(prefix)
         if shared:
+            # A prefix is computed once, whatever the number of its leaves: its tokens see only each other, causally, so
+            # their states do not depend on the leaves behind it.
             segments.append(Segment(start, start + shared))
             ids.extend(prefix)
             positions.extend(range(shared))
@@ -82,7 +86,10 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
             assert len(leaf) > 0, "an empty leaf has no last token"
             segments.append(Segment(len(ids), len(ids) + len(leaf), start, start + shared))
             ids.extend(leaf)
+            # Every leaf goes on at position `shared`, not behind the leaf before it: rotary positions must be those of
+            # the sequence prefix + leaf.
             positions.extend(range(shared, shared + len(leaf)))
+            # Pooling and answers read the LAST token; its place in the row is all that is left of where leaves end.
             last.append(len(ids) - 1)
     return PackedBatch(
         torch.tensor([ids]), torch.tensor([positions]), tuple(segments), torch.tensor(last, dtype=torch.long)
@@ -93,6 +100,7 @@ def allowed(batch: PackedBatch) -> Tensor:
     """(T, T) boolean: may token row attend to token column. The slow, obvious form of the mask."""
     mask = torch.zeros(batch.tokens, batch.tokens, dtype=torch.bool)
     for s in batch.segments:
+        # The whole prefix stands before the leaf, so all of it is visible; inside the leaf it is causal.
         mask[s.start : s.end, s.prefix_start : s.prefix_end] = True
         mask[s.start : s.end, s.start : s.end] = torch.ones(s.end - s.start, s.end - s.start).tril().bool()
     return mask

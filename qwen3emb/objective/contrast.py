@@ -38,13 +38,19 @@ def contrastive_gradients(
     """
     rank, world = rank_and_world()
     count, width = batch.queries.shape
+    # Every rank has the whole batch; rank r computes the score rows of tiles r, r + W, ... and no others. Tiles are
+    # made small enough that each rank gets one.
     tile = max(1, min(tile, -(-count // world)))
     starts = range(0, count, tile)[rank::world]
+    # (N, D), (N, D), (M, D). Gradients add up over the MRL prefixes and the tiles, in float32 whatever the model has.
     raw = [batch.queries, batch.positives, batch.negatives]
     gradients = [torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in raw]
     loss = 0.0
     metrics: dict[str, float] = {}
     for dimensions, weight in prefixes(cfg, width):
+        # Two graphs with a cut between them: leaf -> unit (normalising, whole batch) and cut -> loss (per tile). The
+        # graph of a tile, (tile) x (3N + 2M) scores, is freed as soon as its gradient lies in cut.grad; normalising,
+        # which all tiles share, is walked back once at the end.
         leaves = [t[:, :dimensions].detach().float().requires_grad_() for t in raw]
         units = [normalize(leaf, dim=-1) for leaf in leaves]
         cut = [unit.detach().requires_grad_() for unit in units]
@@ -52,12 +58,15 @@ def contrastive_gradients(
         sums = LossSums()
         for start in starts:
             part, found = contrastive_rows(here, slice(start, start + tile), cfg, explicit_only)
+            # Divided by N of the global batch here: tiles and ranks are then summed, never averaged.
             torch.autograd.backward(part * (weight / count))
             sums = sums + found
         for total, leaf, unit, used in zip(gradients, leaves, units, cut, strict=True):
             if used.grad is not None:
+                # Through the normalisation: only what is orthogonal to a vector is left of its gradient.
                 torch.autograd.backward(unit, used.grad)
                 assert leaf.grad is not None
+                # A prefix loss moves the first `dimensions` columns only.
                 total[:, :dimensions] += leaf.grad
         sums = LossSums(*_summed([torch.tensor(astuple(sums), dtype=torch.float64)])[0].tolist())
         loss += weight * sums.loss / count
@@ -95,7 +104,9 @@ def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:
     if rank_and_world()[1] == 1:
         return list(tensors)
     device = tensors[0].device
+    # One exchange instead of one per tensor: what counts with small tensors is the number of round trips.
     flat = torch.cat([t.flatten() for t in tensors])
+    # NCCL reduces CUDA tensors only; the float64 sums of the metrics are made on the CPU.
     flat = flat.cuda() if dist.get_backend() == "nccl" and device.type == "cpu" else flat
     dist.all_reduce(flat)
     parts = torch.split(flat.to(device), [t.numel() for t in tensors])

@@ -109,7 +109,7 @@ def contrastive_loss(
 def contrastive_rows(
     batch: ContrastiveBatch, rows: slice, cfg: LossConfig, explicit_only: bool = False
 ) -> tuple[Tensor, LossSums]:
-    """The rows `rows` of `contrastive_loss`, summed: a tile of (rows) x (2N + 2M) scores.
+    """The rows `rows` of `contrastive_loss`, summed: a tile of (rows) x (3N + 2M) scores: q-d, q-q and d-d.
 
     Arguments as of `contrastive_loss`.
     """
@@ -118,19 +118,24 @@ def contrastive_rows(
     here = every[rows, None]  # (n, 1)
     queries, positives = batch.queries[rows], batch.positives[rows]
     positive = (queries * positives).sum(dim=1)  # (n,)
+    # (n, 1). A negative that scores above this is taken for a false one and masked (paper section 2: margin 0.1).
+    # Detached: the mask must not be a way to lower the loss.
     limit = positive.detach()[:, None] + cfg.margin
     documents = torch.cat([batch.positives, batch.negatives])  # (N + M, D)
     document_ids = torch.cat([batch.positive_ids, batch.negative_ids])
     own = torch.cat([every, batch.owner])[None] == here  # (n, N + M): belongs to this row
+    # (n, N + M) booleans from here on: which documents are the row's hard negatives, and which are other rows'.
     hard = own & (torch.arange(len(documents), device=every.device) >= count)[None]
     others = _others(own, count, cfg.in_batch_hard) & (not explicit_only)
     same = cfg.mask_identical & _answers(batch, rows, document_ids)
 
+    # (n, N + M) cosines, since the vectors are normalised.
     query_document = queries @ documents.T
     candidate = hard | others
     kept = candidate & ~same & (query_document.detach() <= limit)
     logits, masks, total = [query_document], [kept], candidate.sum()
     if cfg.query_query and not explicit_only:
+        # (n, N). Queries are negatives of queries too; an equal text is no negative.
         query_query = queries @ batch.queries.T
         different = here != every[None]
         twin = cfg.mask_identical & (batch.query_ids[rows, None] == batch.query_ids[None])
@@ -138,10 +143,13 @@ def contrastive_rows(
         masks.append(different & ~twin & (query_query.detach() <= limit))
         total = total + different.sum()
     if cfg.document_document and not explicit_only:
+        # (n, N + M): the row's positive against the documents of other rows.
         logits.append(positives @ documents.T)
         masks.append(others & ~same)
         total = total + others.sum()
 
+    # One log-sum-exp over all terms of Z, the positive's first: -log(e^{s+} / Z) = logsumexp(all) - s+. Masked terms
+    # are -inf and add nothing; the positive is never masked, so that no row is empty.
     everything, mask = torch.cat(logits, dim=1) / cfg.temperature, torch.cat(masks, dim=1)
     anchor = positive[:, None] / cfg.temperature
     scores = torch.cat([anchor, everything.masked_fill(~mask, -torch.inf)], dim=1)
@@ -198,6 +206,8 @@ def cosent_loss(first: Tensor, second: Tensor, grades: Tensor, temperature: floa
         temperature: tau.
     """
     cosine = (first * second).sum(dim=1) / temperature
+    # (N, N). A pair that the grades order one way and the cosines the other costs; the 0 put in front of the
+    # log-sum-exp is the 1 of log(1 + ...).
     difference = cosine[None] - cosine[:, None]  # [a, b] = s_b - s_a
     wanted = grades[:, None] > grades[None]
     violations = difference.masked_fill(~wanted, -torch.inf).flatten()

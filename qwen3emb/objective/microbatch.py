@@ -90,22 +90,32 @@ def cached_backward(
     Returns:
         The number of rounds, the largest number of micro-batches on any rank.
     """
+    # The decision must be the same on every rank, since forwards and backwards are collective under ZeRO-3: both
+    # numbers are maxima over the ranks.
     rounds, tokens = _most([len(batches), sum(batch.tokens for batch in batches)], engine.device)
     if rounds == 1 or tokens <= token_budget:
         _kept(engine, batches, forward, gradient_of, rounds)
         return rounds
+    # Pass 1, no graph: all vectors of this rank, and of each pass the random state that it began with. The loss needs
+    # the vectors of the whole global batch at once, but not their graphs; those are what does not fit.
     states, pieces = [], []
     with torch.no_grad():
         for n in range(rounds):
             between_passes(n, engine.device.type)
             states.append(_random_state(engine.device))
+            # A rank that is done repeats its last micro-batch until the slowest rank is: nobody may miss a collective.
             pieces.append(forward(batches[min(n, len(batches) - 1)]))
     own = pieces[: len(batches)]
+    # (leaves of this rank, D): d loss / d vectors, exact for the global batch; then back in pieces like the batches.
     gradients = torch.split(gradient_of(torch.cat(own)), [len(p) for p in own])
     for n in range(rounds):
         between_passes(n, engine.device.type)
+        # Pass 2, with a graph: the same forward again. Without the same random state dropout would drop other units,
+        # and the gradient would be that of vectors the loss has never seen.
         with _replayed(states[n], engine.device):
             vectors = forward(batches[min(n, len(batches) - 1)])
+        # Chain rule: the gradient of sum(v * g) with g constant is g^T dv/dw, which is d loss / dw of this micro-batch.
+        # A repeated micro-batch counts zero times.
         gradient = gradients[n] if n < len(batches) else torch.zeros_like(vectors)
         engine.backward((vectors * gradient).sum(), n + 1 == rounds)
     return rounds
@@ -122,6 +132,7 @@ def _kept(
     pieces = [forward(batches[min(n, len(batches) - 1)]) for n in range(rounds)]
     own = torch.cat(pieces[: len(batches)])
     loss = (own * gradient_of(own.detach())).sum()
+    # Zero times the repeated vectors: no gradient, but their graphs run backward as on the other ranks.
     for repeated in pieces[len(batches) :]:
         loss = loss + (repeated * 0).sum()
     engine.backward(loss, True)
