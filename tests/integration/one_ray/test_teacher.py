@@ -45,7 +45,7 @@ def test_every_row_gets_the_teachers_scores_once(
     cfg = config(tmp_path, minimal_run, tiny_qwen3, reranker=section, mine={"negatives": 3})
     assert cfg.reranker is not None
     out, said = Storage(str(tmp_path / "stage")), []
-    found = teacher.taught(ROWS, cfg.reranker, cfg, ASKED, out, said.append)
+    found = teacher.with_teacher_scores(ROWS, cfg.reranker, cfg, ASKED, out, said.append)
     judge = Reranker(tiny_qwen3, dtype="float32")
     for row, given in zip(found, ROWS, strict=True):
         documents = [row.positive, *row.negatives[:3]]
@@ -57,14 +57,14 @@ def test_every_row_gets_the_teachers_scores_once(
 
     out.delete("teacher/part-000001.parquet")  # what a killed run had not written yet
     said.clear()
-    assert teacher.taught(ROWS, cfg.reranker, cfg, ASKED, out, said.append) == found
+    assert teacher.with_teacher_scores(ROWS, cfg.reranker, cfg, ASKED, out, said.append) == found
     assert "documents of 2 rows" in said[0]
     said.clear()
-    assert teacher.taught(ROWS, cfg.reranker, cfg, ASKED, out, said.append) == found and not said
+    assert teacher.with_teacher_scores(ROWS, cfg.reranker, cfg, ASKED, out, said.append) == found and not said
     other = ROWS[::-1]  # what lies there is of other rows
-    assert teacher.taught(other, cfg.reranker, cfg, ASKED, out, said.append) == found[::-1]
+    assert teacher.with_teacher_scores(other, cfg.reranker, cfg, ASKED, out, said.append) == found[::-1]
     plain = cfg.reranker.model_copy(update={"teacher": None})
-    assert teacher.taught(ROWS, plain, cfg, ASKED, out, said.append) == ROWS
+    assert teacher.with_teacher_scores(ROWS, plain, cfg, ASKED, out, said.append) == ROWS
 
 
 def test_the_reranker_starts_from_its_weak_stage_where_there_is_one(
