@@ -32,6 +32,15 @@ __all__ = [
     "require_section",
 ]
 
+# Fields that change how fast a stage runs or where, not what it writes.
+OPERATIONAL = {
+    *("workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"),
+    *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing", "shard_rows"),
+}
+
+OWN_CLUSTER = "QWEN3EMB_OWN_CLUSTER"
+"""Set in all processes of a Ray that ends with what started it: a driver's embedded one, a pipeline's private head."""
+
 
 class ClusterConfig(Section):
     """Which Ray the stages run on."""
@@ -252,14 +261,3 @@ def _all_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]
         if section is not None:
             keys.extend(_all_keys(section, f"{prefix}{name}."))
     return keys
-
-
-# Fields that change how fast a stage runs or where, not what it writes.
-OPERATIONAL = {
-    *("workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"),
-    *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing", "shard_rows"),
-}
-
-
-OWN_CLUSTER = "QWEN3EMB_OWN_CLUSTER"
-"""Set in all processes of a Ray that ends with what started it: a driver's embedded one, a pipeline's private head."""

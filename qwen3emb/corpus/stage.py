@@ -37,7 +37,7 @@ from qwen3emb.corpus.split import Verdict, decide
 from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
-__all__ = ["build_corpus", "read_candidates"]
+__all__ = ["build_corpus"]
 
 Row = dict[str, Any]
 
@@ -58,7 +58,7 @@ def build_corpus(ctx: StageContext, progress: Progress | None = None) -> StageRe
     if Path(model).expanduser().is_dir():  # a name or hub id is looked up where the task runs
         model = str(Path(model).expanduser().resolve())
     units = reading_units(files, cfg)
-    read_candidates(units, cfg, seed, out, model, progress)
+    _read_candidates(units, cfg, seed, out, model, progress)
     parts = [name for name in out.names(CANDIDATES, ".parquet") if name.split("/")[1] in units]
     verdict = decide(_keys(out, parts), cfg, seed)
     for name in _OUTPUTS:
@@ -175,7 +175,7 @@ def _reject(row: Row, reason: str) -> Row:
     return place | {"stage": "corpus", "reason": reason, "payload": escaped(text)}
 
 
-def read_candidates(
+def _read_candidates(
     units: dict[str, list[CorpusFile]],
     cfg: CorpusConfig,
     seed: int,

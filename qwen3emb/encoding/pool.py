@@ -36,7 +36,25 @@ Progress = Callable[[int, int], None]
 CHUNK = 64
 
 
-class Encoders:
+class _Pool:
+    """Actors that end with the `with` block."""
+
+    _actors: list[Any]
+
+    def close(self) -> None:
+        """End the actors."""
+        stop(self._actors)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the actors."""
+        self.close()
+
+
+class Encoders(_Pool):
     """Loaded copies of one embedding model on Ray actors, which end with the `with` block."""
 
     def __init__(
@@ -115,20 +133,8 @@ class Encoders:
             return []
         return notes_lines(ray.get([actor.notes.remote(self._model) for actor in self._actors]))
 
-    def close(self) -> None:
-        """End the actors."""
-        stop(self._actors)
 
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the actors."""
-        self.close()
-
-
-class Rerankers:
+class Rerankers(_Pool):
     """Loaded copies of one reranker on Ray actors, which end with the `with` block."""
 
     def __init__(
@@ -166,18 +172,6 @@ class Rerankers:
             if progress:
                 progress(done, len(pairs))
         return out
-
-    def close(self) -> None:
-        """End the actors."""
-        stop(self._actors)
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the actors."""
-        self.close()
 
 
 def asked_of(instruction: Asked, rows: Sequence[int]) -> Asked:

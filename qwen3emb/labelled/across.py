@@ -13,7 +13,7 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.text.false_negatives import (
     ANSWERS,
     Answers,
-    _mapping,
+    answers_in_table,
     true_negatives,
 )
 
@@ -28,7 +28,9 @@ def shared_answers(out: Storage, names: Sequence[str]) -> Answers:
     asked = np.concatenate([np.unique(table["query"].to_numpy()) for table in tables])
     queries, counts = np.unique(asked, return_counts=True)
     common = queries[counts > 1]
-    return _mapping(pa.concat_tables([t.filter(pa.array(np.isin(t["query"].to_numpy(), common))) for t in tables]))
+    return answers_in_table(
+        pa.concat_tables([t.filter(pa.array(np.isin(t["query"].to_numpy(), common))) for t in tables])
+    )
 
 
 def drop_false_negatives(uri: str, name: str, answers: Answers) -> Counter[str]:

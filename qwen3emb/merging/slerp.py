@@ -100,7 +100,7 @@ def merge_vectors(
     are valid until it returns. Returns the report. Raises UserError for NaN and infinity.
     """
     # All that SLERP needs of N long vectors are N norms and N x N angles: they are measured while the vectors stream
-    # by in chunks, and combined while they stream by once more. No vector is ever whole in memory.
+    # by in chunks, and combined while they stream by once more, so that none need be whole in memory.
     norms, angles = _measure(vectors, base, name)
     coefficients, reason = torch.tensor(shares, dtype=torch.float64), "asked for"
     if not linear:

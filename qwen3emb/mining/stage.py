@@ -44,7 +44,10 @@ from qwen3emb.text.false_negatives import FALSE, SEARCHED, Answers, answers_of, 
 from qwen3emb.text.identity import content_hash
 from qwen3emb.text.instructions import instructions
 
-__all__ = ["Mined", "mine_negatives", "mined_blocks"]
+__all__ = ["mine_negatives"]
+
+_LEAST = 256
+_AHEAD = 2
 
 _VECTORS = "vectors"
 _SHARD = 50_000
@@ -94,7 +97,7 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     cosines: dict[tuple[int, int], float] = {}
     for origin, search in work.searches.items():
         progress = paced(say, f"mine: {origin} queries searched")
-        for asked, scores, mined in mined_blocks(search, queries, documents, judged_rules(ctx.cfg.mine), progress):
+        for asked, scores, mined in _mined_blocks(search, queries, documents, judged_rules(ctx.cfg.mine), progress):
             found |= {(origin, query): negatives for query, negatives in zip(asked.rows, mined, strict=True)}
             pairs = zip((asked.rows[i] for i in asked.owners), asked.positives.tolist(), strict=True)
             cosines |= dict(zip(pairs, scores.positive_scores.tolist(), strict=True))
@@ -228,19 +231,13 @@ def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
     }
 
 
-_LEAST = 256
-
-
-_AHEAD = 2
-
-
-Mined = tuple[QueryBlock, ShardHits, list[Negatives | None]]
+_Mined = tuple[QueryBlock, ShardHits, list[Negatives | None]]
 """A block of queries, the cosines of their positives, and their negatives."""
 
 
-def mined_blocks(
+def _mined_blocks(
     search: CorpusSearch, queries: Vectors, documents: Vectors, rules: MineConfig, progress: Callable[[int, int], None]
-) -> Iterator[Mined]:
+) -> Iterator[_Mined]:
     """The negatives of a search, block by block in the order of the queries, from Ray tasks.
 
     Args:

@@ -36,6 +36,8 @@ __all__ = [
     "write_summary",
 ]
 
+_COUNTS = ("queries", "training_rows")
+
 SUMMARY = "summary.json"
 """Name of the summary in the run's storage."""
 
@@ -180,9 +182,6 @@ def _next(records: Collection[str], config: str) -> list[str]:
         f'next       .venv/bin/qwen3emb search "parse a date from a string" --config {config}',
         "           make serve",
     ]
-
-
-_COUNTS = ("queries", "training_rows")
 
 
 def few_rows_line(languages: Mapping[str, Mapping[str, Any]], few_rows: int) -> str:

@@ -45,6 +45,9 @@ __all__ = [
     "query_schema",
 ]
 
+_PASSAGE_FIRST = "passage_first"
+_ACKNOWLEDGED = "Which of the two tasks?"
+
 Message = dict[str, str]
 """One turn of a chat: `role` and `content`."""
 
@@ -255,10 +258,6 @@ def defused(text: str, special_tokens: Iterable[str]) -> str:
         if len(token) > 1 and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
-
-
-_PASSAGE_FIRST = "passage_first"
-_ACKNOWLEDGED = "Which of the two tasks?"
 
 
 def configuration_chat(order: str, passage: str, candidates: Sequence[str], draw: float) -> list[Message]:

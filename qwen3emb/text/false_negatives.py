@@ -16,12 +16,18 @@ __all__ = [
     "FALSE",
     "SEARCHED",
     "Answers",
+    "answers_in_table",
     "answers_of",
     "read_answers",
     "told",
     "true_negatives",
     "write_answers",
 ]
+
+ANSWERS = "answers"
+"""Folder of what answers each query, by sets: also positives without a row (`max_rows`, `max_positives`, ...)."""
+
+_SHARD = 1_000_000
 
 Answers = dict[int, set[int]]
 """Content id of a query -> content ids of the texts that answer it."""
@@ -78,13 +84,6 @@ def told(left_out: Mapping[str, int]) -> str:
     return f"{positives + queries + repeated} negatives left out: {why}"
 
 
-ANSWERS = "answers"
-"""Folder of what answers each query, by sets: also positives without a row (`max_rows`, `max_positives`, ...)."""
-
-
-_SHARD = 1_000_000
-
-
 def write_answers(out: Storage, name: str, answers: Answers) -> None:
     """Write what answers the queries of the set `name`."""
     queries = [query for query, positives in answers.items() for _ in positives]
@@ -94,10 +93,11 @@ def write_answers(out: Storage, name: str, answers: Answers) -> None:
 
 def read_answers(out: Storage) -> Answers:
     """What answers each query, of all sets of the stage `labelled`; empty where an older one did not write it."""
-    return _mapping(out.read_table(ANSWERS, ANSWER))
+    return answers_in_table(out.read_table(ANSWERS, ANSWER))
 
 
-def _mapping(table: pa.Table) -> Answers:
+def answers_in_table(table: pa.Table) -> Answers:
+    """What answers each query, of a table of the schema `records.ANSWER`."""
     answers: Answers = {}
     for query, positive in zip(table["query"].to_pylist(), table["positive"].to_pylist(), strict=True):
         answers.setdefault(query, set()).add(positive)

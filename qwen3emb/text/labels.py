@@ -7,7 +7,7 @@ import re
 
 from qwen3emb.core.rejects import BadRecord, clean_newlines, text_problem
 
-__all__ = ["class_text", "clean_text"]
+__all__ = ["class_text", "clean_text", "required_text"]
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 

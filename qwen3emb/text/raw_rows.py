@@ -23,6 +23,8 @@ from qwen3emb.text.files import first_line
 
 __all__ = ["TABLE_KINDS", "RawRow", "open_lines", "parquet_rows", "raw_rows", "user_read_errors"]
 
+BATCH_ROWS = 1024
+
 _UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that were not UTF-8, by surrogateescape
 _FIELD_LIMIT = 16 * 2**20  # characters; an unclosed quote must not swallow the rest of a huge file
 
@@ -207,9 +209,6 @@ _Quoting = Literal[0, 3]
 _TABLES: dict[str, tuple[str, _Quoting]] = {"csv": (",", csv.QUOTE_MINIMAL), "tsv": ("\t", csv.QUOTE_NONE)}
 TABLE_KINDS = ("jsonl", "parquet", *_TABLES)
 """Kinds of files whose rows have fields."""
-
-
-BATCH_ROWS = 1024
 
 
 def parquet_rows(

@@ -26,6 +26,11 @@ from qwen3emb.text.raw_rows import (
 
 __all__ = ["STAGE", "TextPiece", "check_language", "list_files", "read_file", "text_pieces"]
 
+PIECE_BYTES = 1 << 20
+_FENCE = re.compile(rb"\s{0,3}(```|~~~)")
+_HEADING = re.compile(rb"\s{0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*\r?\n?$")
+_UNDERLINE = re.compile(rb"\s{0,3}(=+|-+)[ \t]*\r?\n?$")
+
 STAGE = "corpus"
 
 
@@ -176,18 +181,6 @@ def _field(value: object, name: str, spec: _Spec) -> tuple[str, str]:
 def _reject(spec: _Spec, row: int, reason: str, raw: bytes | str) -> Reject:
     reason = escaped(reason)
     return Reject(f"{spec.prefix}:{row}", STAGE, reason, spec.source, row, escaped(raw))
-
-
-PIECE_BYTES = 1 << 20
-
-
-_FENCE = re.compile(rb"\s{0,3}(```|~~~)")
-
-
-_HEADING = re.compile(rb"\s{0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*\r?\n?$")
-
-
-_UNDERLINE = re.compile(rb"\s{0,3}(=+|-+)[ \t]*\r?\n?$")
 
 
 @dataclass(frozen=True)
