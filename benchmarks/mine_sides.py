@@ -32,19 +32,19 @@ def ours(folder: Path, texts: dict[str, list[str]]) -> Any:
 
     def mine() -> list[dict[str, Any]]:
         pairs = zip(texts["queries"], texts["documents"], strict=False)
-        given = [MinePair(str(i), query, document, "labelled") for i, (query, document) in enumerate(pairs)]
-        work = mining_plan(given, {"labelled": texts["documents"]})
+        given = [MinePair(str(i), query, document, "docstrings") for i, (query, document) in enumerate(pairs)]
+        work = mining_plan(given, {"docstrings": texts["documents"]})
         layouts = (json.loads((folder / name / "layout.json").read_text()) for name in ("queries", "documents"))
         queries, documents = (Vectors(**layout) for layout in layouts)
         found, cosines = {}, {}
-        for asked in query_blocks(work.searches["labelled"], QUERIES_AT_ONCE):
+        for asked in query_blocks(work.searches["docstrings"], QUERIES_AT_ONCE):
             parts = shards(asked, documents, rules.shard_rows)
             everything = reduce(merged_hits, (search_shard(queries, documents, asked, part, TOP) for part in parts))
             owners = [asked.rows[i] for i in asked.owners]
             pairs_of = zip(owners, asked.positives.tolist(), strict=True)
             cosines |= dict(zip(pairs_of, everything.positive_scores.tolist(), strict=True))
             chosen = select_negatives(asked, everything, rules)
-            found |= {("labelled", query): some for query, some in zip(asked.rows, chosen, strict=True)}
+            found |= {("docstrings", query): some for query, some in zip(asked.rows, chosen, strict=True)}
         return training_rows(given, work, cosines, found)[0]
 
     return mine, lambda rows: [(row["query"], row["negatives"]) for row in rows]

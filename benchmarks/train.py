@@ -1,6 +1,6 @@
 """Training speed: our steps against sentence-transformers and FlagEmbedding, the bare model, and ourselves at scale.
 
-Three data sets in their natural lengths, 1 positive and 3 negatives (reranker: 8), the instruction on queries, 2
+Three datasets in their natural lengths, 1 positive and 3 negatives (reranker: 8), the instruction on queries, 2
 threads, each side in a process of its own (sentence-transformers in this one). The benchmark stops where two sides
 compute different losses or scores. `--layers` shortens the model, so that a round takes seconds.
 """
@@ -221,7 +221,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, help=f"rows of a global batch; default {sizes}")
     parser.add_argument("--queries", type=int, default=2, help="queries of a reranker step, 9 documents each")
     parser.add_argument("--rounds", type=int, default=3, help="measurements per side")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS), help="data sets")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS), help="datasets")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="comparisons")
     given = parser.parse_args()
     if "flagembedding" in given.parts and "PEER_PYTHON" not in os.environ:

@@ -57,7 +57,7 @@ def read_rows(name: str, split: str, negatives: int = NEGATIVES) -> list[Trainin
     """A BEIR folder's judged pairs with random documents as negatives, shuffled the same way every time."""
     folder = DATA / name
     if not folder.is_dir():
-        raise SystemExit(f"bench-train needs the data set {name} in {DATA}")
+        raise SystemExit(f"bench-train needs the dataset {name} in {DATA}")
     corpus = {}
     for line in _lines(folder / "corpus.jsonl"):
         row = json.loads(line)

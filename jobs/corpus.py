@@ -1,4 +1,4 @@
-"""Read files into passages, labelled pairs and held-out sets: `python -m jobs.corpus --config FILE`."""
+"""Read files into passages, docstring pairs and held-out sets: `python -m jobs.corpus --config FILE`."""
 
 from __future__ import annotations
 

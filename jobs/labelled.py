@@ -1,4 +1,4 @@
-"""Read labelled data sets into training rows: `python -m jobs.labelled --config FILE`."""
+"""Read labelled datasets into training rows: `python -m jobs.labelled --config FILE`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from qwen3emb.pipeline.stages import StageContext
 
 def run(ctx: StageContext) -> StageResult:
     """The stage."""
-    from qwen3emb.labelled.stage import read_sets
+    from qwen3emb.labelled.stage import read_datasets
 
-    return read_sets(ctx, say)
+    return read_datasets(ctx, say)
 
 
 if __name__ == "__main__":

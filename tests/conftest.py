@@ -34,7 +34,7 @@ TRAINING_TEXT = [
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real data sets beside the repository (`../shared/data`)."""
+    """Folder of real datasets beside the repository (`../shared/data`)."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}")

@@ -1,4 +1,4 @@
-"""`qwen3emb data describe`: what a labelled set would be trained on."""
+"""`qwen3emb data describe`: what a labelled dataset would be trained on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from qwen3emb.cli.options import Debug, Json, finish, print_json
 from qwen3emb.core.errors import UserError
 
 if TYPE_CHECKING:
-    from qwen3emb.config.labelled import LabelledSetConfig
+    from qwen3emb.config.labelled import LabelledDatasetConfig
     from qwen3emb.labelled.rows import LabelledRow
 
 __all__ = ["data_app", "describe"]
 
-data_app = typer.Typer(help="Labelled data sets.", no_args_is_help=True, pretty_exceptions_enable=False)
+data_app = typer.Typer(help="Labelled datasets.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 _CATALOGUE = Path("examples/datasets.yaml")
 _SHOWN = 160
@@ -25,13 +25,13 @@ _SHOWN = 160
 
 @data_app.callback()
 def _group() -> None:
-    """Labelled data sets."""
+    """Labelled datasets."""
 
 
 @data_app.command("describe")
 def describe(
     name: Annotated[str, typer.Argument(help="A file, a BEIR folder, or an entry of the catalogue.")],
-    catalogue: Annotated[Path, typer.Option(help="YAML of labelled sets.")] = _CATALOGUE,
+    catalogue: Annotated[Path, typer.Option(help="YAML of labelled datasets.")] = _CATALOGUE,
     task: Annotated[str, typer.Option(help="Task of a file: retrieval, bitext, classification or sts.")] = "retrieval",
     split: Annotated[str, typer.Option(help="Judgments of a BEIR folder.")] = "train",
     model: Annotated[str | None, typer.Option(help="Model whose tokenizer counts tokens.", show_default=False)] = None,
@@ -43,7 +43,7 @@ def describe(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a labelled set would be trained on: rows, rejects, token lengths, and rendered examples.
+    """Show what a labelled dataset would be trained on: rows, rejects, token lengths, and rendered examples.
 
     Example: qwen3emb data describe ../shared/data/flagembedding_examples/embedder/example_data/sts/sts.jsonl --task sts
     """
@@ -58,12 +58,12 @@ def describe(
     finish(body, debug)
 
 
-def _set_of(name: str, catalogue: Path, task: str, split: str, min_grade: float | None) -> LabelledSetConfig:
+def _set_of(name: str, catalogue: Path, task: str, split: str, min_grade: float | None) -> LabelledDatasetConfig:
     """The entry of the catalogue, or the file or folder as a set."""
     from pydantic import ValidationError
 
     from qwen3emb.config.catalogue import read_catalogue
-    from qwen3emb.config.labelled import LabelledSetConfig
+    from qwen3emb.config.labelled import LabelledDatasetConfig
 
     place = Path(name).expanduser()
     if not place.exists() and "://" not in name and not any(c in name for c in "*?["):
@@ -76,12 +76,12 @@ def _set_of(name: str, catalogue: Path, task: str, split: str, min_grade: float 
     try:
         beir = place.is_dir() and (place / "qrels").is_dir()
         form = {"format": "beir", "split": split} if beir else {}
-        return LabelledSetConfig.model_validate({"path": name, "task": task, "min_grade": min_grade, **form})
+        return LabelledDatasetConfig.model_validate({"path": name, "task": task, "min_grade": min_grade, **form})
     except ValidationError as error:
         raise UserError(f"--task {task}: {error.errors()[0]['msg']}") from error
 
 
-def _described(name: str, cfg: LabelledSetConfig, most: int, examples: int, model: str | None) -> dict[str, Any]:
+def _described(name: str, cfg: LabelledDatasetConfig, most: int, examples: int, model: str | None) -> dict[str, Any]:
     from qwen3emb.core.rejects import Reject
     from qwen3emb.labelled.rows import LabelledRow, read_labelled
 
@@ -140,7 +140,7 @@ def _tokens(texts: list[str], model: str) -> list[int]:
     return [len(ids) for ids in TextTokenizer(load_tokenizer(resolve_model(model))).ids(texts)]
 
 
-def _examples(cfg: LabelledSetConfig, rows: list[LabelledRow], count: int) -> list[dict[str, Any]]:
+def _examples(cfg: LabelledDatasetConfig, rows: list[LabelledRow], count: int) -> list[dict[str, Any]]:
     """Rows as the model sees them, the end token left out."""
     from qwen3emb.text.templates import query_prompt
 

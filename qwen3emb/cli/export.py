@@ -64,16 +64,16 @@ def _merged(cfg: RunConfig, kind: str) -> Path:
 
 def _facts(cfg: RunConfig, kind: str, config: str, scores: Path | None) -> Any:
     """What the records of the run say; stages that it has not are left out."""
-    from qwen3emb.config.catalogue import chosen_sets
+    from qwen3emb.config.catalogue import chosen_datasets
     from qwen3emb.core.artifact import finished, read_record
     from qwen3emb.export.model_card import CardFacts
     from qwen3emb.pipeline.stages import stage_folder
 
     rows = stage_folder(cfg, "mine").read_table("rows")
-    origins: dict[str, int] = {}
-    for origin in rows.column("origin").to_pylist():
-        origins[origin] = origins.get(origin, 0) + 1
-    licences = {name: one.licence or "not stated" for name, one in chosen_sets(cfg.labelled).items()}
+    datasets: dict[str, int] = {}
+    for dataset in rows.column("dataset").to_pylist():
+        datasets[dataset] = datasets.get(dataset, 0) + 1
+    licences = {name: one.licence or "not stated" for name, one in chosen_datasets(cfg.labelled).items()}
     evaluated = stage_folder(cfg, "evaluate")
     found: dict[str, float] = {}
     if scores is not None:
@@ -87,7 +87,7 @@ def _facts(cfg: RunConfig, kind: str, config: str, scores: Path | None) -> Any:
         name=f"{cfg.name}-{kind}",
         base=Path(base).name,
         generator=Path(cfg.models.generator or "").name,
-        origins=origins,
+        datasets=datasets,
         licences=licences,
         merged=read_record(stage_folder(cfg, "merge"))["metrics"][kind]["checkpoints"],
         method=_METHODS[cfg.merge.method if kind == "embedding" else "slerp"],

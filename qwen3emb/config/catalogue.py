@@ -1,4 +1,4 @@
-"""Which labelled sets a run reads: its own, and those it names from a catalogue file."""
+"""Which labelled datasets a run reads: its own, and those it names from a catalogue file."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from qwen3emb.config.datasets import SYNTHETIC_SETS
-from qwen3emb.config.labelled import LabelledConfig, LabelledSetConfig
+from qwen3emb.config.datasets import DOCSTRINGS, SYNTHETIC_DATASETS
+from qwen3emb.config.labelled import LabelledConfig, LabelledDatasetConfig
 from qwen3emb.core.errors import UserError
 
-__all__ = ["chosen_sets", "read_catalogue"]
+__all__ = ["chosen_datasets", "read_catalogue"]
 
-RESERVED = ("labelled", *SYNTHETIC_SETS)
-"""Origins of the rows that the stages corpus and synthesize make."""
+RESERVED = (DOCSTRINGS, *SYNTHETIC_DATASETS)
+"""Datasets that the stages corpus and synthesize make."""
 
 
-def read_catalogue(path: str) -> dict[str, LabelledSetConfig]:
-    """The sets of a catalogue: a YAML mapping of name -> `config_labelled.LabelledSetConfig`.
+def read_catalogue(path: str) -> dict[str, LabelledDatasetConfig]:
+    """The sets of a catalogue: a YAML mapping of name -> `config_labelled.LabelledDatasetConfig`.
 
     Raises:
         UserError: the file cannot be read, or an entry is not a set.
@@ -36,7 +36,7 @@ def read_catalogue(path: str) -> dict[str, LabelledSetConfig]:
     sets = {}
     for name, entry in content.items():
         try:
-            sets[str(name)] = LabelledSetConfig.model_validate(entry)
+            sets[str(name)] = LabelledDatasetConfig.model_validate(entry)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, (name, *first["loc"])))
@@ -44,7 +44,7 @@ def read_catalogue(path: str) -> dict[str, LabelledSetConfig]:
     return sets
 
 
-def chosen_sets(cfg: LabelledConfig) -> dict[str, LabelledSetConfig]:
+def chosen_datasets(cfg: LabelledConfig) -> dict[str, LabelledDatasetConfig]:
     """The sets of the config, then those it uses from the catalogue, by name.
 
     Raises:
@@ -63,6 +63,6 @@ def chosen_sets(cfg: LabelledConfig) -> dict[str, LabelledSetConfig]:
             raise UserError(f"labelled.use: {name!r} is in labelled.sets as well; give one of them another name")
         found[name] = there[name]
     for name in found:
-        if name in RESERVED or "/" in name:
+        if name in (*RESERVED, "labelled") or "/" in name:
             raise UserError(f"labelled.sets: a set cannot be named {name!r}; give it another name")
     return found

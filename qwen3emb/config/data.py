@@ -37,7 +37,7 @@ class SourceConfig(Section):
 
 
 class CorpusConfig(Section):
-    """`corpus`: files into passages, labelled pairs and held-out retrieval sets."""
+    """`corpus`: files into passages, docstring pairs and held-out retrieval sets."""
 
     sources: list[SourceConfig] = Field(min_length=1)
     """What to read."""
@@ -54,7 +54,7 @@ class CorpusConfig(Section):
     max_passages: int | None = Field(default=None, ge=1)
     """Keep at most this many passages, chosen by a hash of their ids."""
     max_pairs: int | None = Field(default=None, ge=1)
-    """Keep at most this many labelled training pairs, chosen by a hash of their ids."""
+    """Keep at most this many pairs of docstring and function, chosen by a hash of their ids."""
     dev_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of Python modules whose pairs become the dev set for validation while training."""
     heldout_share: float = Field(default=0.15, ge=0, lt=1)

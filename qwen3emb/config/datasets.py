@@ -1,13 +1,16 @@
-"""The four kinds of synthetic training data (paper section 3), and how rows of each are named and trained on."""
+"""Names of the datasets that the pipeline makes itself: docstrings, and four synthetic ones (paper section 3)."""
 
 from __future__ import annotations
 
-from qwen3emb.config.training import DataSetConfig
+from qwen3emb.config.training import DatasetConfig
 
-__all__ = ["SYNTHETIC_SETS", "TASKS", "is_synthetic", "origin_of", "trained_as"]
+__all__ = ["DOCSTRINGS", "SYNTHETIC_DATASETS", "TASKS", "dataset_of", "is_synthetic", "trained_as"]
 
 TASKS = ("retrieval", "bitext", "sts", "classification")
 """What may be written from a passage."""
+
+DOCSTRINGS = "docstrings"
+"""Summaries of Python functions with their code, from the stage `corpus`; dev and held-out queries are of this kind."""
 
 _RETRIEVAL = "synthetic"
 _LABELS = 8  # wrong labels of a classification row that are trained against
@@ -18,26 +21,26 @@ _INSTRUCTIONS = {
 }
 
 
-def origin_of(task: str) -> str:
-    """The `origin` of pairs of a task, which is their data set's name in a mixture."""
+def dataset_of(task: str) -> str:
+    """The dataset that pairs written for a task belong to."""
     return _RETRIEVAL if task == "retrieval" else f"{_RETRIEVAL}_{task}"
 
 
-SYNTHETIC_SETS = tuple(origin_of(task) for task in TASKS)
-"""Names of the data sets that `synthesize` writes."""
+SYNTHETIC_DATASETS = tuple(dataset_of(task) for task in TASKS)
+"""Names of the datasets that `synthesize` writes."""
 
 
-def is_synthetic(origin: str) -> bool:
-    """Whether pairs of this origin were written by a generator."""
-    return origin in SYNTHETIC_SETS
+def is_synthetic(dataset: str) -> bool:
+    """Whether pairs of this dataset were written by a generator."""
+    return dataset in SYNTHETIC_DATASETS
 
 
-def trained_as(origins: set[str]) -> dict[str, DataSetConfig]:
-    """How the synthetic sets among `origins` other than retrieval are trained on: their task and its instruction."""
+def trained_as(datasets: set[str]) -> dict[str, DatasetConfig]:
+    """How the synthetic ones among `datasets` other than retrieval are trained on: their task and its instruction."""
     return {
-        origin_of(task): DataSetConfig.model_validate(
+        dataset_of(task): DatasetConfig.model_validate(
             {"task": task, "instruction": ask, "hard_negatives": _LABELS if task == "classification" else None}
         )
         for task, ask in _INSTRUCTIONS.items()
-        if origin_of(task) in origins
+        if dataset_of(task) in datasets
     }

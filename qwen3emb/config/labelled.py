@@ -1,4 +1,4 @@
-"""Configuration of labelled data sets. Imports no torch, ray or vllm."""
+"""Configuration of labelled datasets. Imports no torch, ray or vllm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from qwen3emb.config.data import Section
 
-__all__ = ["ColumnNames", "LabelledConfig", "LabelledSetConfig"]
+__all__ = ["ColumnNames", "LabelledConfig", "LabelledDatasetConfig"]
 
 
 class ColumnNames(Section):
@@ -26,8 +26,8 @@ class ColumnNames(Section):
     """Of a text's class."""
 
 
-class LabelledSetConfig(Section):
-    """One labelled data set."""
+class LabelledDatasetConfig(Section):
+    """One labelled dataset."""
 
     path: str
     """File, folder, glob or URI, e.g. `data/train.jsonl.gz`, `hf://datasets/ORG/NAME/data/*.parquet`."""
@@ -64,17 +64,17 @@ class LabelledSetConfig(Section):
     """Rows with fewer negatives than `mine.negatives` get mined ones from the documents of their set."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> LabelledSetConfig:
+    def _consistent(self) -> LabelledDatasetConfig:
         if self.format == "classification" and self.task != "classification":
             raise ValueError("format classification goes with task classification")
         return self
 
 
 class LabelledConfig(Section):
-    """`labelled`: data sets with human labels into training rows (paper section 4)."""
+    """`labelled`: datasets with human labels into training rows (paper section 4)."""
 
-    sets: dict[str, LabelledSetConfig] = Field(default_factory=dict)
-    """By name; rows carry it as `origin`."""
+    sets: dict[str, LabelledDatasetConfig] = Field(default_factory=dict)
+    """By name; rows carry it as `dataset`."""
     catalogue: str | None = None
     """YAML file with further sets by name, e.g. `examples/datasets.yaml`."""
     use: list[str] = Field(default_factory=list)

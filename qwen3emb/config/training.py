@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from qwen3emb.config.data import Section
 
 __all__ = [
-    "DataSetConfig",
+    "DatasetConfig",
     "LoraConfig",
     "LossConfig",
     "MergeConfig",
@@ -135,8 +135,8 @@ class _TrainConfig(Section):
     """Train low-rank adapters only."""
 
 
-class DataSetConfig(Section):
-    """How one data set of a mixture is trained on; what is not given is as for the stage."""
+class DatasetConfig(Section):
+    """How one dataset of a mixture is trained on; what is not given is as for the stage."""
 
     weight: float = Field(default=1.0, ge=0)
     """Its share of the batches is proportional to weight x rows ^ (1 / mixture_temperature); 0 leaves it out."""
@@ -171,10 +171,17 @@ class TrainEmbeddingConfig(_TrainConfig):
     """The loss."""
     loss_tile: int = Field(default=256, ge=1)
     """Rows of the score matrix at a time: memory of the loss is tile x batch."""
-    datasets: dict[str, DataSetConfig] = Field(default_factory=dict)
-    """By the rows' `origin` (labelled, synthetic): every global batch comes from one data set."""
+    datasets: dict[str, DatasetConfig] = Field(default_factory=dict)
+    """By name (`docstrings`, `synthetic`, a labelled dataset's): every global batch comes from one dataset."""
     mixture_temperature: float = Field(default=1.0, gt=0)
-    """1 = batches in proportion to rows; larger values level the data sets."""
+    """1 = batches in proportion to rows; larger values level the datasets."""
+
+    @field_validator("datasets")
+    @classmethod
+    def _renamed(cls, datasets: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
+        if "labelled" in datasets:
+            raise ValueError("pairs of docstrings and functions have a new name: rename `labelled` to `docstrings`")
+        return datasets
 
 
 class TeacherConfig(Section):
@@ -202,7 +209,7 @@ class TrainRerankerConfig(_TrainConfig):
     max_tokens: int = Field(default=512, ge=64)
     """Whole input length; longer documents lose their end."""
     validation_queries: int = Field(default=128, ge=0)
-    """Queries that are ranked at each checkpoint and never trained on, drawn over all data sets; their rows are at most
+    """Queries that are ranked at each checkpoint and never trained on, drawn over all datasets; their rows are at most
     a tenth of all. With few of them `stop_after` goes by noise."""
     teacher: TeacherConfig | None = None
     """Distillation from another reranker's scores."""

@@ -18,14 +18,14 @@ __all__ = ["CARD", "PAGE", "count_rows", "markdown_card", "write_card"]
 CARD, PAGE = "card.json", "card.md"
 """Names of the two files in an artifact's folder."""
 
-_COUNTED = ("origin", "language", "question_type", "difficulty")
+_COUNTED = ("dataset", "language", "question_type", "difficulty")
 _MEASURED = ("text", "query", "document", "positive")
 _CHARACTERS = (0, 50, 100, 200, 500, 1000, 2000, 5000)
 _MOST = 40  # values of a column that are listed
 
 
 def count_rows(out: Storage, folders: Sequence[str]) -> dict[str, Any]:
-    """Rows by origin, language, type and difficulty, and lengths in characters, of the tables in some folders.
+    """Rows by dataset, language, type and difficulty, and lengths in characters, of the tables in some folders.
 
     Args:
         out: the artifact.

@@ -3,7 +3,7 @@
 ```
 Exception
 ├── UserError      the user's mistake: one sentence that says what, where, and what to do   exit code 2
-│   └── NotThere   a file, folder or data set that is not there or cannot be reached
+│   └── NotThere   a file, folder or dataset that is not there or cannot be reached
 └── StageFailure   the run itself failed (an engine died for good, a loss stayed NaN)       exit code 1
 ```
 

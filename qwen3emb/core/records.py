@@ -23,9 +23,9 @@ PAIR = pa.schema(
         ("query", pa.string()),
         ("document", pa.string()),
         ("document_id", pa.string()),
-        ("origin", pa.string()),
+        ("dataset", pa.string()),
         ("language", pa.string()),
-        ("character", pa.string()),
+        ("persona", pa.string()),
         ("question_type", pa.string()),
         ("difficulty", pa.string()),
         ("words", pa.string()),
@@ -34,8 +34,8 @@ PAIR = pa.schema(
         ("grade", pa.float32()),
     ]
 )
-"""A query and a document that answers it. `origin` is `labelled`, or `synthetic` with the task behind it where that is
-not retrieval (`config.datasets`); character, question_type, difficulty and words describe synthetic pairs (empty
+"""A query and a document that answers it. `dataset` is `docstrings`, or `synthetic` with the task behind it where that
+is not retrieval (`config.datasets`); persona, question_type, difficulty and words describe synthetic pairs (empty
 otherwise); `score` is the cosine, null before `filter`; `negatives` are wrong labels of classification rows, `grade` is
 the score of STS rows, from 0 to 5 (null otherwise)."""
 
@@ -45,14 +45,14 @@ TRAINING_ROW = pa.schema(
         ("query", pa.string()),
         ("positive", pa.string()),
         ("negatives", pa.list_(pa.string())),
-        ("origin", pa.string()),
+        ("dataset", pa.string()),
         ("positive_score", pa.float32()),
         ("negative_scores", pa.list_(pa.float32())),
         ("grade", pa.float32()),
     ]
 )
 """What the supervised stage and the reranker train on; negatives are ordered hardest first, mined ones behind those of
-the labelled set. Scores are cosines, of mined negatives only; `grade` is a human score of the pair (STS sets)."""
+the labelled dataset. Scores are cosines, of mined negatives only; `grade` is a human score of the pair (STS sets)."""
 
 REJECT = pa.schema(
     [

@@ -1,1 +1,1 @@
-"""The stage `corpus`: files of any kind into passages, labelled pairs and held-out queries."""
+"""The stage `corpus`: files of any kind into passages, docstring pairs and held-out queries."""

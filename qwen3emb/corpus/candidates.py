@@ -1,4 +1,4 @@
-"""One file into candidate rows: passages, labelled pairs, evaluation functions and rejects, with signatures.
+"""One file into candidate rows: passages, docstring pairs, evaluation functions and rejects, with signatures.
 
 Nothing is decided here that needs another file: duplicates, overlaps and caps are `split`'s.
 """
@@ -18,7 +18,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted
 from qwen3emb.core.rejects import Passage, Reject, escaped, text_problem
 from qwen3emb.corpus.docstrings import first_paragraph, is_natural_language
-from qwen3emb.corpus.python_source import SourceItem, extract_items, labelled_pair, split_of
+from qwen3emb.corpus.python_source import SourceItem, extract_items, docstring_pair, split_of
 from qwen3emb.corpus.sources import CorpusFile
 from qwen3emb.text.files import first_line, resolve
 from qwen3emb.text.identity import content_hash
@@ -95,7 +95,7 @@ def python_rows(raw: bytes, file: CorpusFile, cfg: CorpusConfig, seed: int, chun
     """The candidate rows of one Python file; a file that is not Python is one reject.
 
     A docstring is a passage candidate with `cfg.min_words` words of natural language; chunks of a long one
-    with fewer are left out. A function is a pair candidate where `labelled_pair` finds one in it.
+    with fewer are left out. A function is a pair candidate where `docstring_pair` finds one in it.
     """
     try:
         items = extract_items(_decoded(raw), file.module)
@@ -130,7 +130,7 @@ def _training_rows(
             elif c[1] == item.docstring or is_natural_language(c[1], min_words):
                 yield passage(c[0], text=c[1])
     try:
-        pair = labelled_pair(item)
+        pair = docstring_pair(item)
     except _NOT_PYTHON as error:
         yield _rejected(name, source, f"invalid_python: {first_line(error)}", item.code)
         return
@@ -138,9 +138,9 @@ def _training_rows(
         return
     query, code = pair
     if len(code) > _LONGEST_CODE:
-        yield _rejected(f"labelled:{name}", source, f"code_too_long: {len(code)} characters", code)
+        yield _rejected(f"docstrings:{name}", source, f"code_too_long: {len(code)} characters", code)
         return
-    yield _row("pair", f"labelled:{name}", source, text=code, title=name, query=query, language=language)
+    yield _row("pair", f"docstrings:{name}", source, text=code, title=name, query=query, language=language)
 
 
 def _evaluation_rows(item: SourceItem, name: str, language: str, source: str, split: str) -> Iterator[Row]:
@@ -149,7 +149,7 @@ def _evaluation_rows(item: SourceItem, name: str, language: str, source: str, sp
     if item.kind != "function" or not item.code:
         return
     try:
-        pair = labelled_pair(item)
+        pair = docstring_pair(item)
     except _NOT_PYTHON as error:
         yield _rejected(name, source, f"invalid_python: {first_line(error)}", item.code)
         return

@@ -1,4 +1,4 @@
-"""Python source text into passages and labelled pairs, by its syntax tree; nothing is imported or run.
+"""Python source text into passages and docstring pairs, by its syntax tree; nothing is imported or run.
 
 The pairs are CodeSearchNet's: the first paragraph of a docstring -> the function without the docstring.
 """
@@ -24,7 +24,7 @@ __all__ = [
     "extract_items",
     "first_paragraph",
     "is_natural_language",
-    "labelled_pair",
+    "docstring_pair",
     "module_name",
     "natural_language_words",
     "split_of",
@@ -184,7 +184,7 @@ def split_of(module: str, dev_share: float, heldout_share: float, seed: int) -> 
     return "dev" if place < heldout_share + dev_share else "train"
 
 
-def labelled_pair(item: SourceItem, min_query_words: int = 3, min_code_lines: int = 2) -> tuple[str, str] | None:
+def docstring_pair(item: SourceItem, min_query_words: int = 3, min_code_lines: int = 2) -> tuple[str, str] | None:
     """(query, document) of a function: the docstring's first paragraph and the code, or None.
 
     None for what is no function, dunder methods, tests (`test_*`), a paragraph of fewer than

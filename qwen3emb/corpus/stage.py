@@ -1,4 +1,4 @@
-"""The stage `corpus`: files into passages, labelled pairs, and the dev and held-out retrieval sets.
+"""The stage `corpus`: files into passages, docstring pairs, and the dev and held-out retrieval sets.
 
 Three passes. Tasks read the files (`reading`). The driver reads the candidates without their texts and
 decides (`split`). Then it goes through them once more, a part at a time, and writes what is used. The
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import ray
 
 from qwen3emb.config.data import CorpusConfig
+from qwen3emb.config.datasets import DOCSTRINGS
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT
@@ -163,7 +164,7 @@ def _pair(row: Row) -> Row:
         "query": row["query"],
         "document": row["text"],
         "document_id": f"code:{row['title']}",  # the bare name is the id of the docstring's passage
-        "origin": "labelled",
+        "dataset": DOCSTRINGS,
         "language": row["language"],
         "score": None,
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3emb.config.catalogue import chosen_sets
+from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.datasets import is_synthetic
 from qwen3emb.config.run import RunConfig
 from qwen3emb.text.languages import UNDETERMINED, identified
@@ -41,14 +41,14 @@ def _said(query: Query) -> str:
     return "" if code == UNDETERMINED else code
 
 
-def trained_on(cfg: RunConfig, origin: str) -> bool:
-    """Whether the supervised stage trains on the rows of this origin: not switched off, and not of weight 0."""
-    if is_synthetic(origin) and not cfg.supervised.synthetic:
+def trained_on(cfg: RunConfig, dataset: str) -> bool:
+    """Whether the supervised stage trains on the rows of this dataset: not switched off, and not of weight 0."""
+    if is_synthetic(dataset) and not cfg.supervised.synthetic:
         return False
-    own, sets = cfg.supervised.datasets.get(origin), chosen_sets(cfg.labelled)
-    if own is not None and (origin not in sets or "weight" in own.model_fields_set):
+    own, sets = cfg.supervised.datasets.get(dataset), chosen_datasets(cfg.labelled)
+    if own is not None and (dataset not in sets or "weight" in own.model_fields_set):
         return own.weight > 0
-    return origin not in sets or sets[origin].weight > 0
+    return dataset not in sets or sets[dataset].weight > 0
 
 
 def by_language(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qwen3emb.config.datasets import origin_of
+from qwen3emb.config.datasets import DOCSTRINGS, dataset_of
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.progress import paced
@@ -34,7 +34,7 @@ from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.pipeline.report import few_rows_line
 from qwen3emb.pipeline.stages import StageContext, is_enabled
-from qwen3emb.text.instructions import HELDOUT, instructions
+from qwen3emb.text.instructions import instructions
 from qwen3emb.text.retrieval_set import RetrievalSet, evaluation_set, read_retrieval_set
 
 __all__ = ["PER_QUERY", "evaluate_models"]
@@ -47,7 +47,7 @@ _RERANKED = "merged+reranker"
 _ALONE = "reranker alone"
 _WEIGHT = "rerank_weight.json"
 _SCORES = "runs/rerank_scores.parquet"
-_SAYING = ("labelled", origin_of("retrieval"))  # `language` of other tasks' pairs may be the document's
+_SAYING = (DOCSTRINGS, dataset_of("retrieval"))  # `language` of other tasks' pairs may be the document's
 _Say = Callable[[str], None]
 _PerQuery = dict[str, dict[str, dict[str, float]]]
 
@@ -111,11 +111,11 @@ def _training_queries(ctx: StageContext) -> list[Query]:
     for stage in ("corpus", "filter"):
         if is_enabled(ctx.cfg, stage):
             pairs = ctx.input(stage).read_table("pairs", PAIR)
-            columns = (pairs[name].to_pylist() for name in ("origin", "id", "language"))
+            columns = (pairs[name].to_pylist() for name in ("dataset", "id", "language"))
             said |= {(o, i): code for o, i, code in zip(*columns, strict=True) if o in _SAYING}
     rows = ctx.input("mine").read_table("rows", TRAINING_ROW)
-    used = {origin: trained_on(ctx.cfg, origin) for origin in set(rows["origin"].to_pylist())}
-    columns = (rows[name].to_pylist() for name in ("origin", "id", "query"))
+    used = {dataset: trained_on(ctx.cfg, dataset) for dataset in set(rows["dataset"].to_pylist())}
+    columns = (rows[name].to_pylist() for name in ("dataset", "id", "query"))
     return [Query(query, said.get((o, i))) for o, i, query in zip(*columns, strict=True) if used[o]]
 
 
@@ -191,7 +191,7 @@ def _asked(e: _Evaluation, data: RetrievalSet) -> str:
     """The instruction of a set's queries: that of the rows which held-out and dev set are from, else the run's."""
     cfg = e.ctx.cfg
     own = data is not e.data or cfg.evaluate.dataset == "heldout"
-    return instructions(cfg, [HELDOUT])[HELDOUT] if own else cfg.models.instruction
+    return instructions(cfg, [DOCSTRINGS])[DOCSTRINGS] if own else cfg.models.instruction
 
 
 def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_token: str | None) -> Ranking:

@@ -24,8 +24,8 @@ class CardFacts:
         name: of the model.
         base: model that it was trained from.
         generator: model that wrote the synthetic pairs.
-        origins: origin -> rows that the model was trained on.
-        licences: labelled set -> its licence as the catalogue or config states it.
+        datasets: dataset -> rows that the model was trained on.
+        licences: labelled dataset -> its licence as the catalogue or config states it.
         merged: checkpoints that were merged.
         evaluated: what the stage `evaluate` found: {"dataset", "queries", "documents", "models": {name: {metric: x}}}.
         scores: task of mteb -> main score in points.
@@ -36,7 +36,7 @@ class CardFacts:
     name: str
     base: str
     generator: str
-    origins: Mapping[str, int]
+    datasets: Mapping[str, int]
     licences: Mapping[str, str] = field(default_factory=dict)
     merged: int = 1
     evaluated: Mapping[str, Any] | None = None
@@ -113,12 +113,12 @@ def _usage(contract: Contract) -> str:
 
 def _data(facts: CardFacts) -> str:
     rows = "\n".join(
-        f"| {origin} | {count:,} | {facts.licences.get(origin) or 'not stated'} |"
-        for origin, count in sorted(facts.origins.items())
+        f"| {dataset} | {count:,} | {facts.licences.get(dataset) or 'not stated'} |"
+        for dataset, count in sorted(facts.datasets.items())
     )
-    written = f"Pairs of the origins `synthetic...` were written by {facts.generator}." if facts.generator else ""
+    written = f"Pairs of the datasets `synthetic...` were written by {facts.generator}." if facts.generator else ""
     return (
-        "## Training data\n\n| origin | rows | licence |\n|---|---|---|\n"
+        "## Training data\n\n| dataset | rows | licence |\n|---|---|---|\n"
         f"{rows}\n\n{written} The weights are those of {facts.merged} checkpoints, merged by {facts.method}."
     )
 

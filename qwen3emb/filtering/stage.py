@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qwen3emb.config.datasets import origin_of
+from qwen3emb.config.datasets import dataset_of
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.errors import StageFailure
@@ -27,7 +27,10 @@ __all__ = ["filter_pairs"]
 
 _Item = TypeVar("_Item")
 _SHARD = 100_000
-_SCORED = {origin_of("retrieval"), origin_of("bitext")}  # a class, or a sentence of low grade, is not meant to be near
+_SCORED = {
+    dataset_of("retrieval"),
+    dataset_of("bitext"),
+}  # a class or a sentence of low grade need not be near
 
 
 def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
@@ -45,7 +48,7 @@ def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
     table = ctx.input("synthesize").read_table("pairs", PAIR).select(PAIR.names).cast(PAIR)
     chosen = draw(len(table), cfg.sample, ctx.cfg.seed)
     sample = table.take(pa.array(chosen))
-    scored = pa.array([origin in _SCORED for origin in sample["origin"].to_pylist()], pa.bool_())
+    scored = pa.array([dataset in _SCORED for dataset in sample["dataset"].to_pylist()], pa.bool_())
     pairs, exempt = sample.filter(scored), sample.filter(pc.invert(scored))
     scores, returned = _scores(pairs, ctx.cfg, ctx.input("weak"), say)
     pairs = pairs.set_column(PAIR.get_field_index("score"), PAIR.field("score"), pa.array(scores, pa.float32()))
@@ -88,9 +91,9 @@ def _scores(
     model, end_token = scoring_model(cfg.filter.model, weak, cfg.models.end_token)
     if not len(pairs):
         return np.empty(0, dtype=np.float32), np.empty(0, dtype=bool)
-    origins = pairs["origin"].to_pylist()
-    asked = instructions(cfg, set(origins))
-    queries, of_query = _distinct(list(zip(pairs["query"].to_pylist(), map(asked.get, origins), strict=True)))
+    datasets = pairs["dataset"].to_pylist()
+    asked = instructions(cfg, set(datasets))
+    queries, of_query = _distinct(list(zip(pairs["query"].to_pylist(), map(asked.get, datasets), strict=True)))
     documents, of_document = _distinct(pairs["document"].to_pylist())
     say(f"filter: scoring {len(pairs)} pairs with {model}")
     gpus = cfg.cluster.gpus_per_worker

@@ -1,1 +1,1 @@
-"""The stage `labelled`: data sets with human labels, in whatever format, into training rows."""
+"""The stage `labelled`: datasets with human labels, in whatever format, into training rows."""

@@ -1,11 +1,11 @@
-"""A BEIR folder as a labelled set: judged pairs into rows, rows of the files that cannot be used into rejects."""
+"""A BEIR folder as a labelled dataset: judged pairs into rows, rows of the files that cannot be used into rejects."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
 
-from qwen3emb.config.labelled import LabelledSetConfig
+from qwen3emb.config.labelled import LabelledDatasetConfig
 from qwen3emb.core.rejects import Reject, escaped
 from qwen3emb.core.storage import Storage, absolute_uri
 from qwen3emb.labelled.row import STAGE, LabelledRow
@@ -16,7 +16,7 @@ from qwen3emb.text.labels import clean_text
 __all__ = ["beir_rows"]
 
 
-def beir_rows(name: str, cfg: LabelledSetConfig) -> Iterator[LabelledRow | Reject]:
+def beir_rows(name: str, cfg: LabelledDatasetConfig) -> Iterator[LabelledRow | Reject]:
     """One row for each judged pair with a grade above 0, and of `min_grade`; documents graded 0 are negatives.
 
     Raises:
@@ -40,7 +40,7 @@ def _bad(name: str, bad: BadRow) -> Reject:
 
 
 def _of_query(
-    name: str, query: str, found: BeirData, judged: dict[str, int], cfg: LabelledSetConfig
+    name: str, query: str, found: BeirData, judged: dict[str, int], cfg: LabelledDatasetConfig
 ) -> Iterator[LabelledRow | Reject]:
     texts = {d: document_text(*found.corpus[d]) for d in judged if d in found.corpus}
     bad = tuple(texts[d] for d, grade in judged.items() if grade <= 0 and texts.get(d))

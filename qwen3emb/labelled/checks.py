@@ -1,4 +1,4 @@
-"""Rows of labelled sets that must not be trained on: repeated ones, and those that are like what is evaluated on."""
+"""Labelled rows that must not be trained on: repeated ones, and those that are like what is evaluated on."""
 
 from __future__ import annotations
 

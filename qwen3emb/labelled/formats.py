@@ -1,4 +1,4 @@
-"""Records of labelled data sets as others write them: one mapping in, query, positives and negatives out.
+"""Records of labelled datasets as others write them: one mapping in, query, positives and negatives out.
 
 Formats: sentence-transformers' columns, FlagEmbedding, tevatron, ms-swift, and texts with a class label.
 """
@@ -20,7 +20,7 @@ __all__ = ["FORMATS", "Record", "detect", "read_record"]
 
 @dataclass(frozen=True)
 class Record:
-    """What one record of a labelled set says.
+    """What one record of a labelled dataset says.
 
     Attributes:
         query: or the first sentence.

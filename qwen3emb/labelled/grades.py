@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qwen3emb.config.labelled import LabelledSetConfig
+from qwen3emb.config.labelled import LabelledDatasetConfig
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.rejects import BadRecord
 from qwen3emb.labelled.formats import Record
@@ -26,7 +26,7 @@ class Grades:
     """
 
     name: str
-    cfg: LabelledSetConfig
+    cfg: LabelledDatasetConfig
     seen: dict[str, float] | None = None
     labelled: bool = False
     fields: dict[str, None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Rows of labelled sets, and what is left of their negatives once the whole set is known."""
+"""Rows of labelled datasets, and what is left of their negatives once the whole set is known."""
 
 from __future__ import annotations
 

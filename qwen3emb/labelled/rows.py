@@ -1,4 +1,4 @@
-"""Labelled data sets into training rows: every record becomes rows or a reject (paper section 4, stage 2)."""
+"""Labelled datasets into training rows: every record becomes rows or a reject (paper section 4, stage 2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from qwen3emb.config.labelled import LabelledSetConfig
+from qwen3emb.config.labelled import LabelledDatasetConfig
 from qwen3emb.core.draws import unit_draw
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.rejects import BadRecord, Reject, escaped
@@ -39,7 +39,7 @@ class _Labels:
 
 
 def read_labelled(
-    name: str, cfg: LabelledSetConfig, seed: int, most: int | None = None
+    name: str, cfg: LabelledDatasetConfig, seed: int, most: int | None = None
 ) -> Iterator[LabelledRow | Reject]:
     """The rejects of one set as they are found, then its rows, in its order (texts with a class label last).
 
@@ -104,16 +104,16 @@ def _kind(path: str) -> str:
     return found
 
 
-def _configured(cfg: LabelledSetConfig) -> str | None:
+def _configured(cfg: LabelledDatasetConfig) -> str | None:
     """The format that the config settles, if it does."""
     if cfg.format != "auto":
         return cfg.format
     if cfg.columns.label:
-        return _classification_of(cfg, f"labelled set {cfg.path}: columns.label")
+        return _classification_of(cfg, f"labelled dataset {cfg.path}: columns.label")
     return "columns" if cfg.columns.query or cfg.columns.positive or cfg.columns.negatives else None
 
 
-def _classification_of(cfg: LabelledSetConfig, what: str) -> str:
+def _classification_of(cfg: LabelledDatasetConfig, what: str) -> str:
     """The format of texts with a class, where the task is that too: under another one names would be documents."""
     if cfg.task != "classification":
         raise UserError(
@@ -123,7 +123,7 @@ def _classification_of(cfg: LabelledSetConfig, what: str) -> str:
     return "classification"
 
 
-def _detected(raw: RawRow, file: str, cfg: LabelledSetConfig) -> str:
+def _detected(raw: RawRow, file: str, cfg: LabelledDatasetConfig) -> str:
     assert raw.values is not None
     found = detect(raw.values)
     if cfg.columns.grade and found in ("swift", "flagembedding") and _NESTED.isdisjoint(raw.values):
@@ -165,7 +165,7 @@ def _reject(raw: RawRow, reason: str, where: str, file: str) -> Reject:
     return Reject(where, STAGE, escaped(reason), file, raw.number, escaped(payload))
 
 
-def _of_record(record: Record, grade: float | None, where: str, cfg: LabelledSetConfig) -> Iterator[LabelledRow]:
+def _of_record(record: Record, grade: float | None, where: str, cfg: LabelledDatasetConfig) -> Iterator[LabelledRow]:
     positives = list(dict.fromkeys(record.positives))
     others = tuple(positives) if len(positives) > 1 else ()
     for number, positive in enumerate(positives[: cfg.max_positives]):
@@ -173,7 +173,7 @@ def _of_record(record: Record, grade: float | None, where: str, cfg: LabelledSet
         yield LabelledRow(where + suffix, record.query, positive, record.negatives, grade, others)
 
 
-def _classes(name: str, cfg: LabelledSetConfig, labels: _Labels, seed: int) -> Iterator[LabelledRow]:
+def _classes(name: str, cfg: LabelledDatasetConfig, labels: _Labels, seed: int) -> Iterator[LabelledRow]:
     if labels.waiting and len(labels.names) < 2:
         raise UserError(
             f"labelled.sets.{name}: all {len(labels.waiting)} texts are of one class; nothing to tell apart"

@@ -1,4 +1,4 @@
-"""The stage `labelled`: data sets with human labels into training rows, each set a Ray task of its own."""
+"""The stage `labelled`: datasets with human labels into training rows, each set a Ray task of its own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from qwen3emb.config.catalogue import chosen_sets
-from qwen3emb.config.labelled import LabelledSetConfig
+from qwen3emb.config.catalogue import chosen_datasets
+from qwen3emb.config.labelled import LabelledDatasetConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
 from qwen3emb.core.draws import chosen_by_hash
@@ -28,24 +28,24 @@ from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.text.decontamination import evaluation_texts
 from qwen3emb.text.false_negatives import ANSWERS, FALSE, SEARCHED, told, write_answers
 
-__all__ = ["read_sets"]
+__all__ = ["read_datasets"]
 
 _SHARD = 50_000
 _Say = Callable[[str], None]
 
 
-def read_sets(ctx: StageContext, say: _Say) -> StageResult:
+def read_datasets(ctx: StageContext, say: _Say) -> StageResult:
     """Read every configured set into `rows/`, `rejects/` and `card.json` (`card.md` to read).
 
     Raises:
         UserError: a set that cannot be reached (unless `labelled.skip_missing`) or read, or none has a row.
     """
     cfg, out = ctx.cfg.labelled, ctx.out
-    sets = chosen_sets(cfg)
+    sets = chosen_datasets(cfg)
     evaluation = evaluation_of(evaluation_texts(ctx.input("corpus")), cfg)
     for folder in ("rows", "rejects", ANSWERS):
         out.delete(folder)  # of a run that was killed
-    task = ray.remote(_one_set)
+    task = ray.remote(_one_dataset)
     shared = ray.put(evaluation)
     pending = {name: task.remote(name, one, ctx.cfg.seed, out.uri, shared) for name, one in sets.items()}
     cards: dict[str, Any] = {}
@@ -56,7 +56,7 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
         say(f"labelled: {name}: {card.get('error') or _counted(card)}")
         cards[name] = card
     _settle_across(out, {name: one for name, one in sets.items() if "error" not in cards[name]}, cards, say)
-    write_card(out, "Labelled data sets", cards)
+    write_card(out, "Labelled datasets", cards)
     rejected = Counter[str]()
     for card in cards.values():
         rejected.update(card.get("rejected", {}))
@@ -68,14 +68,14 @@ def read_sets(ctx: StageContext, say: _Say) -> StageResult:
     left_out = sum((Counter(card.get("negatives_left_out", {})) for card in cards.values()), Counter[str]())
     metrics: dict[str, Any] = {
         "rows": {name: card.get("rows", 0) for name, card in cards.items()},
-        "skipped_sets": skipped,
+        "skipped_datasets": skipped,
     }
     metrics |= {reason: left_out[reason] for reason in FALSE}
     return StageResult(rows + sum(rejected.values()), rows, dict(sorted(rejected.items())), metrics)
 
 
 def _settle_across(
-    out: Storage, sets: dict[str, LabelledSetConfig], cards: dict[str, Any], say: Callable[[str], None]
+    out: Storage, sets: dict[str, LabelledDatasetConfig], cards: dict[str, Any], say: Callable[[str], None]
 ) -> None:
     """Take out negatives that answer their query in another set, and count them in the cards."""
     names = [name for name, one in sets.items() if one.task in SEARCHED]
@@ -102,7 +102,7 @@ def _reasons(card: dict[str, Any]) -> str:
     return ", ".join(f"{code}: {count}" for code, count in counts) or "it is empty"
 
 
-def _one_set(name: str, cfg: LabelledSetConfig, seed: int, uri: str, evaluation: Evaluation) -> dict[str, Any]:
+def _one_dataset(name: str, cfg: LabelledDatasetConfig, seed: int, uri: str, evaluation: Evaluation) -> dict[str, Any]:
     """Write one set's rows and rejects; its card, or the sentence that says why it cannot be read.
 
     Ray keeps only the text of what a task raises, so a user's mistake is returned.
@@ -137,7 +137,7 @@ def _sample(rows: Sequence[LabelledRow], limit: int, seed: int) -> list[Labelled
 
 def _record(row: LabelledRow, name: str) -> dict[str, Any]:
     texts = {"query": row.query, "positive": row.positive, "negatives": list(row.negatives)}
-    return {"id": row.id, "origin": name, **texts, "positive_score": None, "negative_scores": [], "grade": row.grade}
+    return {"id": row.id, "dataset": name, **texts, "positive_score": None, "negative_scores": [], "grade": row.grade}
 
 
 def _lengths(rows: Sequence[LabelledRow]) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3emb.config.datasets import DOCSTRINGS
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.pool import Encoders
 from qwen3emb.merging.checkpoint import merge_checkpoints
 from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.pipeline.stages import StageContext
-from qwen3emb.text.instructions import HELDOUT, instructions
+from qwen3emb.text.instructions import instructions
 from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
 
 __all__ = ["best_checkpoints"]
@@ -107,7 +108,7 @@ def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageCo
 
 
 def _score(pool: Encoders, data: RetrievalSet, ctx: StageContext) -> float:
-    cfg, ask = ctx.cfg.evaluate, instructions(ctx.cfg, [HELDOUT])[HELDOUT]
+    cfg, ask = ctx.cfg.evaluate, instructions(ctx.cfg, [DOCSTRINGS])[DOCSTRINGS]
     queries = pool.encode(list(data.queries.values()), max_tokens=cfg.max_query_tokens, instruction=ask)
     documents = pool.encode(data.texts(), max_tokens=cfg.max_document_tokens)
     return retrieval_metrics(data, queries @ documents.T, [10])[_METRIC]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from qwen3emb.config.datasets import DOCSTRINGS
 from qwen3emb.config.training import MergeConfig
 from qwen3emb.core.cores import usable_cores
 from qwen3emb.core.errors import UserError
@@ -20,7 +21,7 @@ from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.pipeline.stages import StageContext
-from qwen3emb.text.instructions import HELDOUT, instructions
+from qwen3emb.text.instructions import instructions
 from qwen3emb.text.retrieval_set import read_retrieval_set
 from qwen3emb.text.templates import EmbeddingTemplate
 
@@ -58,7 +59,7 @@ def loss_probe(ctx: StageContext, checkpoints: Sequence[str]) -> Probe:
     """
     cfg, train = ctx.cfg, ctx.cfg.supervised
     settings = StepSettings(
-        instruction=instructions(cfg, [HELDOUT])[HELDOUT],
+        instruction=instructions(cfg, [DOCSTRINGS])[DOCSTRINGS],
         task="retrieval",
         hard_negatives=0,
         max_query_tokens=train.max_query_tokens,

@@ -39,22 +39,22 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MinePair:
-    """A query and a document that answers it; `origin` names the corpus its negatives come from."""
+    """A query and a document that answers it; `dataset` names the corpus its negatives come from."""
 
     id: str
     query: str
     document: str
-    origin: str
+    dataset: str
 
 
 @dataclass(frozen=True)
 class CorpusSearch:
-    """The queries of one origin and the corpus they are mined from.
+    """The queries of one dataset and the corpus they are mined from.
 
     Attributes:
         queries: (n,) rows of `MiningPlan.queries`, ascending.
         corpus: rows of `MiningPlan.documents`, distinct, ascending.
-        positives: for each query the rows of `MiningPlan.documents` that answer it, of all origins that ask alike.
+        positives: for each query the rows of `MiningPlan.documents` that answer it, of all datasets that ask alike.
         excluded: for each query the rows of `corpus` that can be no negative of it: what answers its text, with
             whatever instruction, what else is known to answer it, and a document with the query's own text.
     """
@@ -67,13 +67,13 @@ class CorpusSearch:
 
 @dataclass(frozen=True)
 class MiningPlan:
-    """Everything to embed, and the searches by origin.
+    """Everything to embed, and the searches by dataset.
 
     Attributes:
         queries: query texts; a text that is asked with two instructions is there twice.
         documents: distinct documents (by content) of all corpora and pairs.
         pairs: for each pair (row of `queries`, row of `documents`).
-        searches: by origin.
+        searches: by dataset.
         instructions: of each query; None where none was given.
     """
 
@@ -147,9 +147,9 @@ def mining_plan(
     Documents are the same where their content is (`text.identity`): equal up to white space.
 
     Args:
-        pairs: labelled and synthetic pairs; every origin has a corpus.
-        corpora: origin -> texts to mine from, duplicates allowed.
-        instructions: origin -> instruction of its queries.
+        pairs: labelled and synthetic pairs; every dataset has a corpus.
+        corpora: dataset -> texts to mine from, duplicates allowed.
+        instructions: dataset -> instruction of its queries.
         known: further answers of queries, which are no negatives either.
     """
     asked, further = instructions or {}, known or {}
@@ -162,10 +162,10 @@ def mining_plan(
             documents.append(text)
         return row
 
-    corpus_rows = {origin: sorted({row_of(t) for t in texts}) for origin, texts in corpora.items()}
-    query_rows = {key: i for i, key in enumerate(dict.fromkeys((p.query, asked.get(p.origin)) for p in pairs))}
+    corpus_rows = {dataset: sorted({row_of(t) for t in texts}) for dataset, texts in corpora.items()}
+    query_rows = {key: i for i, key in enumerate(dict.fromkeys((p.query, asked.get(p.dataset)) for p in pairs))}
     hashes = [content_id(q) for q, _ in query_rows]
-    numbers = [(query_rows[p.query, asked.get(p.origin)], row_of(p.document)) for p in pairs]
+    numbers = [(query_rows[p.query, asked.get(p.dataset)], row_of(p.document)) for p in pairs]
     answers: dict[tuple[int, str | None], set[int]] = {}
     every: dict[int, set[int]] = {}  # with whatever instruction: what answers the text is no safe negative of it
     keys = [(key, ask) for key, (_, ask) in zip(hashes, query_rows, strict=True)]
@@ -173,13 +173,13 @@ def mining_plan(
         answers.setdefault(keys[query], set()).add(document)
         every.setdefault(hashes[query], set()).add(document)
     searches = {}
-    for origin, corpus in corpus_rows.items():
-        queries = sorted({q for p, (q, _) in zip(pairs, numbers, strict=True) if p.origin == origin})
+    for dataset, corpus in corpus_rows.items():
+        queries = sorted({q for p, (q, _) in zip(pairs, numbers, strict=True) if p.dataset == dataset})
         inside = set(corpus)
         own = [{document_rows.get(text, NONE) for text in (hashes[q], *further.get(hashes[q], ()))} for q in queries]
         positives = [tuple(sorted(answers[keys[q]])) for q in queries]
         barred = [tuple(sorted({*every[hashes[q]], *texts} & inside)) for q, texts in zip(queries, own, strict=True)]
-        searches[origin] = CorpusSearch(queries, corpus, positives, barred)
+        searches[dataset] = CorpusSearch(queries, corpus, positives, barred)
     return MiningPlan([q for q, _ in query_rows], documents, numbers, searches, [ask for _, ask in query_rows])
 
 
@@ -249,11 +249,11 @@ def training_rows(
     rows, rejects = [], []
     for pair, (query, document) in zip(pairs, work.pairs, strict=True):
         score = cosines[query, document]
-        negatives = found[pair.origin, query]
+        negatives = found[pair.dataset, query]
         if negatives is None:
             rejects.append(_refused(pair, score))
             continue
-        row = {"id": pair.id, "query": pair.query, "positive": pair.document, "origin": pair.origin}
+        row = {"id": pair.id, "query": pair.query, "positive": pair.document, "dataset": pair.dataset}
         texts = [work.documents[n] for n in negatives.rows]
         scores = {"positive_score": score, "negative_scores": list(negatives.scores), "grade": None}
         rows.append({**row, "negatives": texts, **scores})
@@ -262,7 +262,7 @@ def training_rows(
 
 def _refused(pair: MinePair, score: float) -> dict[str, Any]:
     payload = json.dumps({"query": pair.query, "positive": pair.document, "score": score}, ensure_ascii=False)
-    where = {"id": pair.id, "stage": "mine", "source": pair.origin, "row": -1}
+    where = {"id": pair.id, "stage": "mine", "source": pair.dataset, "row": -1}
     return where | {"reason": "positive_below_min", "payload": payload}
 
 
@@ -270,18 +270,18 @@ def settle_negatives(rows: Sequence[dict[str, Any]], answers: Answers, searched:
     """Take out of rows the negatives that are none; how many, by `false_negatives.FALSE`.
 
     Args:
-        rows: with `query`, `positive`, `negatives`, `negative_scores`, `origin`; changed in place.
-        answers: of the queries of the origins `searched`, over all of these.
-        searched: origins whose positives answer the query in all of them; another origin's only in itself.
+        rows: with `query`, `positive`, `negatives`, `negative_scores`, `dataset`; changed in place.
+        answers: of the queries of the datasets `searched`, over all of these.
+        searched: datasets whose positives answer the query in all of them; another dataset's only in itself.
     """
     own: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
-        if row["origin"] not in searched:
-            own.setdefault(row["origin"], []).append((row["query"], row["positive"]))
-    by_origin = {origin: answers_of(pairs) for origin, pairs in own.items()}
+        if row["dataset"] not in searched:
+            own.setdefault(row["dataset"], []).append((row["query"], row["positive"]))
+    by_dataset = {dataset: answers_of(pairs) for dataset, pairs in own.items()}
     total = Counter[str]()
     for row in rows:
-        kept, left_out = true_negatives(row["query"], row["negatives"], by_origin.get(row["origin"], answers))
+        kept, left_out = true_negatives(row["query"], row["negatives"], by_dataset.get(row["dataset"], answers))
         if left_out:
             total += left_out
             row["negatives"] = [row["negatives"][place] for place in kept]

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from qwen3emb.config.catalogue import chosen_sets
+from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.data import MineConfig
-from qwen3emb.config.datasets import origin_of
+from qwen3emb.config.datasets import DOCSTRINGS, dataset_of
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.progress import paced
@@ -51,7 +51,7 @@ _AHEAD = 2
 
 _VECTORS = "vectors"
 _SHARD = 50_000
-_LABELLED, _SYNTHETIC = "labelled", origin_of("retrieval")
+_SYNTHETIC = dataset_of("retrieval")
 _Say = Callable[[str], None]
 
 
@@ -61,8 +61,8 @@ class MiningInput:
 
     Attributes:
         pairs: queries with their positives.
-        corpora: origin -> texts that its queries are mined from.
-        own: id of a labelled set's row -> the negatives that the set has itself.
+        corpora: dataset -> texts that its queries are mined from.
+        own: id of a labelled dataset's row -> the negatives that the set has itself.
         unmined_rows: training rows that are not mined.
         answers: what answers the queries, by all data.
         left_out: negatives of the data's own that were none, see `false_negatives`.
@@ -77,11 +77,11 @@ class MiningInput:
 
 
 def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
-    """Mine each query's negatives from the corpus of its origin; write `rows/` and `rejects/`.
+    """Mine each query's negatives from the corpus of its dataset; write `rows/` and `rejects/`.
 
-    Labelled queries are mined from the documents of all labelled pairs, synthetic ones from all passages, those of a
-    labelled set from the set's documents, behind the negatives that the set has itself. Classification, STS and bitext
-    rows pass through, labelled and synthetic ones.
+    Docstrings are mined from the functions of all such pairs, synthetic queries from all passages, those of a labelled
+    dataset from its documents, behind the negatives that it has itself. Classification, STS and bitext rows pass
+    through, labelled and synthetic ones.
 
     Args:
         ctx: the stage.
@@ -95,10 +95,10 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     queries, documents = _embed(work, ctx, say)
     found: dict[tuple[str, int], Negatives | None] = {}
     cosines: dict[tuple[int, int], float] = {}
-    for origin, search in work.searches.items():
-        progress = paced(say, f"mine: {origin} queries searched")
+    for dataset, search in work.searches.items():
+        progress = paced(say, f"mine: {dataset} queries searched")
         for asked, scores, mined in _mined_blocks(search, queries, documents, judged_rules(ctx.cfg.mine), progress):
-            found |= {(origin, query): negatives for query, negatives in zip(asked.rows, mined, strict=True)}
+            found |= {(dataset, query): negatives for query, negatives in zip(asked.rows, mined, strict=True)}
             pairs = zip((asked.rows[i] for i in asked.owners), asked.positives.tolist(), strict=True)
             cosines |= dict(zip(pairs, scores.positive_scores.tolist(), strict=True))
     found, vetoed = veto(found, work, ctx.cfg, say)
@@ -126,22 +126,22 @@ def _gathered(ctx: StageContext, say: _Say) -> MiningInput:
     corpus, filtered = ctx.input("corpus"), ctx.input("filter")
     written = is_enabled(ctx.cfg, "filter")
     synthetic = filtered.read_table("pairs", PAIR).to_pylist() if written else []
-    sets = _rows_of_sets(ctx) + [_training_row(pair) for pair in synthetic if pair["origin"] != _SYNTHETIC]
-    names = {n for n, one in chosen_sets(ctx.cfg.labelled).items() if one.mine and one.task == "retrieval"}
-    mined_sets = [row for row in sets if row["origin"] in names]
-    unmined_rows = [row for row in sets if row["origin"] not in names]
-    pairs = _pairs(corpus.read_table("pairs", PAIR).to_pylist(), _LABELLED)
-    pairs += _pairs([pair for pair in synthetic if pair["origin"] == _SYNTHETIC], _SYNTHETIC)
-    pairs += [MinePair(row["id"], row["query"], row["positive"], row["origin"]) for row in mined_sets]
+    sets = _labelled_rows(ctx) + [_training_row(pair) for pair in synthetic if pair["dataset"] != _SYNTHETIC]
+    names = {n for n, one in chosen_datasets(ctx.cfg.labelled).items() if one.mine and one.task == "retrieval"}
+    mined_sets = [row for row in sets if row["dataset"] in names]
+    unmined_rows = [row for row in sets if row["dataset"] not in names]
+    pairs = _pairs(corpus.read_table("pairs", PAIR).to_pylist(), DOCSTRINGS)
+    pairs += _pairs([pair for pair in synthetic if pair["dataset"] == _SYNTHETIC], _SYNTHETIC)
+    pairs += [MinePair(row["id"], row["query"], row["positive"], row["dataset"]) for row in mined_sets]
     if not pairs and not sets:
         places = f"{corpus.uri}/pairs and {filtered.uri}/pairs hold" if written else f"{corpus.uri}/pairs holds"
         raise UserError(f"{places} no pair to mine for; add sources or labelled.sets, or lower filter.threshold")
     passages = corpus.read_table("passages", PASSAGE).select(["title", "text"]).to_pylist()
-    labelled = [p.document for p in pairs if p.origin == _LABELLED]
+    functions = [p.document for p in pairs if p.dataset == DOCSTRINGS]
     texts = [document_text(p["title"] or "", p["text"]) for p in passages]  # as in the synthetic pairs
-    corpora = {_LABELLED: labelled, _SYNTHETIC: texts}
+    corpora = {DOCSTRINGS: functions, _SYNTHETIC: texts}
     for row in mined_sets:
-        corpora.setdefault(row["origin"], []).extend([row["positive"], *row["negatives"]])
+        corpora.setdefault(row["dataset"], []).extend([row["positive"], *row["negatives"]])
     answers, left_out = _settled(ctx, pairs, sets)
     if left_out:
         say(f"mine: {told(left_out)}")
@@ -153,18 +153,18 @@ def _settled(
     ctx: StageContext, pairs: Sequence[MinePair], rows: Sequence[dict[str, Any]]
 ) -> tuple[Answers, Counter[str]]:
     """(what answers each query by all data, how many of the rows' own negatives were none and are taken out)."""
-    sets = chosen_sets(ctx.cfg.labelled)
-    searched = {name for name, one in sets.items() if one.task in SEARCHED} | {_LABELLED}
-    searched |= {origin_of(task) for task in SEARCHED}
+    sets = chosen_datasets(ctx.cfg.labelled)
+    searched = {name for name, one in sets.items() if one.task in SEARCHED} | {DOCSTRINGS}
+    searched |= {dataset_of(task) for task in SEARCHED}
     answers = read_answers(ctx.input("labelled")) if is_enabled(ctx.cfg, "labelled") else {}
     found = [(pair.query, pair.document) for pair in pairs]
-    found += [(row["query"], row["positive"]) for row in rows if row["origin"] in searched]
+    found += [(row["query"], row["positive"]) for row in rows if row["dataset"] in searched]
     for query, positives in answers_of(found).items():
         answers.setdefault(query, set()).update(positives)
     return answers, settle_negatives(rows, answers, searched)
 
 
-def _rows_of_sets(ctx: StageContext) -> list[dict[str, Any]]:
+def _labelled_rows(ctx: StageContext) -> list[dict[str, Any]]:
     """The rows of the stage `labelled`, where the run has sets."""
     if not is_enabled(ctx.cfg, "labelled"):
         return []
@@ -183,8 +183,8 @@ def _after(own: Sequence[str], row: dict[str, Any], wanted: int) -> tuple[list[s
     return [*own, *(text for text, _ in mined)], [*[None] * len(own), *(score for _, score in mined)]
 
 
-def _pairs(rows: Sequence[dict[str, Any]], origin: str) -> list[MinePair]:
-    return [MinePair(row["id"], row["query"], row["document"], origin) for row in rows]
+def _pairs(rows: Sequence[dict[str, Any]], dataset: str) -> list[MinePair]:
+    return [MinePair(row["id"], row["query"], row["document"], dataset) for row in rows]
 
 
 def _training_row(pair: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _training_row(pair: dict[str, Any]) -> dict[str, Any]:
         "query": pair["query"],
         "positive": pair["document"],
         "negatives": negatives,
-        "origin": pair["origin"],
+        "dataset": pair["dataset"],
         "positive_score": pair["score"],
         "negative_scores": [None] * len(negatives),
         "grade": pair.get("grade"),
@@ -222,7 +222,7 @@ def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
     """Figures of the training rows; `short` counts those with fewer than the `wanted` negatives."""
     hard = [s for row in rows for s in row["negative_scores"] if s is not None]
     return {
-        "rows": dict(Counter(row["origin"] for row in rows)),
+        "rows": dict(Counter(row["dataset"] for row in rows)),
         "negatives": sum(len(row["negatives"]) for row in rows),
         "short": sum(len(row["negatives"]) < wanted for row in rows),
         "missing_negatives": sum(max(0, wanted - len(row["negatives"])) for row in rows),

@@ -34,7 +34,7 @@ def veto(
     """Leave out candidates that the reranker of `mine.veto` takes for answers, and cut to `mine.negatives`.
 
     Args:
-        found: (origin, query) -> candidates, hardest first; None where the query is rejected.
+        found: (dataset, query) -> candidates, hardest first; None where the query is rejected.
         work: whose texts they are.
         cfg: the run.
         say: takes lines of progress.

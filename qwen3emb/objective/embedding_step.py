@@ -25,7 +25,7 @@ __all__ = ["StepSettings", "embedding_step", "micro_batches"]
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How the rows of one data set are trained on.
+    """How the rows of one dataset are trained on.
 
     Attributes:
         instruction: of its queries.

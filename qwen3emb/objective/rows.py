@@ -29,8 +29,8 @@ class TrainingRow:
     Attributes:
         id: of the row, in the data it came from.
         query, positive, negatives: texts.
-        dataset: which set of a mixture it belongs to (the pairs' `origin`).
-        grade: human score of the pair, for graded data sets.
+        dataset: which set of a mixture it belongs to (the pairs' `dataset`).
+        grade: human score of the pair, for graded datasets.
         teacher: a teacher's P(yes) of the positive and of each negative, for distillation.
     """
 
@@ -51,10 +51,10 @@ def rows_from_pairs(table: pa.Table, graded: Collection[str] = ()) -> list[Train
     Raises:
         UserError: a row of a graded set has no grade.
     """
-    columns = (table[c].to_pylist() for c in ("id", "query", "document", "origin", "negatives", "grade"))
+    columns = (table[c].to_pylist() for c in ("id", "query", "document", "dataset", "negatives", "grade"))
     rows = [
-        TrainingRow(i, q, d, tuple(n or ()), origin, _grade(i, origin, grade, graded))
-        for i, q, d, origin, n, grade in zip(*columns, strict=True)
+        TrainingRow(i, q, d, tuple(n or ()), dataset, _grade(i, dataset, grade, graded))
+        for i, q, d, dataset, n, grade in zip(*columns, strict=True)
     ]
     return without_own_positives(rows, graded)
 
@@ -73,10 +73,10 @@ def rows_from_training(
     Raises:
         UserError: a row of a graded set has no grade.
     """
-    columns = (table[c].to_pylist() for c in ("id", "query", "positive", "negatives", "origin", "grade"))
+    columns = (table[c].to_pylist() for c in ("id", "query", "positive", "negatives", "dataset", "grade"))
     rows = [
-        TrainingRow(i, q, p, tuple(n or ()), origin, _grade(i, origin, grade, graded))
-        for i, q, p, n, origin, grade in zip(*columns, strict=True)
+        TrainingRow(i, q, p, tuple(n or ()), dataset, _grade(i, dataset, grade, graded))
+        for i, q, p, n, dataset, grade in zip(*columns, strict=True)
     ]
     return [
         replace(row, negatives=row.negatives[:negatives])
@@ -85,9 +85,9 @@ def rows_from_training(
     ]
 
 
-def _grade(row: str, origin: str, grade: float | None, graded: Collection[str]) -> float:
-    if grade is None and origin in graded:
-        raise UserError(f"row {row}: the data set {origin!r} has the task sts, but this row has no grade; give it one")
+def _grade(row: str, dataset: str, grade: float | None, graded: Collection[str]) -> float:
+    if grade is None and dataset in graded:
+        raise UserError(f"row {row}: the dataset {dataset!r} has the task sts, but this row has no grade; give it one")
     return 0.0 if grade is None else grade
 
 
@@ -98,7 +98,7 @@ def without_own_positives(rows: Sequence[TrainingRow], graded: Collection[str] =
 
     Args:
         rows: all rows that are trained on together.
-        graded: data sets whose pairs have a grade (STS), which may be low: those are no positives.
+        graded: datasets whose pairs have a grade (STS), which may be low: those are no positives.
     """
     answers = answers_of((row.query, row.positive) for row in rows if row.dataset not in graded)
     return [_without(row, answers) for row in rows]
@@ -113,7 +113,7 @@ def _without(row: TrainingRow, answers: Answers) -> TrainingRow:
 
 
 def by_dataset(rows: Sequence[TrainingRow]) -> dict[str, list[TrainingRow]]:
-    """The rows of each data set, in their order."""
+    """The rows of each dataset, in their order."""
     found: dict[str, list[TrainingRow]] = {}
     for row in rows:
         found.setdefault(row.dataset, []).append(row)
@@ -125,18 +125,18 @@ def check_datasets(rows: Sequence[TrainingRow], weights: Mapping[str, float], wh
 
     Args:
         rows: all training rows.
-        weights: of the data sets that the configuration names.
+        weights: of the datasets that the configuration names.
         what: where the names stand, for the message.
 
     Raises:
-        UserError: a name that no row has, or no data set with a weight above 0.
+        UserError: a name that no row has, or no dataset with a weight above 0.
     """
     there = sorted({row.dataset for row in rows})
     unknown = sorted(set(weights) - set(there))
     if unknown:
-        raise UserError(f"{what}: no row is of the data set {unknown[0]!r}; there are: {', '.join(there)}")
+        raise UserError(f"{what}: no row is of the dataset {unknown[0]!r}; there are: {', '.join(there)}")
     if not any(weights.get(name, 1.0) > 0 for name in there):
-        raise UserError(f"{what}: every data set has weight 0, so there is nothing to train on; raise one of them")
+        raise UserError(f"{what}: every dataset has weight 0, so there is nothing to train on; raise one of them")
 
 
 def checked(rows: Sequence[TrainingRow], batch: int, what: str) -> None:

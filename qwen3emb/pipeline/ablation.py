@@ -75,7 +75,7 @@ def variants(cfg: RunConfig) -> dict[str, list[str]]:
 
 
 def _without_synthetic_sets(cfg: RunConfig) -> list[str]:
-    """A mixture that names a data set without rows is refused."""
+    """A mixture that names a dataset without rows is refused."""
     sets = cfg.supervised.datasets
     kept = {name: own.model_dump(mode="json", exclude_unset=True) for name, own in sets.items()}
     kept = {name: own for name, own in kept.items() if not is_synthetic(name)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3emb import __version__
-from qwen3emb.config.catalogue import chosen_sets
+from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.data import Section
 from qwen3emb.config.run import OPERATIONAL, RunConfig
 from qwen3emb.core.artifact import Identity, State, state_of
@@ -50,7 +50,7 @@ class Stage:
         section: its section of the config, all of which it reads but what is `OPERATIONAL`.
         needs: stages whose artifacts it reads; what those read it need not name.
         arguments: further arguments of the module.
-        reads: further keys of the config; `labelled.*.FIELD` is a field of every labelled set.
+        reads: further keys of the config; `labelled.*.FIELD` is a field of every labelled dataset.
         models: keys that name models: their content counts, not their name.
         tokenizer: key that names a model of which it reads the tokenizer only; where it is not set, `models.base`.
     """
@@ -230,7 +230,7 @@ def _section(cfg: RunConfig, stage: Stage) -> dict[str, Any]:
         if first == stage.section and place:
             place.pop(inner[-1], None)
     if stage.name == "labelled":  # however the sets are named: here or in a catalogue
-        sets = {name: _significant(one, {"weight", "mine"}) for name, one in chosen_sets(cfg.labelled).items()}
+        sets = {name: _significant(one, {"weight", "mine"}) for name, one in chosen_datasets(cfg.labelled).items()}
         section = {k: v for k, v in section.items() if k not in ("catalogue", "use")} | {"sets": sets}
     return section
 
@@ -248,9 +248,9 @@ def _significant(section: Section, skipped: set[str]) -> dict[str, Any]:
 
 
 def _value(cfg: RunConfig, key: str) -> Any:
-    """The value of a dotted key, None where a section on the way is left out; of labelled sets by their names."""
+    """The value of a dotted key, None where a section on the way is left out; of labelled datasets by their names."""
     if key.startswith("labelled.*."):
-        return {name: getattr(one, key.rpartition(".")[2]) for name, one in chosen_sets(cfg.labelled).items()}
+        return {name: getattr(one, key.rpartition(".")[2]) for name, one in chosen_datasets(cfg.labelled).items()}
     found: Any = cfg
     for part in key.split("."):
         found = None if found is None else getattr(found, part)
@@ -311,7 +311,7 @@ def _external(cfg: RunConfig, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _labelled(cfg: RunConfig) -> Iterator[tuple[str, str]]:
-    for one in chosen_sets(cfg.labelled).values():
+    for one in chosen_datasets(cfg.labelled).values():
         try:
             yield one.path, source_fingerprint(one.path)
         except UserError:

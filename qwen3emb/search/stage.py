@@ -115,7 +115,7 @@ def build_index(ctx: StageContext, progress: Progress | None = None) -> StageRes
 
 
 def _rows(kind: str, id_field: str, files: list[str], texts: bool) -> Any:
-    """The corpus as a Ray data set of `_ROW`; rows that cannot be used have a `reason`."""
+    """The corpus as a Ray dataset of `_ROW`; rows that cannot be used have a `reason`."""
     listed: Any = ray.data.from_items([{"file": name} for name in files])
     arguments = {"kind": kind, "id_field": id_field, "texts": texts}
     return listed.map_batches(_read, batch_size=1, fn_kwargs=arguments, **_TINY)

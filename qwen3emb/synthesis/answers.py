@@ -36,17 +36,17 @@ def parse_configuration(answer: str, candidates: int) -> Configuration | str:
     content = json_object(answer)
     if isinstance(content, str):
         return content
-    character, kind, difficulty = (content.get(k) for k in ("Character", "Question_Type", "Difficulty"))
-    if not isinstance(character, int) or isinstance(character, bool) or not 1 <= character <= candidates:
-        return f"bad_configuration: Character is {character!r}, not 1 to {candidates}"
+    persona, kind, difficulty = (content.get(k) for k in ("Character", "Question_Type", "Difficulty"))
+    if not isinstance(persona, int) or isinstance(persona, bool) or not 1 <= persona <= candidates:
+        return f"bad_configuration: Character is {persona!r}, not 1 to {candidates}"
     if kind not in QUESTION_TYPES:
         return f"bad_configuration: Question_Type is {kind!r}"
     if difficulty not in DIFFICULTIES:
         return f"bad_configuration: Difficulty is {difficulty!r}"
-    return Configuration(character - 1, str(kind), str(difficulty))
+    return Configuration(persona - 1, str(kind), str(difficulty))
 
 
-def parse_query(answer: str, passage: str, character: str, words: str) -> Query | str:
+def parse_query(answer: str, passage: str, persona: str, words: str) -> Query | str:
     """The query in an answer, or `<code>: <detail>`: why it cannot be used.
 
     Codes: invalid_json, empty_query, too_long (it reached the schema's limit), names_passage (it speaks of
@@ -56,7 +56,7 @@ def parse_query(answer: str, passage: str, character: str, words: str) -> Query 
     Args:
         answer: what the generator wrote.
         passage: the text as it was shown.
-        character: the persona that asked.
+        persona: the persona that asked.
         words: the length that was asked for, `low-high`.
     """
     content = json_object(answer)
@@ -71,7 +71,7 @@ def parse_query(answer: str, passage: str, character: str, words: str) -> Query 
     said = plain(text)
     if _NAMES_PASSAGE.search(said):
         return f"names_passage: {text}"
-    if _is_prompt(said, plain(character)):
+    if _is_prompt(said, plain(persona)):
         return f"copied_prompt: {text}"
     if _is_passage(said, plain(passage)):
         return f"copied_passage: {text}"
@@ -92,11 +92,11 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _is_prompt(query: str, character: str) -> bool:
+def _is_prompt(query: str, persona: str) -> bool:
     example = plain(EXAMPLE_QUERY)
     if example in query or difflib.SequenceMatcher(None, query, example).ratio() > _COPIED_RATIO:
         return True
-    fixed = (*map(plain, QUERY_PROMPT_TEXTS), character)
+    fixed = (*map(plain, QUERY_PROMPT_TEXTS), persona)
     long_enough = query.count(" ") >= 3  # a word or two of the prompt may be the subject
     return long_enough and any(query in text or (text and text in query) for text in fixed)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qwen3emb.config.datasets import origin_of
+from qwen3emb.config.datasets import dataset_of
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
 from qwen3emb.core.records import PAIR, REJECT
@@ -22,10 +22,10 @@ from qwen3emb.text.decontamination import EvaluationNgrams
 __all__ = ["drop_overlapping", "drop_repeated", "result"]
 
 _ASKED_FOR = re.compile(r"wrong_language: .*?, asked for ([\w-]+)")
-_KINDS = ("origin", "question_type", "difficulty", "language", "words")
+_KINDS = ("dataset", "question_type", "difficulty", "language", "words")
 _LENGTHS = (0, 5, 10, 15, 20, 30, 50, 100)
 _PROJECTED = 1_000_000
-_SENTENCES = {origin_of("bitext"), origin_of("sts")}  # their queries are the corpus's sentences, nobody wrote them
+_SENTENCES = {dataset_of("bitext"), dataset_of("sts")}  # their queries are the corpus's sentences, nobody wrote them
 
 
 def drop_repeated(out: Storage, threshold: float) -> int:
@@ -37,8 +37,8 @@ def drop_repeated(out: Storage, threshold: float) -> int:
         out: folder of the stage.
         threshold: of `gates.duplicate_queries`.
     """
-    written = [row for name in out.names("pairs", ".parquet") for row in _pairs(out, name, ["id", "query", "origin"])]
-    own = [row for row in written if row["origin"] not in _SENTENCES]
+    written = [row for name in out.names("pairs", ".parquet") for row in _pairs(out, name, ["id", "query", "dataset"])]
+    own = [row for row in written if row["dataset"] not in _SENTENCES]
     repeated = duplicate_queries([row["id"] for row in own], [row["query"] for row in own], threshold)
     _reject_rows(out, repeated)
     return len(repeated)
@@ -53,7 +53,7 @@ def drop_overlapping(out: Storage, evaluation: EvaluationNgrams) -> int:
     """
     held: dict[str, str] = {}
     for name in out.names("pairs", ".parquet"):
-        for row in _pairs(out, name, ["id", "query", "document", "origin"]):
+        for row in _pairs(out, name, ["id", "query", "document", "dataset"]):
             found = evaluation.held(row["query"]) or evaluation.held(row["document"])
             if found:
                 held[_row_of(row)] = f"heldout_overlap: {found}"
@@ -73,7 +73,7 @@ def _reject_rows(out: Storage, reasons: Mapping[str, str]) -> None:
     """
     for name in out.names("pairs", ".parquet") if reasons else []:
         table = out.read_table(name)
-        rows = [_row_of(row) for row in table.select(["id", "origin"]).to_pylist()]
+        rows = [_row_of(row) for row in table.select(["id", "dataset"]).to_pylist()]
         bad = {row: pair for row, pair in zip(rows, table.to_pylist(), strict=True) if row in reasons}
         if not bad:
             continue
@@ -93,7 +93,7 @@ def _row_id(row: str) -> str:
 def _row_of(pair: Mapping[str, Any]) -> str:
     """What tells the row of a pair from others: STS rows have several pairs."""
     name = str(pair["id"])
-    return name.rpartition("/")[0] if pair["origin"] == origin_of("sts") else name
+    return name.rpartition("/")[0] if pair["dataset"] == dataset_of("sts") else name
 
 
 def _reject(row: str, pair: Mapping[str, Any], reason: str) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
     for name in out.names("pairs", ".parquet"):
         table = out.read_table(name, PAIR)
         pairs += table.num_rows
-        done += len({_row_of(row) for row in table.select(["id", "origin"]).to_pylist()})
+        done += len({_row_of(row) for row in table.select(["id", "dataset"]).to_pylist()})
         for column, counts in kinds.items():
             counts.update(table.column(column).to_pylist())
         lengths += [word_count(query) for query in table.column("query").to_pylist()]

@@ -1,4 +1,4 @@
-"""The persona library, and the candidate characters of a passage (paper section 3)."""
+"""The persona library, and the candidate personas of a passage (paper section 3)."""
 
 from __future__ import annotations
 

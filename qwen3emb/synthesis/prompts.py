@@ -1,6 +1,6 @@
 """The two prompts that turn a passage into a search query (paper section 3); `answers` reads what comes back.
 
-The configuration call chooses who asks (one of the candidate characters), what kind of question and how hard;
+The configuration call chooses who asks (one of the candidate personas), what kind of question and how hard;
 the query call writes it. Both are chats in which everything fixed comes first - instructions, then examples
 as earlier turns - so that an engine with a prefix cache computes it once. The passage keeps its language,
 everything else is English.
@@ -70,9 +70,9 @@ DIFFICULTIES = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """The answer of the configuration call; `character` is the index of a candidate, from 0."""
+    """The answer of the configuration call; `persona` is the index of a candidate, from 0."""
 
-    character: int
+    persona: int
     question_type: str
     difficulty: str
 
@@ -178,7 +178,7 @@ _REQUESTS = {
 def configuration_answer(chosen: Configuration) -> str:
     """What the configuration call is to answer."""
     answer = {
-        "Character": chosen.character + 1,
+        "Character": chosen.persona + 1,
         "Question_Type": chosen.question_type,
         "Difficulty": chosen.difficulty,
     }
@@ -207,16 +207,14 @@ def configuration_messages(passage: str, candidates: Sequence[str], draw: float 
     return [*turns, {"role": "user", "content": _configuration_request(passage, candidates)}]
 
 
-def query_messages(
-    passage: str, character: str, configuration: Configuration, requirement: Requirement
-) -> list[Message]:
+def query_messages(passage: str, persona: str, configuration: Configuration, requirement: Requirement) -> list[Message]:
     """The chat of the query call.
 
     The person stands before the passage: with it behind, small models ask about the person.
 
     Args:
         passage: the text as it is to be shown (cut and defused).
-        character: the chosen persona's text.
+        persona: the chosen persona's text.
         configuration: type and difficulty.
         requirement: length and language.
     """
@@ -225,12 +223,12 @@ def query_messages(
         {"role": "system", "content": QUERY_TASK},
         {"role": "user", "content": _query_request(text, person, chosen, wanted)},
         {"role": "assistant", "content": query_answer(answer)},
-        {"role": "user", "content": _query_request(passage, character, configuration, requirement)},
+        {"role": "user", "content": _query_request(passage, persona, configuration, requirement)},
     ]
 
 
 def numbered(people: Sequence[str]) -> list[str]:
-    """Candidate characters as the prompts list them, from 1, one line each."""
+    """Candidate personas as the prompts list them, from 1, one line each."""
     return [f"{number}. {' '.join(text.split())}" for number, text in enumerate(people, 1)]
 
 
@@ -239,8 +237,8 @@ def _configuration_request(passage: str, candidates: Sequence[str]) -> str:
     return f"Passage: {passage}\nPeople:\n{people}"
 
 
-def _query_request(passage: str, character: str, chosen: Configuration, wanted: Requirement) -> str:
-    return f"A person ({character}) is looking for this passage:\n\n{passage}\n\n{query_request(chosen, wanted)}"
+def _query_request(passage: str, persona: str, chosen: Configuration, wanted: Requirement) -> str:
+    return f"A person ({persona}) is looking for this passage:\n\n{passage}\n\n{query_request(chosen, wanted)}"
 
 
 def query_request(chosen: Configuration, wanted: Requirement) -> str:
@@ -269,13 +267,13 @@ def configuration_chat(order: str, passage: str, candidates: Sequence[str], draw
 
 
 def query_chat(
-    order: str, passage: str, character: str, configuration: Configuration, requirement: Requirement
+    order: str, passage: str, persona: str, configuration: Configuration, requirement: Requirement
 ) -> list[Message]:
     """The chat of the query call; arguments as of `query_messages`, `order` as above."""
     if order != _PASSAGE_FIRST:
-        return query_messages(passage, character, configuration, requirement)
+        return query_messages(passage, persona, configuration, requirement)
     request = query_request(configuration, requirement)
-    return _shared_chat(passage, f"Task WRITE. A person ({character}) is looking for the passage. {request}")
+    return _shared_chat(passage, f"Task WRITE. A person ({persona}) is looking for the passage. {request}")
 
 
 def _shared_chat(passage: str, request: str) -> list[Message]:

@@ -163,15 +163,15 @@ def label_schema(labels: Sequence[str]) -> dict[str, Any]:
     return _object({"label": one, "misleading_label": one})
 
 
-def new_task_messages(passage: str, character: str) -> list[Message]:
+def new_task_messages(passage: str, persona: str) -> list[Message]:
     """The chat that asks for a classification task of its own."""
     example = _new_task_request("Rye dough tears when it is kneaded like wheat.", "a baker's apprentice")
     answer = {"task": "Which step of baking a note is about", "labels": ["kneading", "proving", "baking", "storing"]}
-    return _chat(_NEW_TASK, example, answer, _new_task_request(passage, character))
+    return _chat(_NEW_TASK, example, answer, _new_task_request(passage, persona))
 
 
-def _new_task_request(passage: str, character: str) -> str:
-    return f"Passage: {passage}\nPerson: {character}"
+def _new_task_request(passage: str, persona: str) -> str:
+    return f"Passage: {passage}\nPerson: {persona}"
 
 
 def new_task_schema() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen3emb.config.datasets import origin_of
+from qwen3emb.config.datasets import dataset_of
 from qwen3emb.core.rejects import PAYLOAD_CHARACTERS, escaped
 from qwen3emb.synthesis.requirements import Requirement
 
@@ -65,9 +65,9 @@ class SynthesisItem:
             "query": query,
             "document": document,
             "document_id": self.passage["id"],
-            "origin": origin_of(self.task),
+            "dataset": dataset_of(self.task),
             "language": self.requirement.language,
-            "character": "",
+            "persona": "",
             "question_type": "",
             "difficulty": "",
             "words": self.requirement.words,

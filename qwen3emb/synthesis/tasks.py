@@ -95,14 +95,14 @@ class _Retrieval(_Task):
             chat = configuration_chat(order, row.shown, row.candidates, draw)
             return Call("configuration", chat, configuration_schema(len(row.candidates)), _CONFIGURATION_TOKENS)
         if "query" not in row.answers:
-            chat = query_chat(order, row.shown, self._character(row), row.answers["configuration"], row.requirement)
+            chat = query_chat(order, row.shown, self._persona(row), row.answers["configuration"], row.requirement)
             return Call("query", chat, query_schema(row.requirement.words), self._cfg.max_query_tokens)
         return None
 
     def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
         if name == "configuration":
             return _kept(row, name, parse_configuration(answer, len(row.candidates)))
-        parsed = parse_query(answer, row.shown, self._character(row), row.requirement.words)
+        parsed = parse_query(answer, row.shown, self._persona(row), row.requirement.words)
         if not isinstance(parsed, str):
             problem = self._gates.problem(parsed.text, row.shown, row.requirement)
             parsed = problem or parsed
@@ -111,12 +111,12 @@ class _Retrieval(_Task):
     def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
         chosen: Configuration = row.answers["configuration"]
         kinds = {"question_type": chosen.question_type, "difficulty": chosen.difficulty}
-        return [row.pair(row.answers["query"].text, row.document, character=self._character(row), **kinds)]
+        return [row.pair(row.answers["query"].text, row.document, persona=self._persona(row), **kinds)]
 
     @staticmethod
-    def _character(row: SynthesisItem) -> str:
+    def _persona(row: SynthesisItem) -> str:
         chosen: Configuration = row.answers["configuration"]
-        return row.candidates[chosen.character]
+        return row.candidates[chosen.persona]
 
 
 class _Bitext(_Task):

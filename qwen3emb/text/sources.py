@@ -1,4 +1,4 @@
-"""What tells one state of a corpus source or data set from another."""
+"""What tells one state of a corpus source or dataset from another."""
 
 from __future__ import annotations
 

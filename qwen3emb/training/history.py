@@ -89,7 +89,7 @@ class History:
         }
 
     def _by_dataset(self) -> dict[str, dict[str, float]]:
-        """Batches of each data set, and means of what is said about its data over the last half of them."""
+        """Batches of each dataset, and means of what is said about its data over the last half of them."""
         found = {}
         for name in dict.fromkeys(r["dataset"] for r in self.rows if "dataset" in r):
             own = [r for r in self.rows if r.get("dataset") == name]

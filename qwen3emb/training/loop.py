@@ -51,7 +51,7 @@ class TrainJob:
 
     Attributes:
         task: what is trained.
-        rows: all training rows by data set; each global batch is from one of them, the same on every rank.
+        rows: all training rows by dataset; each global batch is from one of them, the same on every rank.
         seed: of the sample order.
         out: URI of the stage's folder.
         gpus: GPUs per worker.

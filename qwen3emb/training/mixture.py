@@ -1,4 +1,4 @@
-"""Which data set a step trains on, and which of its rows: a pure function of (seed, step)."""
+"""Which dataset a step trains on, and which of its rows: a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Mixture"]
 
 
 class Mixture:
-    """Data sets drawn in proportion to weight x rows ^ (1 / temperature); every batch is from one of them."""
+    """Datasets drawn in proportion to weight x rows ^ (1 / temperature); every batch is from one of them."""
 
     def __init__(
         self, sizes: Mapping[str, int], weights: Mapping[str, float], temperature: float, batch_size: int, seed: int
@@ -20,8 +20,8 @@ class Mixture:
         """Fix the draw.
 
         Args:
-            sizes: rows of each data set.
-            weights: of data sets; 1 where there is none, 0 leaves the set out.
+            sizes: rows of each dataset.
+            weights: of datasets; 1 where there is none, 0 leaves the set out.
             temperature: 1 = in proportion to rows, larger values level the sets.
             batch_size: rows of a global batch; a smaller set gives all of its rows.
             seed: of the draw and of the order within each set.
@@ -32,7 +32,7 @@ class Mixture:
         shares = {name: weights.get(name, 1.0) * sizes[name] ** (1 / temperature) for name in sorted(sizes)}
         self.names = [name for name, share in shares.items() if share > 0]
         if not self.names:
-            raise ValueError("no data set has both rows and a weight above 0")
+            raise ValueError("no dataset has both rows and a weight above 0")
         kept = np.array([shares[name] for name in self.names])
         self._ends = np.cumsum(kept / kept.sum())
         self._sizes = [sizes[name] for name in self.names]
@@ -43,7 +43,7 @@ class Mixture:
         self._counts = [0] * len(self.names)
 
     def batch(self, step: int) -> tuple[str, list[int]]:
-        """(data set, its row numbers) of global batch `step`."""
+        """(dataset, its row numbers) of global batch `step`."""
         while len(self._drawn) <= step:
             chosen = self._draw(len(self._drawn))
             self._nth.append(self._counts[chosen])

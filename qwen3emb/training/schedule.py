@@ -24,7 +24,7 @@ def learning_rate(step: int, total: int, cfg: OptimizerConfig) -> float:
 
 
 class SampleOrder:
-    """Epochs of the shuffled rows of one data set, one after the other: a pure function of (seed, position).
+    """Epochs of the shuffled rows of one dataset, one after the other: a pure function of (seed, position).
 
     The permutation of the epoch that was asked for last is kept, and no other: steps go forward.
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from qwen3emb.config.catalogue import chosen_sets
-from qwen3emb.config.datasets import SYNTHETIC_SETS, is_synthetic, trained_as
+from qwen3emb.config.catalogue import chosen_datasets
+from qwen3emb.config.datasets import SYNTHETIC_DATASETS, is_synthetic, trained_as
 from qwen3emb.config.run import RunConfig, require_section
-from qwen3emb.config.training import DataSetConfig
+from qwen3emb.config.training import DatasetConfig
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.objective.rows import TrainingRow, rows_from_training
@@ -42,7 +42,7 @@ class Selection:
     def said(self) -> str:
         """One line about it."""
         sets = len({row.dataset for row in self.dev})
-        return f"{len(self.train)} rows to train on; validation on {len(self.dev)} queries of {sets} data sets"
+        return f"{len(self.train)} rows to train on; validation on {len(self.dev)} queries of {sets} datasets"
 
 
 def reranker_rows(table: pa.Table, cfg: RunConfig, stage: str, evaluated: Collection[str]) -> Selection:
@@ -57,8 +57,8 @@ def reranker_rows(table: pa.Table, cfg: RunConfig, stage: str, evaluated: Collec
         evaluated: `content_hash` of queries that the run is evaluated on.
     """
     section = require_section(cfg.reranker_weak if stage == "reranker_weak" else cfg.reranker)
-    tasks = {name: one.task for name, one in chosen_sets(cfg.labelled).items()}
-    tasks |= {name: one.task for name, one in trained_as(set(SYNTHETIC_SETS)).items()}
+    tasks = {name: one.task for name, one in chosen_datasets(cfg.labelled).items()}
+    tasks |= {name: one.task for name, one in trained_as(set(SYNTHETIC_DATASETS)).items()}
     sts = {name for name, task in tasks.items() if task == "sts"}
     rows = rows_from_training(table, section.negatives, graded=sts)
     rows = [row for row in rows if stage == "reranker" or is_synthetic(row.dataset)]
@@ -78,8 +78,8 @@ def reranker_rows(table: pa.Table, cfg: RunConfig, stage: str, evaluated: Collec
     return Selection(len(rows), train, dev, left_out)
 
 
-def graded(sets: Mapping[str, DataSetConfig]) -> set[str]:
-    """Data sets whose pairs have a grade instead of being positives."""
+def graded(sets: Mapping[str, DatasetConfig]) -> set[str]:
+    """Datasets whose pairs have a grade instead of being positives."""
     return {name for name, own in sets.items() if own.task == "sts"}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen3emb.config.datasets import SYNTHETIC_SETS, trained_as
+from qwen3emb.config.datasets import SYNTHETIC_DATASETS, trained_as
 from qwen3emb.config.run import require_section
-from qwen3emb.config.training import DataSetConfig, TrainEmbeddingConfig
+from qwen3emb.config.training import DatasetConfig, TrainEmbeddingConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.records import PAIR, TRAINING_ROW
 from qwen3emb.model.fetch import resolve_model
@@ -21,7 +21,7 @@ from qwen3emb.objective.rows import (
     rows_from_training,
 )
 from qwen3emb.pipeline.stages import StageContext, is_enabled
-from qwen3emb.text.instructions import data_sets, instructions, labelled_sets
+from qwen3emb.text.instructions import dataset_settings, instructions, labelled_datasets
 from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
 from qwen3emb.training.loop import TrainJob, fit
 from qwen3emb.training.selection import (
@@ -41,7 +41,7 @@ __all__ = ["train_reranker", "train_supervised", "train_weak"]
 def train_weak(ctx: StageContext) -> StageResult:
     """Stage 1: contrastive training on all synthetic pairs (paper section 4)."""
     table = ctx.input("synthesize").read_table("pairs", PAIR)
-    rows = rows_from_pairs(table, graded(trained_as(set(SYNTHETIC_SETS))))
+    rows = rows_from_pairs(table, graded(trained_as(set(SYNTHETIC_DATASETS))))
     return _train_embedding(ctx, rows, require_section(ctx.cfg.weak), {}, str(resolve_model(ctx.cfg.models.base)))
 
 
@@ -49,9 +49,9 @@ def train_supervised(ctx: StageContext) -> StageResult:
     """Stage 2: labelled and filtered synthetic pairs with hard negatives, from the weak model where the run has one."""
     cfg = ctx.cfg.supervised
     table = ctx.input("mine").read_table("rows", TRAINING_ROW)
-    sets = labelled_sets(ctx.cfg)
-    wanted = data_sets(sets, set(table["origin"].to_pylist()), cfg)
-    # A set that wants more negatives than the stage takes them itself (`DataSetConfig.hard_negatives`).
+    sets = labelled_datasets(ctx.cfg)
+    wanted = dataset_settings(sets, set(table["dataset"].to_pylist()), cfg)
+    # A set that wants more negatives than the stage takes them itself (`DatasetConfig.hard_negatives`).
     most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in wanted.values())])
     rows = rows_from_training(table, most, cfg.synthetic, graded(wanted))
     weak = is_enabled(ctx.cfg, "weak")
@@ -90,11 +90,11 @@ def _train_embedding(
     ctx: StageContext,
     rows: list[TrainingRow],
     cfg: TrainEmbeddingConfig,
-    sets: dict[str, DataSetConfig],
+    sets: dict[str, DatasetConfig],
     model_dir: str,
 ) -> StageResult:
     there = {row.dataset for row in rows}
-    cfg = cfg.model_copy(update={"datasets": data_sets(sets, there, cfg)})
+    cfg = cfg.model_copy(update={"datasets": dataset_settings(sets, there, cfg)})
     every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.input("corpus")))
     checked(rows, cfg.batch_size, ctx.out.uri)
     check_datasets(rows, {name: own.weight for name, own in cfg.datasets.items()}, f"{ctx.stage.name}.datasets")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3emb.config.training import DataSetConfig, LoraConfig, TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.config.datasets import DOCSTRINGS
+from qwen3emb.config.training import DatasetConfig, LoraConfig, TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.model.contract import Contract
@@ -25,7 +26,6 @@ from qwen3emb.objective.gather import gather_rows, rank_and_world
 from qwen3emb.objective.microbatch import StepEngine
 from qwen3emb.objective.reranker_step import reranker_step
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.text.instructions import HELDOUT
 from qwen3emb.text.retrieval_set import RetrievalSet
 from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate
 
@@ -79,11 +79,11 @@ class EmbeddingTask:
 
     @property
     def temperature(self) -> float:
-        """Of the mixture of data sets."""
+        """Of the mixture of datasets."""
         return self.cfg.mixture_temperature
 
     def weights(self) -> dict[str, float]:
-        """Of the data sets in the mixture."""
+        """Of the datasets in the mixture."""
         return {name: own.weight for name, own in self.cfg.datasets.items()}
 
     def load(self) -> Any:
@@ -94,12 +94,12 @@ class EmbeddingTask:
         return _trainable(trunk, self.cfg.lora)
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
-        """Gradients of the loss of the global batch, whose rows are of one data set; its metrics."""
+        """Gradients of the loss of the global batch, whose rows are of one dataset; its metrics."""
         return embedding_step(engine, self.template, rows, self.settings(rows[0].dataset))
 
     def settings(self, dataset: str) -> StepSettings:
         """How rows of `dataset` are trained on: its own section, else the stage's."""
-        cfg, own = self.cfg, self.cfg.datasets.get(dataset, DataSetConfig())
+        cfg, own = self.cfg, self.cfg.datasets.get(dataset, DatasetConfig())
 
         def chosen(name: str) -> Any:
             value = getattr(own, name)
@@ -122,7 +122,7 @@ class EmbeddingTask:
         if self.dev is None or not self.dev.queries:
             return {}
         prefix, queries = self.template.encode(
-            list(self.dev.queries.values()), self.cfg.max_query_tokens, self.settings(HELDOUT).instruction
+            list(self.dev.queries.values()), self.cfg.max_query_tokens, self.settings(DOCSTRINGS).instruction
         )
         _, documents = self.template.encode(self.dev.texts(), self.cfg.max_document_tokens)
         trees: list[Tree] = [*((prefix, [q]) for q in queries), *(([], [d]) for d in documents)]
@@ -149,9 +149,9 @@ class RerankerTask:
     Attributes:
         cfg: the stage.
         model_dir: the model it starts from.
-        instruction: of the queries, unless `instructions` has one for their data set.
+        instruction: of the queries, unless `instructions` has one for their dataset.
         dev: rows that are ranked and never trained on.
-        instructions: data set -> instruction.
+        instructions: dataset -> instruction.
     """
 
     cfg: TrainRerankerConfig
@@ -171,11 +171,11 @@ class RerankerTask:
 
     @property
     def temperature(self) -> float:
-        """Of the mixture: data sets in proportion to their rows."""
+        """Of the mixture: datasets in proportion to their rows."""
         return 1.0
 
     def weights(self) -> dict[str, float]:
-        """Every data set counts."""
+        """Every dataset counts."""
         return {}
 
     def load(self) -> Any:

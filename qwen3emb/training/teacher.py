@@ -38,7 +38,7 @@ def with_teacher_scores(
         rows: queries with their positive and negatives.
         cfg: the reranker's training.
         run: its run.
-        instructions: data set -> instruction, where it is not the run's.
+        instructions: dataset -> instruction, where it is not the run's.
         out: folder of the stage.
         say: takes lines of progress.
 
@@ -75,7 +75,7 @@ def _scored(
     instructions: Mapping[str, str],
     say: Callable[[str], None],
 ) -> list[list[float]]:
-    """P(yes) of each row's positive and negatives, with the instruction of its data set."""
+    """P(yes) of each row's positive and negatives, with the instruction of its dataset."""
     found: list[list[float]] = [[] for _ in rows]
     for asked in sorted({instructions.get(row.dataset, instruction) for row in rows}):
         here = [i for i, row in enumerate(rows) if instructions.get(row.dataset, instruction) == asked]

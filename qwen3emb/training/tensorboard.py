@@ -24,7 +24,7 @@ def write_events(out: Storage, rows: Sequence[Mapping[str, Any]]) -> None:
     Args:
         out: the stage's folder.
         rows: as in metrics.jsonl; figures of a step are tagged `train/`, those of validation `dev/`, and those that
-            say something about the data `DATASET/`, because a global batch is of one data set.
+            say something about the data `DATASET/`, because a global batch is of one dataset.
     """
     from tensorboardX import SummaryWriter
 

@@ -1,4 +1,4 @@
-"""Which rows a reranker is validated on: a sample by query, over all data sets, of which nothing is trained on."""
+"""Which rows a reranker is validated on: a sample by query, over all datasets, of which nothing is trained on."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def held_out(
 ) -> tuple[list[TrainingRow], list[TrainingRow]]:
     """(validation rows, training rows), disjoint by query.
 
-    Up to `queries` queries are drawn, each data set's share in proportion to its queries and the first one of each
-    before the second one of any. All rows of a drawn query leave training, whatever data set they are of, and those
-    are at most a tenth of the rows: of fewer than ten rows none is drawn. The last query of a data set stays.
+    Up to `queries` queries are drawn, each dataset's share in proportion to its queries and the first one of each
+    before the second one of any. All rows of a drawn query leave training, whatever dataset they are of, and those
+    are at most a tenth of the rows: of fewer than ten rows none is drawn. The last query of a dataset stays.
     Queries are the same where `content_hash` says so. Documents may be in both parts: what is validated is an unseen
     query, and a document that is read in training is what every index holds.
 
@@ -56,11 +56,11 @@ def held_out(
 def _drawn(
     left: dict[str, list[str]], sizes: dict[str, int], counts: dict[str, int], queries: int, room: int
 ) -> list[str]:
-    """Queries from the ends of `left`, the next one always of the data set that has least for its size.
+    """Queries from the ends of `left`, the next one always of the dataset that has least for its size.
 
     Args:
-        left: data set -> its queries that may be drawn; emptied.
-        sizes: data set -> its queries in all.
+        left: dataset -> its queries that may be drawn; emptied.
+        sizes: dataset -> its queries in all.
         counts: query -> rows.
         queries: at most so many.
         room: rows of all drawn queries together.

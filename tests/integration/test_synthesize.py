@@ -217,13 +217,13 @@ def test_a_killed_driver_and_a_killed_engine_lose_and_repeat_nothing(
     for pair in pairs:
         assert pair["id"] == f"{pair['document_id']}#0"
         assert pair["document"] == texts[pair["document_id"]].strip()
-        assert (pair["origin"], pair["language"], pair["words"], pair["score"]) == (
+        assert (pair["dataset"], pair["language"], pair["words"], pair["score"]) == (
             "synthetic",
             "en",
             "5-10",
             None,
         )
-        assert pair["character"] in PERSONAS
+        assert pair["persona"] in PERSONAS
         assert pair["question_type"] in QUESTION_TYPES
         assert pair["difficulty"] in DIFFICULTIES
         assert pair["query"].strip()
@@ -322,6 +322,6 @@ def check_tasks(pairs: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> N
     codes = {reject["reason"].partition(":")[0] for reject in rejects}
     assert not codes & {"engine_error", "prompt_too_long", "label_not_in_set", "bad_score", "bad_configuration"}
     for pair in pairs:
-        if pair["origin"] == "synthetic_classification":
+        if pair["dataset"] == "synthetic_classification":
             assert pair["negatives"] and pair["document"] not in pair["negatives"]
-        assert (pair["grade"] is not None) == (pair["origin"] == "synthetic_sts")
+        assert (pair["grade"] is not None) == (pair["dataset"] == "synthetic_sts")

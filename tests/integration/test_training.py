@@ -63,11 +63,11 @@ def write_run(folder: Path, model: Path) -> Path:
     cfg = load_config(path)
     words = ["file", "list", "line", "text", "query", "document", "path", "model"] * 4
     pairs = [
-        {"id": str(i), "query": f"read {w} {i}", "document": f"def {w}{i}(path): return {w}", "origin": "synthetic"}
+        {"id": str(i), "query": f"read {w} {i}", "document": f"def {w}{i}(path): return {w}", "dataset": "synthetic"}
         for i, w in enumerate(words)
     ]
     rows = [
-        {"id": p["id"], "query": p["query"], "positive": p["document"], "origin": "labelled"}
+        {"id": p["id"], "query": p["query"], "positive": p["document"], "dataset": "docstrings"}
         | {"negatives": [pairs[i - 1]["document"], pairs[i - 2]["document"]][: 2 - i % 2]}
         for i, p in enumerate(pairs)
     ]

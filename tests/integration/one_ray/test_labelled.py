@@ -43,7 +43,7 @@ MakeRun = Callable[[Path, dict[str, Any], RetrievalSet], Path]
 
 @pytest.fixture(scope="module")
 def make_run(tiny_qwen3: Path, minimal_run: Callable[[Path, Path], dict[str, Any]]) -> MakeRun:
-    """(folder, labelled sets, held-out set) -> config of a run whose stages before `labelled` are complete."""
+    """(folder, labelled datasets, held-out set) -> config of a run whose stages before `labelled` are complete."""
 
     def made(folder: Path, sets: dict[str, Any], heldout: RetrievalSet) -> Path:
         content = minimal_run(folder, tiny_qwen3)
@@ -145,13 +145,13 @@ def test_sets_are_read_where_nothing_is_held_out_and_one_has_rejects_only(
     said = run_here("labelled", config)
     assert "rooms: 2 rows, 0 rejected" in said and "bad: 0 rows, 1 rejected (invalid_json: 1)" in said
     out = stage_folder(load_config(config), "labelled")
-    assert [r["origin"] for r in out.read_table("rows", TRAINING_ROW).to_pylist()] == ["rooms", "rooms"]
+    assert [r["dataset"] for r in out.read_table("rows", TRAINING_ROW).to_pylist()] == ["rooms", "rooms"]
     [reject] = out.read_table("rejects", REJECT).to_pylist()
     assert (reject["source"], reject["row"]) == (str(bad), 1) and "list instead of an object" in reject["reason"]
 
     run_here("mine", config)  # nothing to search for: all rows pass
     mined = stage_folder(load_config(config), "mine").read_table("rows", TRAINING_ROW)
-    assert mined.column("origin").to_pylist() == ["rooms", "rooms"]
+    assert mined.column("dataset").to_pylist() == ["rooms", "rooms"]
 
 
 def test_where_no_set_has_a_row_the_sets_and_reasons_are_named_and_the_rejects_stay(
@@ -183,7 +183,7 @@ def test_a_positive_of_one_set_is_no_negative_in_another(
     said = run_here("labelled", config)
     assert said.count("by what other sets say, 1 negatives left out: 1 are positives of their query") == 3
     out = stage_folder(load_config(config), "labelled")
-    rows = {r["origin"]: r for r in out.read_table("rows", TRAINING_ROW).to_pylist()}
+    rows = {r["dataset"]: r for r in out.read_table("rows", TRAINING_ROW).to_pylist()}
     assert {name: r["negatives"] for name, r in rows.items()} == {
         "one": ["a goat"],
         "two": ["a hen"],

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 ROWS = [
     TrainingRow(f"r{i}", f"question {i} of the mail", f"answer {i}", tuple(f"wrong {i} {n}" for n in range(i)), name)
-    for i, name in enumerate(["labelled", "faq", "labelled", "faq", "labelled"])
+    for i, name in enumerate(["docstrings", "faq", "docstrings", "faq", "docstrings"])
 ]
 ASKED = {"faq": "Given a customer's question, find the answer"}
 

@@ -107,6 +107,7 @@ def test_a_missing_section_is_named(tmp_path: Path) -> None:
         ({"corpus": {"dev_share": 0.5, "heldout_share": 0.5}}, "dev_share + heldout_share"),
         ({"corpus": {"max_tokens": 64, "overlap_tokens": 64}}, "overlap_tokens"),
         ({"merge": {"last": 3, "weights": [1.0]}}, "weights has 1 entries"),
+        ({"supervised": {"steps": 1, "datasets": {"labelled": {"weight": 2}}}}, "rename `labelled` to `docstrings`"),
         ({"weak": {"steps": 1, "loss": {"mrl_dims": [8], "mrl_weights": [1, 1]}}}, "mrl_weights"),
     ],
 )

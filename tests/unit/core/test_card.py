@@ -35,12 +35,12 @@ def test_rows_are_counted_over_all_files_of_a_folder(tmp_path: Path) -> None:
     for number, lengths in enumerate([(10, 49), (50, 5000)]):
         rows = [{"text": "ß" * n, "language": "de" if n < 50 else "en", "id": str(n)} for n in lengths]
         out.write_table(f"passages/{number}.parquet", pa.Table.from_pylist(rows, schema=PASSAGE))
-    pairs = [{"query": "q", "document": "d" * 99, "origin": "synthetic", "language": ""}]
+    pairs = [{"query": "q", "document": "d" * 99, "dataset": "synthetic", "language": ""}]
     out.write_table("pairs/0.parquet", pa.Table.from_pylist(pairs, schema=PAIR))
     card = count_rows(out, ("passages", "pairs", "none"))
     assert (card["passages"], card["pairs"], card["none"]) == (4, 1, 0)
     assert card["passages_by_language"] == {"de": 2, "en": 2}
-    assert card["pairs_by_origin"] == {"synthetic": 1} and "pairs_by_language" not in card
+    assert card["pairs_by_dataset"] == {"synthetic": 1} and "pairs_by_language" not in card
     lengths = card["characters_of_passages"]
     assert [lengths[edge].get("text") for edge in ("0-50", "50-100", "5000-")] == [2, 1, 1]
     assert card["characters_of_pairs"]["50-100"] == {"query": 0, "document": 1}

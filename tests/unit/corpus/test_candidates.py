@@ -65,7 +65,7 @@ def test_training_module_gives_passages_and_pairs(tmp_path: Path) -> None:
     assert (module["role"], module["id"], module["title"], module["text"]) == ("passage", "pkg", "pkg", LONG)
     assert (put["role"], put["id"], put["split"]) == ("passage", "pkg.Box.put", "train")
     assert put["text"].startswith("Put a thing into the box.\n\nThis tells") and put["language"] == "en"
-    assert (pair["role"], pair["id"], pair["title"]) == ("pair", "labelled:pkg.Box.put", "pkg.Box.put")
+    assert (pair["role"], pair["id"], pair["title"]) == ("pair", "docstrings:pkg.Box.put", "pkg.Box.put")
     assert pair["query"] == "Put a thing into the box."
     assert pair["text"] == "def put(self, thing):\n    self.things.append(thing)\n    return self"
 
@@ -190,5 +190,5 @@ def test_a_docstring_that_cannot_be_chunked_still_leaves_its_pair(tmp_path: Path
     assert [(row["role"], row["id"]) for row in found] == [
         ("reject", "pkg"),
         ("reject", "pkg.Box.put"),
-        ("pair", "labelled:pkg.Box.put"),
+        ("pair", "docstrings:pkg.Box.put"),
     ]

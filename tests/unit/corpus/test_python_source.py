@@ -18,7 +18,7 @@ from qwen3emb.corpus.python_source import (
     extract_items,
     first_paragraph,
     is_natural_language,
-    labelled_pair,
+    docstring_pair,
     module_name,
     natural_language_words,
     split_of,
@@ -239,7 +239,7 @@ CODE = "def f(a, b):\n    return a + b"
 
 def test_labelled_pair_is_summary_and_code() -> None:
     item = function_item(CODE, "Return the sum\nof two.\n\nDetails.")
-    assert labelled_pair(item) == ("Return the sum of two.", CODE)
+    assert docstring_pair(item) == ("Return the sum of two.", CODE)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +258,10 @@ def test_labelled_pair_is_summary_and_code() -> None:
     ],
 )
 def test_unsuitable_items_are_no_pair(item: SourceItem) -> None:
-    assert labelled_pair(item) is None
+    assert docstring_pair(item) is None
 
 
 def test_limits_of_a_pair_are_the_callers() -> None:
-    assert labelled_pair(function_item(CODE, docstring="Sum."), min_query_words=1) == ("Sum.", CODE)
-    assert labelled_pair(function_item("def f(): return 1"), min_code_lines=1) is not None
-    assert labelled_pair(function_item(CODE), min_code_lines=3) is None
+    assert docstring_pair(function_item(CODE, docstring="Sum."), min_query_words=1) == ("Sum.", CODE)
+    assert docstring_pair(function_item("def f(): return 1"), min_code_lines=1) is not None
+    assert docstring_pair(function_item(CODE), min_code_lines=3) is None

@@ -80,7 +80,7 @@ def test_languages_with_few_training_rows_are_named() -> None:
     assert table.caption == few_rows_line(found, 2)
 
 
-ORIGINS = {"labelled", "synthetic", "synthetic_sts", "mine"}
+DATASETS = {"docstrings", "synthetic", "synthetic_sts", "mine"}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ ORIGINS = {"labelled", "synthetic", "synthetic_sts", "mine"}
 )
 def test_rows_that_are_not_trained_on_do_not_count(run_file: Path, overrides: list[str], left_out: set[str]) -> None:
     cfg = load_config(run_file, ["labelled={sets: {mine: {path: pairs.jsonl}}}", *overrides])
-    assert {origin for origin in ORIGINS if not trained_on(cfg, origin)} == left_out
+    assert {dataset for dataset in DATASETS if not trained_on(cfg, dataset)} == left_out
 
 
 def test_a_retrieval_set_keeps_the_languages_that_are_said(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from qwen3emb.text.identity import content_id
 
 
 def row(
-    origin: str, query: str, positive: str, negatives: list[str], scores: list[float] | None = None
+    dataset: str, query: str, positive: str, negatives: list[str], scores: list[float] | None = None
 ) -> dict[str, Any]:
-    texts = {"id": f"{origin}/1", "query": query, "positive": positive, "negatives": negatives, "origin": origin}
+    texts = {"id": f"{dataset}/1", "query": query, "positive": positive, "negatives": negatives, "dataset": dataset}
     return {**texts, "positive_score": None, "negative_scores": scores or [], "grade": None}
 
 

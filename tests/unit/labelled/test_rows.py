@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.unit.labelled.labelled_datasets import read, written
 
-from qwen3emb.config.catalogue import chosen_sets, read_catalogue
-from qwen3emb.config.labelled import LabelledConfig, LabelledSetConfig
+from qwen3emb.config.catalogue import chosen_datasets, read_catalogue
+from qwen3emb.config.labelled import LabelledConfig, LabelledDatasetConfig
 from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.labelled.formats import detect
 from qwen3emb.labelled.rows import LabelledRow, read_labelled
 from qwen3emb.text.files import reached
-from tests.unit.labelled.labelled_sets import read, written
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -279,15 +279,15 @@ def test_a_mistake_of_ours_stays_one(error: Exception) -> None:
 
 def test_a_mistake_of_ours_on_a_remote_file_is_not_skipped(tmp_path: Path) -> None:
     path = written(tmp_path, [{"anchor": "q", "positive": "p"}])
-    cfg = LabelledSetConfig(path=f"file://{path}")
+    cfg = LabelledDatasetConfig(path=f"file://{path}")
     assert [row.query for row in read_labelled("s", cfg, 0) if isinstance(row, LabelledRow)] == ["q"]
     broken = cfg.model_copy(update={"max_positives": "4"})  # as a bug of ours would have it
     with pytest.raises(TypeError):
         list(read_labelled("s", broken, 0))
     with pytest.raises(NotThere):
-        list(read_labelled("s", LabelledSetConfig(path=f"file://{path}.gone.jsonl"), 0))
+        list(read_labelled("s", LabelledDatasetConfig(path=f"file://{path}.gone.jsonl"), 0))
     with pytest.raises(UserError, match=r"hf://bad") as caught:
-        list(read_labelled("s", LabelledSetConfig(path="hf://bad", kind="jsonl"), 0))
+        list(read_labelled("s", LabelledDatasetConfig(path="hf://bad", kind="jsonl"), 0))
     assert not isinstance(caught.value, NotThere)
 
 
@@ -298,13 +298,13 @@ def test_the_catalogue_names_the_papers_sets(tmp_path: Path) -> None:
     assert any(name.startswith("multi_cpr") for name in sets)
     assert all(s.instruction and s.licence and s.homepage and s.languages for s in sets.values())
     cfg = LabelledConfig(catalogue="examples/datasets.yaml", use=["nq"])
-    assert chosen_sets(cfg) == {"nq": sets["nq"]}
+    assert chosen_datasets(cfg) == {"nq": sets["nq"]}
     for wrong, said in ((["hotpot"], "nearest is 'hotpotqa'"), (["synthetic"], "no set")):
         with pytest.raises(UserError, match=said):
-            chosen_sets(cfg.model_copy(update={"use": wrong}))
-    taken = LabelledConfig(sets={"synthetic": LabelledSetConfig(path="x.jsonl")})
+            chosen_datasets(cfg.model_copy(update={"use": wrong}))
+    taken = LabelledConfig(sets={"synthetic": LabelledDatasetConfig(path="x.jsonl")})
     with pytest.raises(UserError, match="another name"):
-        chosen_sets(taken)
+        chosen_datasets(taken)
     (tmp_path / "c.yaml").write_text("a: {path: x.jsonl, tsak: sts}\n")
     with pytest.raises(UserError, match=r"a\.tsak"):
         read_catalogue(str(tmp_path / "c.yaml"))

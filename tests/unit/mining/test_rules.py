@@ -25,10 +25,10 @@ def normal(text: str) -> str:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[list[MinePair], dict[str, list[str]], dict, MineConfig]:
-    origins = st.sampled_from(["labelled", "synthetic"])
-    drawn = draw(st.lists(st.tuples(texts, texts, origins), min_size=1, max_size=8))
-    pairs = [MinePair(str(i), q, d, origin) for i, (q, d, origin) in enumerate(drawn)]
-    corpora = {origin: draw(st.lists(texts, max_size=9)) for origin in ("labelled", "synthetic")}
+    datasets = st.sampled_from(["docstrings", "synthetic"])
+    drawn = draw(st.lists(st.tuples(texts, texts, datasets), min_size=1, max_size=8))
+    pairs = [MinePair(str(i), q, d, dataset) for i, (q, d, dataset) in enumerate(drawn)]
+    corpora = {dataset: draw(st.lists(texts, max_size=9)) for dataset in ("docstrings", "synthetic")}
     space = {(kind, normal(w)): draw(vectors) for w in WORDS for kind in ("query", "document")}
     negatives, skip = draw(st.integers(0, 3)), draw(st.integers(0, 2))
     rules = MineConfig(
@@ -48,7 +48,7 @@ def mined(pairs, corpora, space, rules, block, shard):
     queries = np.array([space["query", normal(t)] for t in work.queries], dtype=np.float32)
     documents = np.array([space["document", normal(t)] for t in work.documents], dtype=np.float32)
     found = {}
-    for origin, search in work.searches.items():
+    for dataset, search in work.searches.items():
         for asked in query_blocks(search, block):
             shards = [
                 search_vectors(queries[asked.rows], first, documents[first : first + shard], asked, rules.top_k)
@@ -57,8 +57,8 @@ def mined(pairs, corpora, space, rules, block, shard):
             chosen = select_negatives(asked, reduce(merged_hits, shards), rules)
             for query, negatives in zip(asked.rows, chosen, strict=True):
                 named = negatives and [work.documents[r] for r in negatives.rows]
-                found[origin, query] = negatives and list(zip(named, negatives.scores, strict=True))
-    return [found[p.origin, q] for p, (q, _) in zip(pairs, work.pairs, strict=True)]
+                found[dataset, query] = negatives and list(zip(named, negatives.scores, strict=True))
+    return [found[p.dataset, q] for p, (q, _) in zip(pairs, work.pairs, strict=True)]
 
 
 def reference(pairs, corpora, space, rules):
@@ -76,7 +76,7 @@ def reference(pairs, corpora, space, rules):
             out.append(None)
             continue
         candidates = {}
-        for text in corpora[pair.origin]:
+        for text in corpora[pair.dataset]:
             if normal(text) not in positives and normal(text) != normal(pair.query):
                 candidates[normal(text)] = float(query @ np.array(space["document", normal(text)]))
         ranked = sorted(candidates.items(), key=lambda c: (-c[1], seen.index(c[0])))
@@ -136,37 +136,37 @@ def test_vectors_with_nan_are_no_neighbours() -> None:
 
 def test_each_text_is_embedded_once_and_code_queries_get_code() -> None:
     pairs = [
-        MinePair("1", "sort a list", "def s(x): return sorted(x)", "labelled"),
+        MinePair("1", "sort a list", "def s(x): return sorted(x)", "docstrings"),
         MinePair("2", "sort a list", "Sorting puts items in order.", "synthetic"),
-        MinePair("3", "add", "def a(x, y): return x + y", "labelled"),
+        MinePair("3", "add", "def a(x, y): return x + y", "docstrings"),
     ]
     corpora = {
-        "labelled": [pairs[0].document, pairs[2].document],
+        "docstrings": [pairs[0].document, pairs[2].document],
         "synthetic": ["Sorting puts items in order.", "Sorting  puts items in order.", "Cats sleep."],
     }
     work = mining_plan(pairs, corpora)
     assert work.queries == ["sort a list", "add"]
-    assert sorted(work.documents) == sorted({*corpora["labelled"], "Sorting puts items in order.", "Cats sleep."})
-    code = work.searches["labelled"]
-    assert [work.documents[r] for r in code.corpus] == corpora["labelled"]
-    # the answers of both origins count, and only the one in this corpus has to be kept out of it
+    assert sorted(work.documents) == sorted({*corpora["docstrings"], "Sorting puts items in order.", "Cats sleep."})
+    code = work.searches["docstrings"]
+    assert [work.documents[r] for r in code.corpus] == corpora["docstrings"]
+    # the answers of both datasets count, and only the one in this corpus has to be kept out of it
     assert [work.documents[r] for r in code.positives[0]] == [pairs[0].document, pairs[1].document]
     assert code.excluded == [(code.corpus[0],), (code.corpus[1],)]
 
 
 def test_a_text_with_two_instructions_is_two_queries() -> None:
     pairs = [
-        MinePair("1", "Paris", "a city", "labelled"),
+        MinePair("1", "Paris", "a city", "docstrings"),
         MinePair("2", "Paris", "a city", "same"),
         MinePair("3", "Paris", "Parigi", "other"),
     ]
-    corpora = {name: ["a city", "Parigi", "a cat"] for name in ("labelled", "same", "other")}
-    work = mining_plan(pairs, corpora, {"labelled": "find", "same": "find", "other": "translate"})
+    corpora = {name: ["a city", "Parigi", "a cat"] for name in ("docstrings", "same", "other")}
+    work = mining_plan(pairs, corpora, {"docstrings": "find", "same": "find", "other": "translate"})
     assert list(zip(work.queries, work.instructions, strict=True)) == [("Paris", "find"), ("Paris", "translate")]
     assert [query for query, _ in work.pairs] == [0, 0, 1]
     city, parigi = (work.documents.index(text) for text in ("a city", "Parigi"))
     found = {name: (s.queries, s.positives, s.excluded) for name, s in work.searches.items()}
     barred = tuple(sorted((city, parigi)))
-    assert found["labelled"] == found["same"] == ([0], [(city,)], [barred]), "an answer elsewhere is no safe negative"
+    assert found["docstrings"] == found["same"] == ([0], [(city,)], [barred]), "an answer elsewhere is no safe negative"
     assert found["other"] == ([1], [(parigi,)], [barred])
     assert mining_plan(pairs, corpora).queries == ["Paris"] and mining_plan(pairs, corpora).instructions == [None]

@@ -31,7 +31,7 @@ LEFT = [("no",), ("not this",), ("café", "graded"), ()]
 
 def test_rows_are_made_without_positives_of_their_query() -> None:
     rows = [
-        {"id": r.id, "query": r.query, "positive": r.positive, "negatives": list(r.negatives), "origin": r.dataset}
+        {"id": r.id, "query": r.query, "positive": r.positive, "negatives": list(r.negatives), "dataset": r.dataset}
         | {"grade": 0.0 if r.dataset == "sts" else None}
         for r in ROWS
     ]
@@ -44,7 +44,7 @@ def test_rows_are_made_without_positives_of_their_query() -> None:
 
 
 def test_a_graded_row_without_a_grade_is_an_error_not_a_zero() -> None:
-    row = {"id": "x", "query": "q", "positive": "p", "document": "p", "origin": "sts", "grade": None}
+    row = {"id": "x", "query": "q", "positive": "p", "document": "p", "dataset": "sts", "grade": None}
     for rows_from, schema in ((rows_from_pairs, PAIR), (rows_from_training, TRAINING_ROW)):
         table = pa.Table.from_pylist([row], schema=schema)
         more = (9,) if rows_from is rows_from_training else ()

@@ -58,12 +58,12 @@ def test_rows_of_the_run_itself_must_be_evaluated(run_file: Path) -> None:
 
 
 def test_a_mixture_without_synthetic_data_does_not_name_it(run_file: Path) -> None:
-    own = "supervised.datasets={synthetic: {weight: 2}, synthetic_sts: {}, labelled: {weight: 3, hard_negatives: 0}}"
+    own = "supervised.datasets={synthetic: {weight: 2}, synthetic_sts: {}, docstrings: {weight: 3, hard_negatives: 0}}"
     cfg = load_config(run_file, [own, *variants(load_config(run_file, [own]))["no-synthetic"]])
     assert {name: one.model_fields_set for name, one in cfg.supervised.datasets.items()} == {
-        "labelled": {"weight", "hard_negatives"}
+        "docstrings": {"weight", "hard_negatives"}
     }
-    assert cfg.supervised.datasets["labelled"].weight == 3
+    assert cfg.supervised.datasets["docstrings"].weight == 3
 
 
 def test_rows_are_compared_query_by_query(run_file: Path) -> None:

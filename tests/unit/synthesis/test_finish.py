@@ -15,8 +15,8 @@ from qwen3emb.text.decontamination import EvaluationNgrams
 
 
 def pair(number: int, query: str) -> dict[str, Any]:
-    texts = {"query": query, "document": f"text {number}", "document_id": f"d{number}", "origin": "synthetic"}
-    kinds = {"language": "en", "character": "a nurse", "question_type": "keywords", "difficulty": "phd"}
+    texts = {"query": query, "document": f"text {number}", "document_id": f"d{number}", "dataset": "synthetic"}
+    kinds = {"language": "en", "persona": "a nurse", "question_type": "keywords", "difficulty": "phd"}
     return {"id": f"d{number}#0", **texts, **kinds, "words": "5-10", "score": None}
 
 
@@ -60,7 +60,7 @@ def test_a_kill_between_rejects_and_pairs_leaves_no_row_twice(tmp_path: Path) ->
 def test_rows_that_hold_evaluation_texts_go_whole(tmp_path: Path) -> None:
     asked = "which function of this module reads the whole file into one string of text"
     out = stage(tmp_path, ["how to open a file", f"Well, {asked}?"], ["a third", "a fourth"])
-    rows = [pair(9, "x") | {"id": f"d9#1{kind}", "origin": "synthetic_sts"} for kind in ("", "/partial", "/distant")]
+    rows = [pair(9, "x") | {"id": f"d9#1{kind}", "dataset": "synthetic_sts"} for kind in ("", "/partial", "/distant")]
     rows = [{**row, "id": row["id"] if "/" in row["id"] else f"{row['id']}/same"} for row in rows]
     rows[1]["document"] = f"It is asked {asked} again and again."
     out.write_table("pairs/2.parquet", pa.Table.from_pylist(rows, schema=PAIR))

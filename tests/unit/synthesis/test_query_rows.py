@@ -1,4 +1,4 @@
-"""Several queries of one passage are rows of their own, by different characters, and one query is as it always was."""
+"""Several queries of one passage are rows of their own, by different personas, and one query is as it always was."""
 
 from __future__ import annotations
 

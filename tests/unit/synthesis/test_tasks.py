@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from qwen3emb.config.data import SynthesizeConfig
-from qwen3emb.config.datasets import origin_of, trained_as
+from qwen3emb.config.datasets import dataset_of, trained_as
 from qwen3emb.synthesis.prompts import Configuration, configuration_chat, query_chat
 from qwen3emb.synthesis.requirements import Requirement
 from qwen3emb.synthesis.task_answers import parse_class, parse_new_task, parse_rewrites, parse_translation
@@ -46,7 +46,7 @@ def test_bitext_translates_a_sentence_into_another_language() -> None:
     assert writer.call(found) is None
     [pair] = writer.pairs(found)
     assert pair["query"] in TEXT and pair["document"].startswith("Sonntags")
-    assert (pair["language"], pair["origin"]) == ("de", "synthetic_bitext")
+    assert (pair["language"], pair["dataset"]) == ("de", "synthetic_bitext")
 
 
 def test_bitext_refuses_the_sentence_itself_and_other_languages() -> None:
@@ -168,7 +168,7 @@ def test_passage_first_gives_both_calls_and_all_queries_one_beginning() -> None:
 
 
 def test_each_synthetic_set_is_trained_as_its_task() -> None:
-    sets = trained_as({origin_of(task) for task in ("retrieval", "sts", "classification")})
+    sets = trained_as({dataset_of(task) for task in ("retrieval", "sts", "classification")})
     assert {name: one.task for name, one in sets.items()} == {
         "synthetic_sts": "sts",
         "synthetic_classification": "classification",

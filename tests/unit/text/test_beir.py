@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qwen3emb.config.labelled import LabelledSetConfig
+from qwen3emb.config.labelled import LabelledDatasetConfig
 from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
@@ -52,7 +52,7 @@ def evaluated(path: Path) -> RetrievalSet:
 
 
 def trained(path: Path, **settings: Any) -> tuple[list[LabelledRow], list[Reject]]:
-    cfg = LabelledSetConfig.model_validate({"path": str(path), "format": "beir", "split": "test", **settings})
+    cfg = LabelledDatasetConfig.model_validate({"path": str(path), "format": "beir", "split": "test", **settings})
     found = list(read_labelled("s", cfg, 0))
     return [r for r in found if isinstance(r, LabelledRow)], [r for r in found if isinstance(r, Reject)]
 

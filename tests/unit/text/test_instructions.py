@@ -1,4 +1,4 @@
-"""Which instruction a data set's queries carry: one decision, the same as the training step's."""
+"""Which instruction a dataset's queries carry: one decision, the same as the training step's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 
 from qwen3emb.config.run import load_config
 from qwen3emb.pipeline.stages import identity
-from qwen3emb.text.instructions import data_sets, given_instructions, instructions, labelled_sets
+from qwen3emb.text.instructions import dataset_settings, given_instructions, instructions, labelled_datasets
 from qwen3emb.training.tasks import EmbeddingTask
 
-ORIGINS = ["labelled", "faq", "plain", "synthetic", "synthetic_bitext", "synthetic_sts", "synthetic_classification"]
+DATASETS = ["docstrings", "faq", "plain", "synthetic", "synthetic_bitext", "synthetic_sts", "synthetic_classification"]
 SETS = "labelled.sets={faq: {path: FILE, instruction: find the answer}, plain: {path: FILE}}"
 
 
@@ -25,18 +25,18 @@ def overrides(run_file: Path, *more: str) -> list[str]:
     [
         ("{}", {}),
         ("{faq: {weight: 2}, synthetic: {instruction: of the mixture}}", {"synthetic": "of the mixture"}),
-        ("{faq: {instruction: another}, labelled: {instruction: code}}", {"faq": "another", "labelled": "code"}),
+        ("{faq: {instruction: another}, docstrings: {instruction: code}}", {"faq": "another", "docstrings": "code"}),
         ("{faq: {instruction: null}, synthetic_bitext: {instruction: ''}}", {"faq": "the run", "synthetic_bitext": ""}),
     ],
 )
 def test_every_stage_asks_as_the_training_step_does(run_file: Path, datasets: str, changed: dict[str, str]) -> None:
     cfg = load_config(run_file, overrides(run_file, f"supervised.datasets={datasets}"))
-    found = instructions(cfg, ORIGINS)
-    sets = data_sets(labelled_sets(cfg), set(ORIGINS), cfg.supervised)
+    found = instructions(cfg, DATASETS)
+    sets = dataset_settings(labelled_datasets(cfg), set(DATASETS), cfg.supervised)
     stage = cfg.supervised.model_copy(update={"datasets": sets})
     task = EmbeddingTask(stage, run_file.parent, "<|endoftext|>", cfg.models.instruction, None)
-    assert found == {origin: task.settings(origin).instruction for origin in ORIGINS}
-    usual = {"labelled": "the run", "plain": "the run", "synthetic": "the run", "faq": "find the answer"}
+    assert found == {dataset: task.settings(dataset).instruction for dataset in DATASETS}
+    usual = {"docstrings": "the run", "plain": "the run", "synthetic": "the run", "faq": "find the answer"}
     usual["synthetic_bitext"] = "Given a sentence, retrieve its translation"
     assert {name: found[name] for name in usual} == usual | changed
 

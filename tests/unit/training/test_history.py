@@ -49,7 +49,7 @@ def test_every_step_is_on_the_board_once_also_after_a_resume(tmp_path: Path) -> 
     out = Storage(str(tmp_path))
     history = History()
     for step in range(2):
-        history.add(step, STEP | {"dataset": "labelled", "loss": 2.0 - step}, 1.0)
+        history.add(step, STEP | {"dataset": "docstrings", "loss": 2.0 - step}, 1.0)
     history.validated(2, {"dev_mrr": 0.5})
     history.write(out)
     for resumed_loss in (9.0, 0.25):
@@ -65,8 +65,8 @@ def test_every_step_is_on_the_board_once_also_after_a_resume(tmp_path: Path) -> 
                 assert (value.tag, event.step) not in found
                 found[value.tag, event.step] = value.simple_value
     assert {k: v for k, v in found.items() if "loss" in k[0]} == {
-        ("labelled/loss", 1): 2.0,
-        ("labelled/loss", 2): 1.0,
+        ("docstrings/loss", 1): 2.0,
+        ("docstrings/loss", 2): 1.0,
         ("synthetic/loss", 3): 0.25,
         ("synthetic/loss", 4): 0.25,
     }

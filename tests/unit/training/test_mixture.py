@@ -1,4 +1,4 @@
-"""The mixture: batches of one data set each, in the wanted shares, as a pure function of (seed, step)."""
+"""The mixture: batches of one dataset each, in the wanted shares, as a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_shares_follow_rows_weights_and_temperature() -> None:
 
 
 def test_nothing_to_draw_from_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no data set"):
+    with pytest.raises(ValueError, match="no dataset"):
         Mixture({"a": 5}, {"a": 0.0}, 1.0, 8, 0)
 
 

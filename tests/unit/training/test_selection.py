@@ -19,9 +19,9 @@ from qwen3emb.training.validation import query_hashes
 
 
 def table_of(**sizes: int) -> pa.Table:
-    """Rows of the data sets, each with a query and two negatives of its own."""
+    """Rows of the datasets, each with a query and two negatives of its own."""
     rows = [
-        {"id": f"{name}{i}", "query": f"{name} {i}?", "positive": f"{name} {i}", "origin": name}
+        {"id": f"{name}{i}", "query": f"{name} {i}?", "positive": f"{name} {i}", "dataset": name}
         | {"negatives": [f"{name} not {i}", f"{name} neither {i}"], "grade": 3.0 if name.endswith("sts") else None}
         for name, size in sizes.items()
         for i in range(size)
@@ -45,19 +45,19 @@ def run(**sections: Any) -> RunConfig:
 
 
 def test_every_row_is_trained_on_or_counted() -> None:
-    rows = table_of(labelled=100, synthetic=100, synthetic_sts=7).to_pylist()
+    rows = table_of(docstrings=100, synthetic=100, synthetic_sts=7).to_pylist()
     rows[3]["negatives"] = []
-    rows[4]["negatives"] = [" labelled  4 "]  # its own positive
+    rows[4]["negatives"] = [" docstrings  4 "]  # its own positive
     table = pa.Table.from_pylist(rows, schema=TRAINING_ROW)
-    chosen = reranker_rows(table, run(), "reranker", {content_hash("labelled 9?"), content_hash("not there")})
+    chosen = reranker_rows(table, run(), "reranker", {content_hash("docstrings 9?"), content_hash("not there")})
     assert chosen.left_out == {"evaluated_query": 1, "other_task": 7, "no hard negatives": 2, "validation": 19}
     assert chosen.rows == 207 == len(chosen.train) + sum(chosen.left_out.values())
-    assert len(chosen.dev) == 19 and {row.dataset for row in chosen.dev} == {"labelled", "synthetic"}
-    assert not {row.id for row in chosen.train} & {"labelled3", "labelled4", "labelled9", "synthetic_sts0"}
+    assert len(chosen.dev) == 19 and {row.dataset for row in chosen.dev} == {"docstrings", "synthetic"}
+    assert not {row.id for row in chosen.train} & {"docstrings3", "docstrings4", "docstrings9", "synthetic_sts0"}
 
 
 def test_the_second_reranker_stage_validates_on_nothing_that_the_first_one_has_trained_on() -> None:
-    table = table_of(labelled=300, synthetic=300)
+    table = table_of(docstrings=300, synthetic=300)
     cfg = run(reranker_weak={"steps": 1, "validation_queries": 10}, reranker={"steps": 1, "validation_queries": 40})
     weak, second = (reranker_rows(table, cfg, stage, ()) for stage in ("reranker_weak", "reranker"))
     assert weak.rows == 300 and len(weak.dev) == 10
@@ -69,10 +69,10 @@ def test_queries_of_the_dev_and_held_out_sets_leave_every_training(tmp_path: Pat
     corpus = Storage(str(tmp_path))
     write_retrieval_set(corpus / "dev", RetrievalSet({"q": "Café  au lait"}, {"d": ("", "text")}, {"q": {"d": 1}}))
     assert evaluated_queries(corpus) == {content_hash("Cafe\u0301 au lait")}
-    write_retrieval_set(corpus / "heldout", RetrievalSet({"q": "labelled 2?"}, {"d": ("", "t")}, {"q": {"d": 1}}))
-    rows = reranker_rows(table_of(labelled=5), run(), "reranker", ()).train
+    write_retrieval_set(corpus / "heldout", RetrievalSet({"q": "docstrings 2?"}, {"d": ("", "t")}, {"q": {"d": 1}}))
+    rows = reranker_rows(table_of(docstrings=5), run(), "reranker", ()).train
     assert [row.id for row in without_queries(rows, evaluated_queries(corpus))] == [
-        *("labelled0", "labelled1", "labelled3", "labelled4")
+        *("docstrings0", "docstrings1", "docstrings3", "docstrings4")
     ]
 
 

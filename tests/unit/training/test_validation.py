@@ -1,4 +1,4 @@
-"""Validation rows of the reranker: over all data sets, by query, and none of them is trained on."""
+"""Validation rows of the reranker: over all datasets, by query, and none of them is trained on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen3emb.training.validation import held_out, query_hashes
 
 
 def rows_of(**sizes: int) -> list[TrainingRow]:
-    """One row for each query of the data sets."""
+    """One row for each query of the datasets."""
     return [
         TrainingRow(f"{name}/{i}", f"{name} question {i}", f"{name} answer {i}", (f"{name} other {i}",), name)
         for name, size in sizes.items()
@@ -77,8 +77,8 @@ def test_a_query_with_too_many_rows_is_passed_over_and_a_set_keeps_its_last_quer
 
 
 def test_a_query_that_another_stage_trained_on_is_not_drawn() -> None:
-    rows = rows_of(synthetic=100, labelled=100)
+    rows = rows_of(synthetic=100, docstrings=100)
     _, weak = held_out([row for row in rows if row.dataset == "synthetic"], 8, seed=0)
     dev, _ = held_out(rows, 16, seed=0, trained=set(query_hashes(weak)))
-    assert Counter(row.dataset for row in dev) == {"synthetic": 8, "labelled": 8}
+    assert Counter(row.dataset for row in dev) == {"synthetic": 8, "docstrings": 8}
     assert not set(query_hashes(dev)) & set(query_hashes(weak))

@@ -50,15 +50,15 @@ def written_for(row: dict[str, str]) -> str:
     return f"{row['title']} {row['text']}"
 
 
-def pair(number: int, query: str, document: str, origin: str) -> dict[str, Any]:
-    texts = dict.fromkeys(["document_id", "character", "question_type", "difficulty", "words"], "")
-    texts["language"] = "sw" if origin == "synthetic" else "en"  # not what the texts look like
-    base = {"id": f"{origin}-{number}", "query": query, "document": document, "origin": origin, "score": None}
+def pair(number: int, query: str, document: str, dataset: str) -> dict[str, Any]:
+    texts = dict.fromkeys(["document_id", "persona", "question_type", "difficulty", "words"], "")
+    texts["language"] = "sw" if dataset == "synthetic" else "en"  # not what the texts look like
+    base = {"id": f"{dataset}-{number}", "query": query, "document": document, "dataset": dataset, "score": None}
     return base | texts
 
 
-LABELLED = [pair(i, f"{v} the {t}", code(v, t), "labelled") for i, (v, t) in enumerate(NAMES[:30])]
-LABELLED.append(pair(30, LABELLED[0]["query"], code("unlock", "door"), "labelled"))  # a second answer
+LABELLED = [pair(i, f"{v} the {t}", code(v, t), "docstrings") for i, (v, t) in enumerate(NAMES[:30])]
+LABELLED.append(pair(30, LABELLED[0]["query"], code("unlock", "door"), "docstrings"))  # a second answer
 PASSAGE_ROWS = [passage(v, t) for v, t in NAMES[:30]]
 PASSAGES = [written_for(row) for row in PASSAGE_ROWS]
 SYNTHETIC = [pair(i, f"how to {v} a {t}?", PASSAGES[i], "synthetic") for i, (v, t) in enumerate(NAMES[:24])]

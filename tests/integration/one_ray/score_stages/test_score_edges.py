@@ -71,7 +71,7 @@ def test_filter_asks_as_training_does(elsewhere: Any, tmp_path: Path) -> None:
     run.folder("weak").upload(elsewhere.folder("weak").local("checkpoints/step_000002"), "checkpoints/step_000002")
     run.finish("weak", {"model": "checkpoints/step_000002", "checkpoints": ["checkpoints/step_000002"]})
     given = elsewhere.synthetic[:3]
-    bitext = [row | {"id": f"b{i}", "origin": "synthetic_bitext"} for i, row in enumerate(given)]
+    bitext = [row | {"id": f"b{i}", "dataset": "synthetic_bitext"} for i, row in enumerate(given)]
     run.folder("synthesize").write_table("pairs/a.parquet", pa.Table.from_pylist([*given, *bitext], schema=PAIR))
     filter_pairs(run.context("filter"), print)
     kept = {row["id"]: row["score"] for row in run.folder("filter").read_table("pairs", PAIR).to_pylist()}
@@ -101,11 +101,11 @@ def test_no_pairs_to_mine_for_is_the_users_to_mend(elsewhere: Any) -> None:
 def test_a_reranker_vetoes_what_it_takes_for_an_answer(upstream: Any, logs: dict[str, str]) -> None:
     reranker = upstream.folder("reranker").local("checkpoints/step_000002")
     work = mining_plan(
-        [MinePair(p["id"], p["query"], p["document"], "labelled") for p in upstream.labelled],
-        {"labelled": [p["document"] for p in upstream.labelled]},
+        [MinePair(p["id"], p["query"], p["document"], "docstrings") for p in upstream.labelled],
+        {"docstrings": [p["document"] for p in upstream.labelled]},
     )
-    search = work.searches["labelled"]
-    found = {("labelled", q): Negatives(tuple(search.corpus[:5]), (0.5, 0.4, 0.3, 0.2, 0.1)) for q in search.queries}
+    search = work.searches["docstrings"]
+    found = {("docstrings", q): Negatives(tuple(search.corpus[:5]), (0.5, 0.4, 0.3, 0.2, 0.1)) for q in search.queries}
     judge = Reranker(reranker, dtype="float32")
     texts = [work.documents[row] for row in search.corpus[:5]]
     options = {"max_tokens": 256, "instruction": upstream.instruction}

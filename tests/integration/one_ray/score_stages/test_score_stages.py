@@ -49,9 +49,9 @@ def test_mined_negatives_are_the_best_allowed_documents_of_their_corpus(upstream
     assert "mine: documents embedded" in logs["mine"]
     cfg, out = upstream.cfg.mine, upstream.folder("mine")
     pairs = upstream.labelled + upstream.folder("filter").read_table("pairs").to_pylist()
-    corpora = {"labelled": [p["document"] for p in upstream.labelled], "synthetic": upstream.passages}
+    corpora = {"docstrings": [p["document"] for p in upstream.labelled], "synthetic": upstream.passages}
     weak = upstream.encoder(upstream.folder("weak").local("checkpoints/step_000002"))
-    texts = sorted({*corpora["labelled"], *upstream.passages})
+    texts = sorted({*corpora["docstrings"], *upstream.passages})
     queries = weak.encode([p["query"] for p in pairs], max_tokens=64, instruction=upstream.instruction)
     cosines = queries @ weak.encode(texts, max_tokens=64).T
     rows = {row["id"]: row for row in out.read_table("rows").to_pylist()}
@@ -64,11 +64,11 @@ def test_mined_negatives_are_the_best_allowed_documents_of_their_corpus(upstream
             assert rejects[p["id"]]["reason"] == "positive_below_min" and p["id"] not in rows
             assert json.loads(rejects[p["id"]]["payload"])["query"] == p["query"]
             continue
-        candidates = [t for t in corpora[p["origin"]] if t not in positives]
+        candidates = [t for t in corpora[p["dataset"]] if t not in positives]
         ranked = sorted(((score[t], t) for t in candidates), reverse=True)[1:6]
         want = [(s, t) for s, t in ranked if s < scores.mean() + cfg.margin][: cfg.negatives]
         row = rows[p["id"]]
-        assert (row["query"], row["positive"], row["origin"]) == (p["query"], p["document"], p["origin"])
+        assert (row["query"], row["positive"], row["dataset"]) == (p["query"], p["document"], p["dataset"])
         assert row["negatives"] == [t for _, t in want]
         assert row["negative_scores"] == pytest.approx([s for s, _ in want], abs=1e-5)
         assert row["positive_score"] == pytest.approx(score[p["document"]], abs=1e-5)
@@ -78,7 +78,7 @@ def test_mined_negatives_are_the_best_allowed_documents_of_their_corpus(upstream
     assert record["rejected"] == {"positive_below_min": len(rejects)} and rejects
     short = [row for row in rows.values() if len(row["negatives"]) < 3]
     assert record["metrics"]["short"] == len(short) > 0
-    assert record["metrics"]["rows"].keys() == {"labelled", "synthetic"}
+    assert record["metrics"]["rows"].keys() == {"docstrings", "synthetic"}
 
 
 def test_merged_models_are_the_slerp_of_task_vectors(upstream: Any, logs: dict[str, str]) -> None:
@@ -162,13 +162,13 @@ def test_evaluation_is_that_of_the_models_in_this_process(upstream: Any, logs: d
 def test_languages_are_counted_as_the_data_says_them(upstream: Any, logs: dict[str, str]) -> None:
     results = upstream.folder("evaluate").read_json("results.json")
     per_query = upstream.folder("evaluate").read_json("per_query.json")
-    rows = Counter(upstream.folder("mine").read_table("rows")["origin"].to_pylist())
+    rows = Counter(upstream.folder("mine").read_table("rows")["dataset"].to_pylist())
     languages = results["languages"]
     assert [(code, found["queries"], found["training_rows"]) for code, found in languages.items()] == [
-        ("en", 5, rows["labelled"]),
+        ("en", 5, rows["docstrings"]),
         ("sw", 1, rows["synthetic"]),
     ]
-    assert rows["labelled"] != rows["synthetic"]
+    assert rows["docstrings"] != rows["synthetic"]
     for model, means in results["models"].items():
         assert languages["sw"]["ndcg@10"][model] == round(per_query[model]["q2"], 4)
         for metric, mean in means.items():

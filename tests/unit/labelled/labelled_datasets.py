@@ -1,4 +1,4 @@
-"""What tests of labelled sets share: a set as a file, and what is read from it."""
+"""What tests of labelled datasets share: a set as a file, and what is read from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3emb.config.labelled import LabelledSetConfig
+from qwen3emb.config.labelled import LabelledDatasetConfig
 from qwen3emb.core.rejects import Reject
 from qwen3emb.labelled.rows import LabelledRow, read_labelled
 
@@ -20,6 +20,6 @@ def written(folder: Path, records: list[Any], name: str = "set.jsonl") -> Path:
 
 def read(path: Path, **settings: Any) -> tuple[list[LabelledRow], list[Reject]]:
     """The rows and the rejects of the set `s` at a path."""
-    cfg = LabelledSetConfig.model_validate({"path": str(path), **settings})
+    cfg = LabelledDatasetConfig.model_validate({"path": str(path), **settings})
     found = list(read_labelled("s", cfg, 0))
     return [r for r in found if isinstance(r, LabelledRow)], [r for r in found if isinstance(r, Reject)]
