@@ -18,7 +18,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted
 from qwen3emb.core.rejects import Passage, Reject, escaped, text_problem
 from qwen3emb.corpus.docstrings import first_paragraph, is_natural_language
-from qwen3emb.corpus.python_source import SourceItem, extract_items, docstring_pair, split_of
+from qwen3emb.corpus.python_source import SourceItem, docstring_pair, extract_items, split_of
 from qwen3emb.corpus.sources import CorpusFile
 from qwen3emb.text.files import first_line, resolve
 from qwen3emb.text.identity import content_hash

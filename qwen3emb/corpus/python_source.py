@@ -21,10 +21,10 @@ from qwen3emb.corpus.docstrings import first_paragraph, is_natural_language, nat
 
 __all__ = [
     "SourceItem",
+    "docstring_pair",
     "extract_items",
     "first_paragraph",
     "is_natural_language",
-    "docstring_pair",
     "module_name",
     "natural_language_words",
     "split_of",

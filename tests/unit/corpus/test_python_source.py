@@ -15,10 +15,10 @@ import pytest
 from qwen3emb.core.errors import UserError
 from qwen3emb.corpus.python_source import (
     SourceItem,
+    docstring_pair,
     extract_items,
     first_paragraph,
     is_natural_language,
-    docstring_pair,
     module_name,
     natural_language_words,
     split_of,
