@@ -94,9 +94,9 @@ def _mined(side: str, folder: Path, threads: int) -> dict[str, Any]:
 def corpus_preparation(threads: int) -> Outcome:
     """Seconds of the stage `corpus` on a running Ray, and of the same calls one after the other in one process."""
     from cluster.session import connected
+    from qwen3emb.core.context import StageContext
     from qwen3emb.core.storage import Storage
     from qwen3emb.corpus.stage import build_corpus
-    from qwen3emb.pipeline.stages import STAGES, StageContext
 
     cfg = load_config(str(ROOT / "examples/demo.yaml"))
     cfg = cfg.model_copy(update={"corpus": cfg.corpus.model_copy(update={"workers": threads})})
@@ -105,7 +105,7 @@ def corpus_preparation(threads: int) -> Outcome:
 
     def ours() -> float:
         shutil.rmtree(folder / "run", ignore_errors=True)
-        ctx = StageContext(cfg, STAGES["corpus"], Storage(str(folder / "run")))
+        ctx = StageContext(cfg, "corpus", Storage(str(folder / "run")), {})
         return seconds(lambda: written.update(ours=build_corpus(ctx).rows_in))
 
     def theirs() -> float:

@@ -14,13 +14,16 @@ from cluster.session import connected
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import Identity, StageResult, complete, start, state_of
 from qwen3emb.core.card import count_rows, write_card
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.exits import guarded
 from qwen3emb.core.lease import held
 from qwen3emb.core.location import redacted
-from qwen3emb.pipeline.stages import STAGES, StageContext, identity, is_enabled, needs, stage_folder, writable_folder
+from qwen3emb.pipeline.stages import identity, is_enabled, needs, stage_folder, stage_inputs, writable_folder
 
 __all__ = ["command_line", "guarded", "run_stage", "say", "table_console"]
+
+_Stage = Callable[[StageContext[RunConfig]], StageResult]
 
 _CARDS = {"corpus": ("passages", "pairs"), "filter": ("pairs", "dropped"), "mine": ("rows",)}
 """Folders of rows whose card is written here; `synthesize` and `labelled` write their own."""
@@ -50,12 +53,12 @@ def command_line(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_stage(name: str, run: Callable[[StageContext], StageResult], arguments: argparse.Namespace) -> int:
+def run_stage(name: str, run: _Stage, arguments: argparse.Namespace) -> int:
     """Load the config, open the artifact, run `run` on Ray, write the completion record; the exit code."""
     return guarded(lambda: _run(name, run, load_config(arguments.config, arguments.set), arguments), arguments.debug)
 
 
-def _run(name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, arguments: argparse.Namespace) -> None:
+def _run(name: str, run: _Stage, cfg: RunConfig, arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     if not is_enabled(cfg, name):
         raise UserError(f"this run has no stage {name}: its section is not in {arguments.config}")
@@ -79,7 +82,7 @@ def _run(name: str, run: Callable[[StageContext], StageResult], cfg: RunConfig, 
             return
         say(f"{name}: {'resuming' if state == 'unfinished' else 'starting'} {out}")
         with connected(cfg.cluster):
-            result = run(StageContext(cfg, STAGES[name], out))
+            result = run(StageContext(cfg, name, out, stage_inputs(cfg, name)))
         if name in _CARDS:
             facts = {"rows_in": result.rows_in, "seconds": round(time.monotonic() - began), "rejected": result.rejected}
             write_card(out, f"Stage {name}", facts | count_rows(out, _CARDS[name]))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 from jobs.entry import command_line, run_stage, say
+from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
-from qwen3emb.pipeline.stages import StageContext
+from qwen3emb.core.context import StageContext
 
 
-def run(ctx: StageContext) -> StageResult:
+def run(ctx: StageContext[RunConfig]) -> StageResult:
     """The stage."""
     from qwen3emb.filtering.stage import filter_pairs
 

@@ -26,7 +26,9 @@ import ray
 
 from qwen3emb.config.data import CorpusConfig
 from qwen3emb.config.datasets import DOCSTRINGS
+from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT
 from qwen3emb.core.rejects import escaped
@@ -35,7 +37,6 @@ from qwen3emb.corpus.candidates import CANDIDATE, KEYS
 from qwen3emb.corpus.reading import CANDIDATES, Progress, Work, read_unit, reading_units
 from qwen3emb.corpus.sources import CorpusFile, corpus_files
 from qwen3emb.corpus.split import Verdict, decide
-from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
 __all__ = ["build_corpus"]
@@ -47,7 +48,7 @@ _OUT_ROWS = 8192
 _TEXTS = ["role", "split", "id", "text", "title", "query", "language", "source", "row"]
 
 
-def build_corpus(ctx: StageContext, progress: Progress | None = None) -> StageResult:
+def build_corpus(ctx: StageContext[RunConfig], progress: Progress | None = None) -> StageResult:
     """Read the configured sources into `ctx.out`; `progress` is told files read and files in all.
 
     Raises:

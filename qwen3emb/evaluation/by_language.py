@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
 from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.datasets import is_synthetic
 from qwen3emb.config.run import RunConfig
 from qwen3emb.text.languages import UNDETERMINED, identified
 
-__all__ = ["Query", "by_language", "languages_of", "trained_on"]
+__all__ = ["Query", "by_language", "few_rows_line", "language_table", "languages_of", "trained_on"]
 
 _SURE = 0.5
 _LOOKED_AT = 50_000  # training queries; identifying millions would take longer than the evaluation
@@ -92,3 +95,32 @@ def _means(
             judged = [values[query][metric] for query in queries if query in values]
             means[metric][model] = round(sum(judged) / len(judged), 4) if judged else None
     return means
+
+
+_COUNTS = ("queries", "training_rows")
+
+
+def few_rows_line(languages: Mapping[str, Mapping[str, Any]], few_rows: int) -> str:
+    """Names the languages with fewer than `few_rows` training rows; empty where there are none."""
+    few = [
+        f"{language} ({found['training_rows']})"
+        for language, found in languages.items()
+        if found["training_rows"] < few_rows and language != UNDETERMINED
+    ]
+    return f"fewer than {few_rows} training rows (evaluate.few_rows): {', '.join(few)}" if few else ""
+
+
+def language_table(languages: Mapping[str, Mapping[str, Any]], few_rows: int, headline: str = "ndcg@10") -> Table:
+    """One row per language: queries, training rows, and the `headline` metric of each model."""
+    table = Table(title=f"{headline} by language of the query", title_justify="left", box=SIMPLE_HEAD)
+    table.collapse_padding, table.pad_edge = True, False
+    table.caption, table.caption_justify = few_rows_line(languages, few_rows), "left"
+    models = list(dict.fromkeys(model for found in languages.values() for model in found.get(headline, {})))
+    table.add_column("language", no_wrap=True)
+    for name in (*_COUNTS, *models):
+        table.add_column(name.replace("_", " ").replace("+", " + "), justify="right")  # so that a name can wrap
+    for language, found in languages.items():
+        means = [found.get(headline, {}).get(model) for model in models]
+        cells = ["-" if mean is None else f"{mean:.3f}" for mean in means]
+        table.add_row(language, *(str(found[name]) for name in _COUNTS), *cells)
+    return table

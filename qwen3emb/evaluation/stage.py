@@ -12,13 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from qwen3emb.config.datasets import DOCSTRINGS, dataset_of
+from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.progress import paced
 from qwen3emb.core.records import PAIR, TRAINING_ROW
 from qwen3emb.encoding.nearest import NONE
 from qwen3emb.encoding.pool import Encoders, Rerankers
-from qwen3emb.evaluation.by_language import Query, by_language, trained_on
+from qwen3emb.evaluation.by_language import Query, by_language, few_rows_line, trained_on
 from qwen3emb.evaluation.ranking import (
     Ranking,
     nearest,
@@ -32,8 +34,6 @@ from qwen3emb.evaluation.rerank_weight import chosen_weight
 from qwen3emb.metrics.retrieval import own_documents
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
-from qwen3emb.pipeline.report import few_rows_line
-from qwen3emb.pipeline.stages import StageContext, is_enabled
 from qwen3emb.text.instructions import instructions
 from qwen3emb.text.retrieval_set import RetrievalSet, evaluation_set, read_retrieval_set
 
@@ -52,7 +52,7 @@ _Say = Callable[[str], None]
 _PerQuery = dict[str, dict[str, dict[str, float]]]
 
 
-def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
+def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """Rank the documents with every model; write `results.json`, `per_query.json` (nDCG@10) and `runs/`.
 
     Args:
@@ -66,7 +66,7 @@ def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
         UserError: the retrieval set is missing or empty, or a model is missing.
     """
     cfg = ctx.cfg.evaluate
-    data = evaluation_set(cfg, ctx.input("corpus"))
+    data = evaluation_set(cfg, ctx.inputs["corpus"])
     say(f"evaluate: {len(data.queries)} queries, {len(data.corpus)} documents from {cfg.dataset}")
     own = sum(map(len, own_documents(data)))
     if own:
@@ -95,7 +95,9 @@ def evaluate_models(ctx: StageContext, say: _Say) -> StageResult:
     return StageResult(len(data.queries), len(data.queries), {}, metrics)
 
 
-def _languages(ctx: StageContext, data: RetrievalSet, figures: _PerQuery, say: _Say) -> dict[str, dict[str, Any]]:
+def _languages(
+    ctx: StageContext[RunConfig], data: RetrievalSet, figures: _PerQuery, say: _Say
+) -> dict[str, dict[str, Any]]:
     """`by_language`; says which languages have few training rows."""
     asked = {name: Query(text, data.languages.get(name)) for name, text in data.queries.items()}
     languages = by_language(asked, _training_queries(ctx), figures)
@@ -105,15 +107,15 @@ def _languages(ctx: StageContext, data: RetrievalSet, figures: _PerQuery, say: _
     return languages
 
 
-def _training_queries(ctx: StageContext) -> list[Query]:
+def _training_queries(ctx: StageContext[RunConfig]) -> list[Query]:
     """Of the rows that the supervised stage trains on, with the language that their pairs say."""
     said: dict[tuple[str, str], str] = {}
     for stage in ("corpus", "filter"):
-        if is_enabled(ctx.cfg, stage):
-            pairs = ctx.input(stage).read_table("pairs", PAIR)
+        if stage in ctx.inputs:
+            pairs = ctx.inputs[stage].read_table("pairs", PAIR)
             columns = (pairs[name].to_pylist() for name in ("dataset", "id", "language"))
             said |= {(o, i): code for o, i, code in zip(*columns, strict=True) if o in _SAYING}
-    rows = ctx.input("mine").read_table("rows", TRAINING_ROW)
+    rows = ctx.inputs["mine"].read_table("rows", TRAINING_ROW)
     used = {dataset: trained_on(ctx.cfg, dataset) for dataset in set(rows["dataset"].to_pylist())}
     columns = (rows[name].to_pylist() for name in ("dataset", "id", "query"))
     return [Query(query, said.get((o, i))) for o, i, query in zip(*columns, strict=True) if used[o]]
@@ -153,7 +155,7 @@ class _Pools:
 class _Evaluation:
     """What every ranking of one evaluation shares."""
 
-    ctx: StageContext
+    ctx: StageContext[RunConfig]
     data: RetrievalSet
     pools: _Pools
     say: _Say
@@ -166,20 +168,20 @@ def _rankings(e: _Evaluation) -> dict[str, Callable[[], Ranking]]:
     for name in cfg.evaluate.compare:
         if name == "base":
             models[name] = str(resolve_model(cfg.models.base)), cfg.models.end_token
-        elif is_enabled(cfg, name):
-            models[name] = final_model(e.ctx.input(name)).uri, None
-    models["merged"] = (e.ctx.input("merge") / "embedding").uri, None
+        elif name in e.ctx.inputs:
+            models[name] = final_model(e.ctx.inputs[name]).uri, None
+    models["merged"] = (e.ctx.inputs["merge"] / "embedding").uri, None
     rankings: dict[str, Callable[[], Ranking]] = {
         name: partial(_embedded, e, e.data, name, *model) for name, model in models.items()
     }
-    if not is_enabled(cfg, "reranker"):
+    if "reranker" not in e.ctx.inputs:
         return rankings
     if cfg.evaluate.rerank_weight != 1:
         rankings[_ALONE] = partial(_reranked, e, 1.0)
     return rankings | {_RERANKED: partial(_reranked, e, cfg.evaluate.rerank_weight)}
 
 
-def _kept(ctx: StageContext, data: RetrievalSet, name: str, rank: Callable[[], Ranking]) -> Ranking:
+def _kept(ctx: StageContext[RunConfig], data: RetrievalSet, name: str, rank: Callable[[], Ranking]) -> Ranking:
     """The ranking from `runs/` where a killed run of this stage left it, else a new one."""
     file = f"runs/{name}.parquet"
     if not ctx.out.exists(file):
@@ -228,10 +230,10 @@ def _dev_weight(e: _Evaluation) -> float:
     Raises:
         UserError: the corpus stage made no dev set.
     """
-    dev = read_retrieval_set(e.ctx.input("corpus") / "dev")
+    dev = read_retrieval_set(e.ctx.inputs["corpus"] / "dev")
     if not dev.queries:
         raise UserError("evaluate.rerank_weight is null, but there is no dev set to choose it on; set a number")
-    first = _embedded(e, dev, "dev", (e.ctx.input("merge") / "embedding").uri, None)
+    first = _embedded(e, dev, "dev", (e.ctx.inputs["merge"] / "embedding").uri, None)
     found = chosen_weight(dev, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
     gain = f"nDCG@10 {found.gain:+.4f}, 95 % of {found.low:+.4f} to {found.high:+.4f} over all shares"
     e.say(
@@ -247,7 +249,7 @@ def _scores(e: _Evaluation, data: RetrievalSet, first: Ranking, top: int) -> lis
     cfg = e.ctx.cfg.evaluate
     texts = data.texts()
     tops = [[texts[row] for row in rows if row != NONE] for rows in first.rows[:, :top].tolist()]
-    return e.pools.rerankers((e.ctx.input("merge") / "reranker").uri).score(
+    return e.pools.rerankers((e.ctx.inputs["merge"] / "reranker").uri).score(
         list(data.queries.values()),
         tops,
         max_tokens=cfg.rerank_max_tokens,

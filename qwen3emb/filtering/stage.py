@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from qwen3emb.config.datasets import dataset_of
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import StageFailure
 from qwen3emb.core.progress import paced
 from qwen3emb.core.records import PAIR
@@ -20,7 +21,6 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.pool import Encoders
 from qwen3emb.filtering.threshold import Histogram, draw, histogram, keep, round_trip, threshold_for
 from qwen3emb.model.stored import scoring_model
-from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.text.instructions import instructions
 
 __all__ = ["filter_pairs"]
@@ -33,7 +33,7 @@ _SCORED = {
 }  # a class or a sentence of low grade need not be near
 
 
-def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
+def filter_pairs(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> StageResult:
     """Score the pairs of `synthesize` and write `pairs/` (kept), `dropped/` and `histogram.json`.
 
     Args:
@@ -45,12 +45,12 @@ def filter_pairs(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
         StageFailure: its vectors hold NaN.
     """
     cfg = ctx.cfg.filter
-    table = ctx.input("synthesize").read_table("pairs", PAIR).select(PAIR.names).cast(PAIR)
+    table = ctx.inputs["synthesize"].read_table("pairs", PAIR).select(PAIR.names).cast(PAIR)
     chosen = draw(len(table), cfg.sample, ctx.cfg.seed)
     sample = table.take(pa.array(chosen))
     scored = pa.array([dataset in _SCORED for dataset in sample["dataset"].to_pylist()], pa.bool_())
     pairs, exempt = sample.filter(scored), sample.filter(pc.invert(scored))
-    scores, returned = _scores(pairs, ctx.cfg, ctx.input("weak"), say)
+    scores, returned = _scores(pairs, ctx.cfg, ctx.inputs.get("weak"), say)
     pairs = pairs.set_column(PAIR.get_field_index("score"), PAIR.field("score"), pa.array(scores, pa.float32()))
     threshold = cfg.threshold if cfg.keep_share is None else threshold_for(scores, cfg.keep_share)
     above = keep(scores, threshold)
@@ -85,7 +85,7 @@ def _tell(found: Histogram, threshold: float, quantiles: dict[str, float], say: 
 
 
 def _scores(
-    pairs: pa.Table, cfg: RunConfig, weak: Storage, say: Callable[[str], None]
+    pairs: pa.Table, cfg: RunConfig, weak: Storage | None, say: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(pairs,) float32 cosines, and whether each query finds its document; each distinct text is encoded once."""
     model, end_token = scoring_model(cfg.filter.model, weak, cfg.models.end_token)

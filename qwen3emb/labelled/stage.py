@@ -13,8 +13,10 @@ import ray
 
 from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.labelled import LabelledDatasetConfig
+from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.draws import chosen_by_hash
 from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.core.records import REJECT, TRAINING_ROW
@@ -24,7 +26,6 @@ from qwen3emb.labelled.across import drop_false_negatives, shared_answers
 from qwen3emb.labelled.checks import Evaluation, decontaminated, evaluation_of, without_duplicates
 from qwen3emb.labelled.row import answers_in
 from qwen3emb.labelled.rows import LabelledRow, read_labelled
-from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.text.decontamination import evaluation_texts
 from qwen3emb.text.false_negatives import ANSWERS, FALSE, SEARCHED, told, write_answers
 
@@ -34,7 +35,7 @@ _SHARD = 50_000
 _Say = Callable[[str], None]
 
 
-def read_datasets(ctx: StageContext, say: _Say) -> StageResult:
+def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """Read every configured set into `rows/`, `rejects/` and `card.json` (`card.md` to read).
 
     Raises:
@@ -42,7 +43,7 @@ def read_datasets(ctx: StageContext, say: _Say) -> StageResult:
     """
     cfg, out = ctx.cfg.labelled, ctx.out
     sets = chosen_datasets(cfg)
-    evaluation = evaluation_of(evaluation_texts(ctx.input("corpus")), cfg)
+    evaluation = evaluation_of(evaluation_texts(ctx.inputs["corpus"]), cfg)
     for folder in ("rows", "rejects", ANSWERS):
         out.delete(folder)  # of a run that was killed
     task = ray.remote(_one_dataset)

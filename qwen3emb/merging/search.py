@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3emb.config.datasets import DOCSTRINGS
+from qwen3emb.config.run import RunConfig
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.pool import Encoders
 from qwen3emb.merging.checkpoint import merge_checkpoints
 from qwen3emb.metrics.retrieval import retrieval_metrics
-from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.text.instructions import instructions
 from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
 
@@ -32,7 +33,7 @@ class _Candidate:
 
 
 def best_checkpoints(
-    ctx: StageContext, checkpoints: Sequence[str], base: Path | None, say: Callable[[str], None]
+    ctx: StageContext[RunConfig], checkpoints: Sequence[str], base: Path | None, say: Callable[[str], None]
 ) -> tuple[list[str], list[float] | None, dict[str, float]]:
     """The checkpoints and weights whose merge is best on the run's dev set; of equals, the more checkpoints.
 
@@ -52,7 +53,7 @@ def best_checkpoints(
     Raises:
         UserError: the run has no dev set.
     """
-    dev = ctx.input("corpus") / "dev"
+    dev = ctx.inputs["corpus"] / "dev"
     data = read_retrieval_set(dev) if dev.exists() else RetrievalSet({}, {}, {})
     if not data.queries:
         raise UserError(f"merge.search: {dev.uri} has no queries; raise corpus.dev_share, or leave merge.search false")
@@ -94,7 +95,7 @@ def _weighted(run: str, runs: Mapping[str, _Candidate]) -> dict[str, _Candidate]
     return found
 
 
-def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageContext) -> str:
+def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageContext[RunConfig]) -> str:
     """URI of the merge of the parts, on storage that every node reads: the checkpoint itself where it is one."""
     if len(candidate.checkpoints) == 1:
         return candidate.checkpoints[0]
@@ -107,7 +108,7 @@ def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageCo
     return out.uri
 
 
-def _score(pool: Encoders, data: RetrievalSet, ctx: StageContext) -> float:
+def _score(pool: Encoders, data: RetrievalSet, ctx: StageContext[RunConfig]) -> float:
     cfg, ask = ctx.cfg.evaluate, instructions(ctx.cfg, [DOCSTRINGS])[DOCSTRINGS]
     queries = pool.encode(list(data.queries.values()), max_tokens=cfg.max_query_tokens, instruction=ask)
     documents = pool.encode(data.texts(), max_tokens=cfg.max_document_tokens)

@@ -11,8 +11,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from qwen3emb.config.run import RunConfig
 from qwen3emb.config.training import MergeConfig
 from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.storage import Storage
 from qwen3emb.export.export import SEQUENCE_CLASSIFIER, export_sequence_classifier
 from qwen3emb.merging.checkpoint import merge_checkpoints
@@ -22,7 +24,6 @@ from qwen3emb.merging.search import best_checkpoints
 from qwen3emb.merging.weights import loss_probe, probed_weights
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import checkpoints
-from qwen3emb.pipeline.stages import StageContext, is_enabled
 
 __all__ = ["EMBEDDING", "RERANKER", "merge_models"]
 
@@ -43,7 +44,7 @@ class _Merge:
     linear: bool = False
 
 
-def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
+def merge_models(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> StageResult:
     """Merge the embedding model and, where the run has one, the reranker; write the models and `report.json`.
 
     The reranker also gets a one-label sequence classifier in a folder below. Rows are tensors.
@@ -57,7 +58,7 @@ def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
     """
     cfg, models = ctx.cfg.merge, ctx.cfg.models
     work = {EMBEDDING: _work(ctx, "supervised", models.base, EMBEDDING, say)}
-    if is_enabled(ctx.cfg, "reranker"):
+    if "reranker" in ctx.inputs:
         work[RERANKER] = _work(ctx, "reranker", models.reranker_base or models.base, RERANKER, say)
     searched: dict[str, float] = {}
     if cfg.search:
@@ -79,10 +80,10 @@ def merge_models(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
     return StageResult(tensors, tensors, {}, metrics)
 
 
-def _work(ctx: StageContext, stage: str, base: str, output: str, say: Callable[[str], None]) -> _Merge:
+def _work(ctx: StageContext[RunConfig], stage: str, base: str, output: str, say: Callable[[str], None]) -> _Merge:
     """What to merge: the last checkpoints of `stage`, as many as there are."""
     cfg = ctx.cfg.merge
-    found = [c.uri for c in checkpoints(ctx.input(stage))][-cfg.last :]
+    found = [c.uri for c in checkpoints(ctx.inputs[stage])][-cfg.last :]
     if len(found) < cfg.last:
         say(f"merge: {stage} kept {len(found)} checkpoints, merge.last is {cfg.last}; merging what there is")
     ctx.out.delete(output)  # of a run that was killed
@@ -90,7 +91,7 @@ def _work(ctx: StageContext, stage: str, base: str, output: str, say: Callable[[
     return _Merge(found, str(resolve_model(base)), cfg.on, weights, (ctx.out / output).uri, output == RERANKER)
 
 
-def _probed(ctx: StageContext, checkpoints: Sequence[str], say: Callable[[str], None]) -> list[float]:
+def _probed(ctx: StageContext[RunConfig], checkpoints: Sequence[str], say: Callable[[str], None]) -> list[float]:
     """The weights of a linear merge, from a Ray task that holds the model."""
     probe = loss_probe(ctx, checkpoints)
     weights, lines = ray.get(ray.remote(probed_weights).options(num_gpus=probe.gpus).remote(probe))

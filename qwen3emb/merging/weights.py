@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from qwen3emb.config.datasets import DOCSTRINGS
+from qwen3emb.config.run import RunConfig
 from qwen3emb.config.training import MergeConfig
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.cores import usable_cores
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
@@ -20,7 +22,6 @@ from qwen3emb.model.loading import load_tokenizer, load_trunk, stored_dtype
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.text.instructions import instructions
 from qwen3emb.text.retrieval_set import read_retrieval_set
 from qwen3emb.text.templates import EmbeddingTemplate
@@ -47,7 +48,7 @@ class _LossOnly(PlainEngine):
         """Nothing to do."""
 
 
-def loss_probe(ctx: StageContext, checkpoints: Sequence[str]) -> Probe:
+def loss_probe(ctx: StageContext[RunConfig], checkpoints: Sequence[str]) -> Probe:
     """What `probed_weights` is asked for the stage `merge`.
 
     Args:
@@ -74,13 +75,13 @@ def loss_probe(ctx: StageContext, checkpoints: Sequence[str]) -> Probe:
     )
 
 
-def probe_rows(ctx: StageContext) -> list[TrainingRow]:
+def probe_rows(ctx: StageContext[RunConfig]) -> list[TrainingRow]:
     """`merge.probe_rows` queries of the dev set, drawn with the run's seed, each with its best document.
 
     Raises:
         UserError: the run has no dev set, or one with fewer than two queries.
     """
-    folder = ctx.input("corpus") / "dev"
+    folder = ctx.inputs["corpus"] / "dev"
     data = read_retrieval_set(folder) if folder.exists() else None
     if data is None or len(data.queries) < 2:
         raise UserError(f"merge.method {ctx.cfg.merge.method}: {folder.uri} has no queries; raise corpus.dev_share")

@@ -15,7 +15,9 @@ import ray
 from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.data import MineConfig
 from qwen3emb.config.datasets import DOCSTRINGS, dataset_of
+from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.progress import paced
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
@@ -38,7 +40,6 @@ from qwen3emb.mining.rules import (
 from qwen3emb.mining.search import QUERIES_AT_ONCE, search_shard, shards
 from qwen3emb.mining.veto import judged_rules, veto
 from qwen3emb.model.stored import scoring_model
-from qwen3emb.pipeline.stages import StageContext, is_enabled
 from qwen3emb.text.documents import document_text
 from qwen3emb.text.false_negatives import FALSE, SEARCHED, Answers, answers_of, read_answers, told
 from qwen3emb.text.identity import content_hash
@@ -76,7 +77,7 @@ class MiningInput:
     left_out: Counter[str]
 
 
-def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
+def mine_negatives(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """Mine each query's negatives from the corpus of its dataset; write `rows/` and `rejects/`.
 
     Docstrings are mined from the functions of all such pairs, synthetic queries from all passages, those of a labelled
@@ -121,11 +122,10 @@ def mine_negatives(ctx: StageContext, say: _Say) -> StageResult:
     return StageResult(len(mining.pairs) + others, len(rows) + others, rejected, metrics)
 
 
-def _gathered(ctx: StageContext, say: _Say) -> MiningInput:
+def _gathered(ctx: StageContext[RunConfig], say: _Say) -> MiningInput:
     """What the stages before have left."""
-    corpus, filtered = ctx.input("corpus"), ctx.input("filter")
-    written = is_enabled(ctx.cfg, "filter")
-    synthetic = filtered.read_table("pairs", PAIR).to_pylist() if written else []
+    corpus, filtered = ctx.inputs["corpus"], ctx.inputs.get("filter")
+    synthetic = filtered.read_table("pairs", PAIR).to_pylist() if filtered else []
     sets = _labelled_rows(ctx) + [_training_row(pair) for pair in synthetic if pair["dataset"] != _SYNTHETIC]
     names = {n for n, one in chosen_datasets(ctx.cfg.labelled).items() if one.mine and one.task == "retrieval"}
     mined_sets = [row for row in sets if row["dataset"] in names]
@@ -134,7 +134,7 @@ def _gathered(ctx: StageContext, say: _Say) -> MiningInput:
     pairs += _pairs([pair for pair in synthetic if pair["dataset"] == _SYNTHETIC], _SYNTHETIC)
     pairs += [MinePair(row["id"], row["query"], row["positive"], row["dataset"]) for row in mined_sets]
     if not pairs and not sets:
-        places = f"{corpus.uri}/pairs and {filtered.uri}/pairs hold" if written else f"{corpus.uri}/pairs holds"
+        places = f"{corpus.uri}/pairs and {filtered.uri}/pairs hold" if filtered else f"{corpus.uri}/pairs holds"
         raise UserError(f"{places} no pair to mine for; add sources or labelled.sets, or lower filter.threshold")
     passages = corpus.read_table("passages", PASSAGE).select(["title", "text"]).to_pylist()
     functions = [p.document for p in pairs if p.dataset == DOCSTRINGS]
@@ -150,13 +150,13 @@ def _gathered(ctx: StageContext, say: _Say) -> MiningInput:
 
 
 def _settled(
-    ctx: StageContext, pairs: Sequence[MinePair], rows: Sequence[dict[str, Any]]
+    ctx: StageContext[RunConfig], pairs: Sequence[MinePair], rows: Sequence[dict[str, Any]]
 ) -> tuple[Answers, Counter[str]]:
     """(what answers each query by all data, how many of the rows' own negatives were none and are taken out)."""
     sets = chosen_datasets(ctx.cfg.labelled)
     searched = {name for name, one in sets.items() if one.task in SEARCHED} | {DOCSTRINGS}
     searched |= {dataset_of(task) for task in SEARCHED}
-    answers = read_answers(ctx.input("labelled")) if is_enabled(ctx.cfg, "labelled") else {}
+    answers = read_answers(ctx.inputs["labelled"]) if "labelled" in ctx.inputs else {}
     found = [(pair.query, pair.document) for pair in pairs]
     found += [(row["query"], row["positive"]) for row in rows if row["dataset"] in searched]
     for query, positives in answers_of(found).items():
@@ -164,11 +164,11 @@ def _settled(
     return answers, settle_negatives(rows, answers, searched)
 
 
-def _labelled_rows(ctx: StageContext) -> list[dict[str, Any]]:
+def _labelled_rows(ctx: StageContext[RunConfig]) -> list[dict[str, Any]]:
     """The rows of the stage `labelled`, where the run has sets."""
-    if not is_enabled(ctx.cfg, "labelled"):
+    if "labelled" not in ctx.inputs:
         return []
-    rows: list[dict[str, Any]] = ctx.input("labelled").read_table("rows", TRAINING_ROW).to_pylist()
+    rows: list[dict[str, Any]] = ctx.inputs["labelled"].read_table("rows", TRAINING_ROW).to_pylist()
     return rows
 
 
@@ -202,10 +202,10 @@ def _training_row(pair: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _embed(work: MiningPlan, ctx: StageContext, say: _Say) -> tuple[Vectors, Vectors]:
+def _embed(work: MiningPlan, ctx: StageContext[RunConfig], say: _Say) -> tuple[Vectors, Vectors]:
     """Each distinct text once: (queries, documents), on storage until the stage is done."""
     cfg = ctx.cfg
-    model, end_token = scoring_model(cfg.mine.model, ctx.input("weak"), cfg.models.end_token)
+    model, end_token = scoring_model(cfg.mine.model, ctx.inputs.get("weak"), cfg.models.end_token)
     say(f"mine: embedding {len(work.queries)} queries and {len(work.documents)} documents with {model}")
     gpus = cfg.cluster.gpus_per_worker
     with Encoders(model, end_token=end_token, workers=cfg.mine.workers, gpus_per_worker=gpus) as pool:

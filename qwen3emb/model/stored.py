@@ -34,12 +34,12 @@ def checkpoints(folder: Storage) -> list[Storage]:
     return [folder / str(name) for name in _metric(folder, "checkpoints")]
 
 
-def scoring_model(name: str, weak: Storage, end_token: str) -> tuple[str, str | None]:
+def scoring_model(name: str, weak: Storage | None, end_token: str) -> tuple[str, str | None]:
     """(directory, URI or address, end token to give to `Encoder`) of the embedding model called `name`.
 
     Args:
         name: `weak`, a model name or directory, or the address of a server.
-        weak: folder of the weakly supervised stage.
+        weak: folder of the weakly supervised stage, where the run has one.
         end_token: for a model that does not say its own (`models.end_token`).
 
     Raises:
@@ -47,7 +47,9 @@ def scoring_model(name: str, weak: Storage, end_token: str) -> tuple[str, str | 
     """
     if is_endpoint(name):
         return name, None
-    folder = final_model(weak) if name == WEAK else Storage(str(resolve_model(name)))
+    if name == WEAK and weak is None:
+        raise UserError("the model is `weak`, but the run has no stage weak; name another model or add that section")
+    folder = final_model(weak) if name == WEAK and weak else Storage(str(resolve_model(name)))
     # A model of ours knows its end token; None takes that one.
     return folder.uri, None if folder.exists(CONTRACT_FILE) else end_token
 

@@ -16,16 +16,14 @@ from rich.table import Table
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import read_record
 from qwen3emb.core.storage import Storage
+from qwen3emb.evaluation.by_language import language_table
 from qwen3emb.pipeline.stages import STAGES, stage_folder
-from qwen3emb.text.languages import UNDETERMINED
 
 __all__ = [
     "SUMMARY",
     "VARIANTS",
     "Metrics",
-    "few_rows_line",
     "gain",
-    "language_table",
     "metrics_of",
     "print_report",
     "quality_table",
@@ -36,7 +34,6 @@ __all__ = [
     "write_summary",
 ]
 
-_COUNTS = ("queries", "training_rows")
 
 SUMMARY = "summary.json"
 """Name of the summary in the run's storage."""
@@ -182,29 +179,3 @@ def _next(records: Collection[str], config: str) -> list[str]:
         f'next       .venv/bin/qwen3emb search "parse a date from a string" --config {config}',
         "           make serve",
     ]
-
-
-def few_rows_line(languages: Mapping[str, Mapping[str, Any]], few_rows: int) -> str:
-    """Names the languages with fewer than `few_rows` training rows; empty where there are none."""
-    few = [
-        f"{language} ({found['training_rows']})"
-        for language, found in languages.items()
-        if found["training_rows"] < few_rows and language != UNDETERMINED
-    ]
-    return f"fewer than {few_rows} training rows (evaluate.few_rows): {', '.join(few)}" if few else ""
-
-
-def language_table(languages: Mapping[str, Mapping[str, Any]], few_rows: int, headline: str = "ndcg@10") -> Table:
-    """One row per language: queries, training rows, and the `headline` metric of each model."""
-    table = Table(title=f"{headline} by language of the query", title_justify="left", box=SIMPLE_HEAD)
-    table.collapse_padding, table.pad_edge = True, False
-    table.caption, table.caption_justify = few_rows_line(languages, few_rows), "left"
-    models = list(dict.fromkeys(model for found in languages.values() for model in found.get(headline, {})))
-    table.add_column("language", no_wrap=True)
-    for name in (*_COUNTS, *models):
-        table.add_column(name.replace("_", " ").replace("+", " + "), justify="right")  # so that a name can wrap
-    for language, found in languages.items():
-        means = [found.get(headline, {}).get(model) for model in models]
-        cells = ["-" if mean is None else f"{mean:.3f}" for mean in means]
-        table.add_row(language, *(str(found[name]) for name in _COUNTS), *cells)
-    return table

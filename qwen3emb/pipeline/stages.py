@@ -21,13 +21,13 @@ from qwen3emb.text.sources import source_fingerprint
 __all__ = [
     "STAGES",
     "Stage",
-    "StageContext",
     "identity",
     "is_enabled",
     "needs",
     "reuse_stages",
     "selected",
     "stage_folder",
+    "stage_inputs",
     "stage_states",
     "writable_folder",
 ]
@@ -115,19 +115,6 @@ STAGES = {
 """In the order of the picture in the README. What a stage reads, and nothing else, is its identity."""
 
 
-@dataclass(frozen=True)
-class StageContext:
-    """What a running stage is given."""
-
-    cfg: RunConfig
-    stage: Stage
-    out: Storage
-
-    def input(self, name: str) -> Storage:
-        """The folder of an upstream stage."""
-        return stage_folder(self.cfg, name)
-
-
 def is_enabled(cfg: RunConfig, name: str) -> bool:
     """False for a stage that the run has nothing for: without its section, `filter` without `synthesize`, `labelled`
     without sets."""
@@ -148,6 +135,12 @@ def stage_folder(cfg: RunConfig, name: str) -> Storage:
     if not own.exists(_ALIAS):
         return own
     return Storage(with_secrets_of(cfg.storage, own.read_json(_ALIAS)["uri"]))
+
+
+def stage_inputs(cfg: RunConfig, name: str) -> dict[str, Storage]:
+    """The folders of the stages of this run that come before `name`, whether it reads them or not."""
+    before = list(STAGES)[: list(STAGES).index(name)]
+    return {stage: stage_folder(cfg, stage) for stage in before if is_enabled(cfg, stage)}
 
 
 def reuse_stages(cfg: RunConfig, lender: RunConfig) -> list[str]:

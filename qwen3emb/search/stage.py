@@ -23,6 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult, read_record
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import REJECT
 from qwen3emb.core.rejects import Reject
@@ -30,7 +31,6 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.pool import Progress
 from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, worker_resources
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
-from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.search.index import SHARDS, IndexInfo, shard_table, write_info
 from qwen3emb.text.documents import document_text
 from qwen3emb.text.readers import read_file
@@ -84,20 +84,20 @@ def corpus_files(source: str, corpus: Storage) -> tuple[str, str, list[str]]:
     raise UserError(f"index.source {source!r}: expected `heldout`, `passages` or a folder with corpus.jsonl[.gz]")
 
 
-def build_index(ctx: StageContext, progress: Progress | None = None) -> StageResult:
+def build_index(ctx: StageContext[RunConfig], progress: Progress | None = None) -> StageResult:
     """Embed the configured corpus into `ctx.out`; rows that cannot be are written to its `rejects/`.
 
     Raises:
         UserError: the corpus or the model is missing, or no row can be indexed.
     """
-    cfg, model = ctx.cfg, ctx.input("merge") / "embedding"
+    cfg, model = ctx.cfg, ctx.inputs["merge"] / "embedding"
     if not model.exists(CONTRACT_FILE):
         raise UserError(f"{model.uri}: no embedding model of ours there; run the stage `merge` first")
     contract = Contract(**model.read_json(CONTRACT_FILE))
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # plans and paths of its own logs
-    kind, id_field, files = corpus_files(cfg.index.source, ctx.input("corpus"))
+    kind, id_field, files = corpus_files(cfg.index.source, ctx.inputs["corpus"])
     found = _survey(_rows(kind, id_field, files, texts=False), _indexed(ctx.out))
     if found.rows == len(found.rejects):
         raise UserError(f"index.source {cfg.index.source!r}: none of its {found.rows} rows can be indexed")
@@ -107,7 +107,7 @@ def build_index(ctx: StageContext, progress: Progress | None = None) -> StageRes
     if found.pending:
         _embed(_rows(kind, id_field, files, texts=True), cfg, model.uri, ctx.out, found, progress)
     count = len(_indexed(ctx.out))
-    fingerprint = str(read_record(ctx.input("merge"))["fingerprint"])
+    fingerprint = str(read_record(ctx.inputs["merge"])["fingerprint"])
     info = IndexInfo(contract.dimensions, count, fingerprint, contract.instruction, cfg.index.max_tokens)
     write_info(ctx.out, info)
     reasons = Counter(str(r["reason"]).partition(":")[0] for r in found.rejects)

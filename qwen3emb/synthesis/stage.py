@@ -23,11 +23,11 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from qwen3emb.config.run import ModelsConfig, RunConfig, require_section
 from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.records import REJECT
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
-from qwen3emb.pipeline.stages import StageContext
 from qwen3emb.synthesis.blocks import Block, BlockPlan, Segment, plan_blocks, read_block
 from qwen3emb.synthesis.engine import EngineLost, VllmEngine, engine_resources
 from qwen3emb.synthesis.finish import drop_overlapping, drop_repeated, result
@@ -50,7 +50,7 @@ _READER_CPUS = 0.5
 _ENGINES_PER_READER = 4
 
 
-def synthesize(ctx: StageContext, say: _Say) -> StageResult:
+def synthesize(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """Write queries or other pairs for every chosen passage of the corpus into `ctx.out`; `say` is told the progress.
 
     Raises:
@@ -62,7 +62,7 @@ def synthesize(ctx: StageContext, say: _Say) -> StageResult:
     weighted_words(cfg.words)
     personas, bad_personas = read_personas(cfg.personas)
     _write_persona_rejects(out, bad_personas)
-    corpus = ctx.input("corpus") / _PASSAGES
+    corpus = ctx.inputs["corpus"] / _PASSAGES
     plan = plan_blocks(corpus, ctx.cfg.seed, cfg.max_passages, cfg.rows_per_block)
     if not plan.rows:
         raise UserError(f"{corpus.uri}: no passages to write queries for; check the sources of stage corpus")
@@ -79,11 +79,11 @@ def synthesize(ctx: StageContext, say: _Say) -> StageResult:
     )
 
 
-def _drop(ctx: StageContext, say: _Say) -> None:
+def _drop(ctx: StageContext[RunConfig], say: _Say) -> None:
     """Reject what can only be seen over the whole stage."""
     gates, out = require_section(ctx.cfg.synthesize).gates, ctx.out
     if gates.heldout_share is not None:
-        texts = evaluation_texts(ctx.input("corpus"))
+        texts = evaluation_texts(ctx.inputs["corpus"])
         held = drop_overlapping(out, EvaluationNgrams(list(texts), list(texts.values()), gates.heldout_share))
         if held:
             say(f"synthesize: {held} rows hold parts of what is evaluated on and are rejected")
@@ -113,7 +113,7 @@ def _write_persona_rejects(out: Storage, rejects: Sequence[Reject]) -> None:
 
 
 def _write_blocks(
-    ctx: StageContext, plan: BlockPlan, missing: Sequence[Block], personas: list[str], say: _Say
+    ctx: StageContext[RunConfig], plan: BlockPlan, missing: Sequence[Block], personas: list[str], say: _Say
 ) -> dict[str, Any]:
     """Run the actors over the missing blocks; what they did in this run."""
     began = time.monotonic()
@@ -127,7 +127,7 @@ def _write_blocks(
 
 
 def _dataset(
-    ctx: StageContext, plan: BlockPlan, missing: Sequence[Block], personas: list[str], tally: Any
+    ctx: StageContext[RunConfig], plan: BlockPlan, missing: Sequence[Block], personas: list[str], tally: Any
 ) -> ray.data.Dataset:
     cfg, gpus = require_section(ctx.cfg.synthesize), ctx.cfg.cluster.gpus_per_worker > 0
     resources = engine_resources(cfg, gpus)
@@ -135,7 +135,7 @@ def _dataset(
     DataContext.get_current().enable_progress_bars = False
     engines, wanted = min(cfg.engines, len(missing)), cfg.candidates * cfg.queries_per_passage
     work = [{"name": b.name, "segments": json.dumps([asdict(s) for s in b.segments])} for b in missing]
-    corpus, choice = (ctx.input("corpus") / _PASSAGES).uri, replace(plan, blocks=())
+    corpus, choice = (ctx.inputs["corpus"] / _PASSAGES).uri, replace(plan, blocks=())
     blocks = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _Reader,
         fn_constructor_args=(corpus, choice, ctx.cfg.storage, [ray.put(personas)], wanted, ctx.cfg.models),

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwen3emb.config.datasets import SYNTHETIC_DATASETS, trained_as
-from qwen3emb.config.run import require_section
+from qwen3emb.config.run import RunConfig, require_section
 from qwen3emb.config.training import DatasetConfig, TrainEmbeddingConfig
 from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.records import PAIR, TRAINING_ROW
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
@@ -20,7 +21,6 @@ from qwen3emb.objective.rows import (
     rows_from_pairs,
     rows_from_training,
 )
-from qwen3emb.pipeline.stages import StageContext, is_enabled
 from qwen3emb.text.instructions import dataset_settings, instructions, labelled_datasets
 from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
 from qwen3emb.training.loop import TrainJob, fit
@@ -38,37 +38,37 @@ from qwen3emb.training.teacher import with_teacher_scores
 __all__ = ["train_reranker", "train_supervised", "train_weak"]
 
 
-def train_weak(ctx: StageContext) -> StageResult:
+def train_weak(ctx: StageContext[RunConfig]) -> StageResult:
     """Stage 1: contrastive training on all synthetic pairs (paper section 4)."""
-    table = ctx.input("synthesize").read_table("pairs", PAIR)
+    table = ctx.inputs["synthesize"].read_table("pairs", PAIR)
     rows = rows_from_pairs(table, graded(trained_as(set(SYNTHETIC_DATASETS))))
     return _train_embedding(ctx, rows, require_section(ctx.cfg.weak), {}, str(resolve_model(ctx.cfg.models.base)))
 
 
-def train_supervised(ctx: StageContext) -> StageResult:
+def train_supervised(ctx: StageContext[RunConfig]) -> StageResult:
     """Stage 2: labelled and filtered synthetic pairs with hard negatives, from the weak model where the run has one."""
     cfg = ctx.cfg.supervised
-    table = ctx.input("mine").read_table("rows", TRAINING_ROW)
+    table = ctx.inputs["mine"].read_table("rows", TRAINING_ROW)
     sets = labelled_datasets(ctx.cfg)
     wanted = dataset_settings(sets, set(table["dataset"].to_pylist()), cfg)
     # A set that wants more negatives than the stage takes them itself (`DatasetConfig.hard_negatives`).
     most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in wanted.values())])
     rows = rows_from_training(table, most, cfg.synthetic, graded(wanted))
-    weak = is_enabled(ctx.cfg, "weak")
-    start = final_model(ctx.input("weak")).local() if weak else resolve_model(ctx.cfg.models.base)
+    weak = ctx.inputs.get("weak")
+    start = final_model(weak).local() if weak else resolve_model(ctx.cfg.models.base)
     return _train_embedding(ctx, rows, cfg, sets, str(start))
 
 
-def train_reranker(ctx: StageContext, say: Callable[[str], None]) -> StageResult:
+def train_reranker(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> StageResult:
     """The reranker's yes / no fine-tuning on the mined rows, a sample of their queries held out for validation.
 
     Stage `reranker_weak` takes the synthetic rows alone; `reranker` starts from its model where the run has that stage.
     `say` takes lines of progress.
     """
-    name = ctx.stage.name
+    name = ctx.name
     cfg = require_section(ctx.cfg.reranker_weak if name == "reranker_weak" else ctx.cfg.reranker)
-    table = ctx.input("mine").read_table("rows", TRAINING_ROW)
-    chosen = reranker_rows(table, ctx.cfg, name, evaluated_queries(ctx.input("corpus")))
+    table = ctx.inputs["mine"].read_table("rows", TRAINING_ROW)
+    chosen = reranker_rows(table, ctx.cfg, name, evaluated_queries(ctx.inputs["corpus"]))
     checked(chosen.train, cfg.queries_per_step, ctx.out.uri)
     check_stop(cfg.stop_after, len(chosen.dev), name, f"validation_queries {cfg.validation_queries}")
     say(f"{name}: {chosen.said()}")
@@ -79,15 +79,15 @@ def train_reranker(ctx: StageContext, say: Callable[[str], None]) -> StageResult
     return StageResult(chosen.rows, len(train), chosen.left_out, metrics)
 
 
-def _reranker_start(ctx: StageContext) -> Path:
+def _reranker_start(ctx: StageContext[RunConfig]) -> Path:
     """The model that a stage of the reranker starts from."""
-    if ctx.stage.name == "reranker" and is_enabled(ctx.cfg, "reranker_weak"):
-        return Path(final_model(ctx.input("reranker_weak")).local())
+    if "reranker_weak" in ctx.inputs:
+        return Path(final_model(ctx.inputs["reranker_weak"]).local())
     return Path(resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base))
 
 
 def _train_embedding(
-    ctx: StageContext,
+    ctx: StageContext[RunConfig],
     rows: list[TrainingRow],
     cfg: TrainEmbeddingConfig,
     sets: dict[str, DatasetConfig],
@@ -95,11 +95,11 @@ def _train_embedding(
 ) -> StageResult:
     there = {row.dataset for row in rows}
     cfg = cfg.model_copy(update={"datasets": dataset_settings(sets, there, cfg)})
-    every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.input("corpus")))
+    every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.inputs["corpus"]))
     checked(rows, cfg.batch_size, ctx.out.uri)
-    check_datasets(rows, {name: own.weight for name, own in cfg.datasets.items()}, f"{ctx.stage.name}.datasets")
-    dev: RetrievalSet = read_retrieval_set(ctx.input("corpus") / "dev")
-    check_stop(cfg.stop_after, len(dev.queries), ctx.stage.name, "corpus.dev_share")
+    check_datasets(rows, {name: own.weight for name, own in cfg.datasets.items()}, f"{ctx.name}.datasets")
+    dev: RetrievalSet = read_retrieval_set(ctx.inputs["corpus"] / "dev")
+    check_stop(cfg.stop_after, len(dev.queries), ctx.name, "corpus.dev_share")
     task = EmbeddingTask(cfg, Path(model_dir), ctx.cfg.models.end_token, ctx.cfg.models.instruction, dev)
     metrics = fit(TrainJob(task, by_dataset(rows), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     left_out = {EVALUATED: every - len(rows)} if len(rows) < every else {}

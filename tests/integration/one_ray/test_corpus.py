@@ -15,15 +15,16 @@ import pytest
 
 from jobs.corpus import run
 from jobs.entry import command_line, run_stage
-from qwen3emb.config.run import load_config
+from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import read_record
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.exits import guarded
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT
 from qwen3emb.core.storage import Storage
 from qwen3emb.corpus.python_source import split_of
 from qwen3emb.corpus.stage import build_corpus
-from qwen3emb.pipeline.stages import STAGES, StageContext, stage_folder
+from qwen3emb.pipeline.stages import stage_folder
 from qwen3emb.text.retrieval_set import read_retrieval_set
 
 pytestmark = pytest.mark.integration
@@ -71,9 +72,9 @@ def overrides(folder: Path, model: Path, sources: list[dict[str, Any]], **corpus
     ]
 
 
-def context(settings: list[str], run: str = "") -> StageContext:
+def context(settings: list[str], run: str = "") -> StageContext[RunConfig]:
     cfg = load_config(ROOT / "examples/demo.yaml", [*settings, *([f"storage={run}"] if run else [])])
-    return StageContext(cfg, STAGES["corpus"], stage_folder(cfg, "corpus"))
+    return StageContext(cfg, "corpus", stage_folder(cfg, "corpus"), {})
 
 
 @pytest.fixture

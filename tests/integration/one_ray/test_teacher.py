@@ -12,10 +12,11 @@ import yaml
 
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import StageResult, complete, start
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.reranker import Reranker
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.pipeline.stages import STAGES, StageContext, identity, stage_folder
+from qwen3emb.pipeline.stages import identity, stage_folder, stage_inputs
 from qwen3emb.training import teacher
 from qwen3emb.training.stage import _reranker_start
 
@@ -78,7 +79,7 @@ def test_the_reranker_starts_from_its_weak_stage_where_there_is_one(
     complete(weak, identity(cfg, "reranker_weak"), StageResult(0, 0, {}, metrics), 0.0)
 
     def begins(cfg: RunConfig, stage: str) -> Path:
-        return _reranker_start(StageContext(cfg, STAGES[stage], stage_folder(cfg, stage)))
+        return _reranker_start(StageContext(cfg, stage, stage_folder(cfg, stage), stage_inputs(cfg, stage)))
 
     assert begins(cfg, "reranker") == Path(weak.local("checkpoints/step_000001"))
     assert begins(cfg, "reranker_weak") == tiny_qwen3

@@ -8,8 +8,7 @@ import pytest
 
 from qwen3emb.config.run import load_config
 from qwen3emb.core.storage import Storage
-from qwen3emb.evaluation.by_language import Query, by_language, languages_of, trained_on
-from qwen3emb.pipeline.report import few_rows_line, language_table
+from qwen3emb.evaluation.by_language import Query, by_language, few_rows_line, language_table, languages_of, trained_on
 from qwen3emb.text.retrieval_set import RetrievalSet, read_beir, read_retrieval_set, write_retrieval_set
 
 QUERIES = {

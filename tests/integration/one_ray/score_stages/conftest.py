@@ -15,13 +15,14 @@ import yaml
 
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import StageResult, complete
+from qwen3emb.core.context import StageContext
 from qwen3emb.core.records import PAIR, PASSAGE
 from qwen3emb.core.storage import Storage
 from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.loading import load_causal, load_tokenizer
-from qwen3emb.pipeline.stages import STAGES, StageContext, identity, stage_folder
+from qwen3emb.pipeline.stages import identity, stage_folder, stage_inputs
 from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
 INSTRUCTION = "Given a description of a function, retrieve the function"
@@ -86,8 +87,8 @@ class Run:
     def folder(self, stage: str) -> Storage:
         return stage_folder(self.cfg, stage)
 
-    def context(self, stage: str) -> StageContext:
-        return StageContext(self.cfg, STAGES[stage], self.folder(stage))
+    def context(self, stage: str) -> StageContext[RunConfig]:
+        return StageContext(self.cfg, stage, self.folder(stage), stage_inputs(self.cfg, stage))
 
     def finish(self, stage: str, metrics: dict[str, Any] | None = None) -> None:
         """Mark a stage as done."""
