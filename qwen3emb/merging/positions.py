@@ -70,6 +70,8 @@ class Interpolation:
         found = torch.zeros(len(self.entries), dtype=torch.float64)
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
+                # w(a) = sum_k a_k w_k, so dL/da_k = sum over all numbers of dL/dw x w_k: one pass over the
+                # checkpoints, no graph.
                 slope = parameter.grad.detach().float().cpu()
                 for k, entries in enumerate(self.entries):
                     found[k] += (slope * entries[name].read().float()).sum(dtype=torch.float64)
@@ -91,6 +93,7 @@ def self_position(
     Raises:
         StageFailure: the loss is not finite anywhere.
     """
+    # a = softmax(logits) keeps the weights above 0 with sum 1, whatever step Adam takes; zeros are the middle.
     logits = torch.zeros(len(space.entries), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=lr)
     best, chosen = float("inf"), None
@@ -104,6 +107,7 @@ def self_position(
         if value < best:
             best, chosen = value, weights.tolist()
         optimizer.zero_grad()
+        # The constant dL/da, times da/dlogits through the softmax's small graph.
         torch.autograd.backward((weights * space.gradient()).sum())
         optimizer.step()
     if chosen is None:

@@ -221,19 +221,30 @@ def _karcher(gram: Tensor, weights: Tensor) -> Tensor | None:
     Gradient descent with unit steps: m <- exp_m(sum_i weight_i log_m(u_i)), written in the coefficients.
     Returns None where it does not settle: the points do not fit in a hemisphere around their mean.
     """
+    # |sum_i weight_i u_i|^2, since <u_i, u_j> = gram_ij. Near zero the weighted directions cancel, and no mean is
+    # preferred.
     resultant = (weights @ gram @ weights).item()
     if resultant < ANTIPODAL_WITHIN**2:
         return None
+    # c (N,): the start is the normalised linear mean. All that follows happens in these N numbers: |x|^2 = c^T G c
+    # and <x, y> = c^T G d are exact, so vectors of a billion entries cost N x N.
     mean = weights / math.sqrt(resultant)
     for _ in range(_MAX_ITERATIONS):
+        # (N,) cosines and angles between m and each u_i; rounding may lift a cosine above 1, where arccos has no
+        # value.
         cosines = (gram @ mean).clamp(-1.0, 1.0)
         phi = torch.acos(cosines)
         if phi[weights > 0].max() > math.pi - ANTIPODAL_WITHIN:
             return None
         # log_m(u_i) = phi_i / sin(phi_i) * (u_i - cos(phi_i) m); torch.sinc(x) = sin(pi x) / (pi x)
         pulls = torch.where(weights > 0, weights / torch.sinc(phi / math.pi), 0.0)
+        # sum_i weight_i log_m(u_i), in coefficients of the u_i (first term) and of m (second): the direction of
+        # steepest descent of the summed squared angles. sinc is 1 at angle 0, where phi / sin(phi) would divide 0 by
+        # 0.
         tangent = pulls - (pulls @ cosines) * mean
         length = (tangent @ gram @ tangent).clamp(min=0.0).sqrt()
+        # exp_m(t) = cos|t| m + sin|t| t / |t|: walk along the great circle. Then back to length 1, which rounding
+        # leaves slowly.
         mean = torch.cos(length) * mean + torch.sinc(length / math.pi) * tangent
         mean = mean / (mean @ gram @ mean).sqrt()
         # rounding in `cosines` is eps |c|, and comes back multiplied with c

@@ -38,7 +38,7 @@ class _Bucket:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Layout:
     """All buckets as gather indices, one bucket behind the other.
 
     Attributes:
@@ -57,21 +57,29 @@ class _Plan:
 def _bucket(segments: Sequence[Segment]) -> tuple[_Bucket, Tensor, Tensor, Tensor]:
     """(sizes, (n, L) query tokens, (n, P + L) key tokens, (n, L) which query tokens are not padding)."""
     longest, shared = max(s.end - s.start for s in segments), segments[0].prefix_length
+    # (n, 1) where each segment begins in the packed row, and how many tokens it has.
     starts = torch.tensor([s.start for s in segments])[:, None]
     lengths = torch.tensor([s.end - s.start for s in segments])[:, None]
     step = torch.arange(longest)[None]
+    # (n, L) packed index of each query token. A segment that is shorter than L repeats its own last token: what is
+    # computed for the repetition is thrown away, and as a key it stands behind every real token, where the causal
+    # mask hides it.
     rows = starts + torch.minimum(step, lengths - 1)
+    # (n, P): all tokens of the prefix that the segment goes on from; P = 0 where there is none.
     prefixes = torch.tensor([s.prefix_start for s in segments])[:, None] + torch.arange(shared)[None]
+    # Columns are prefix, then segment: row i sees columns 0 to P + i, hence the diagonal P. Without a prefix that is
+    # plain causal attention, which the kernel knows by itself and does faster than with a mask.
     mask = torch.ones(longest, shared + longest, dtype=torch.bool).tril(shared) if shared else None
     columns = torch.cat([prefixes, rows], dim=1)
     return _Bucket(len(segments), longest, shared + longest, mask), rows, columns, step < lengths
 
 
-def _plan(batch: PackedBatch) -> _Plan:
+def _layout(batch: PackedBatch) -> _Layout:
     """Group segments so that at most a fifth of a bucket's rows is padding; made once per batch."""
-    if "plan" in batch.cache:
-        known: _Plan = batch.cache["plan"]
+    if "layout" in batch.cache:
+        known: _Layout = batch.cache["layout"]
         return known
+    # Sorted by length, so that a bucket is a run of neighbours: its first segment is its shortest.
     ordered = sorted(batch.segments, key=lambda s: (s.prefix_length, s.end - s.start))
     groups: list[list[Segment]] = []
     for s in ordered:
@@ -82,13 +90,15 @@ def _plan(batch: PackedBatch) -> _Plan:
         else:
             groups.append([s])
     buckets, rows, columns, useful = zip(*map(_bucket, groups), strict=True)
-    queries, keys = (torch.cat([t.flatten() for t in found]) for found in (rows, columns))
+    queries, keys = (torch.cat([t.flatten() for t in parts]) for parts in (rows, columns))
+    # The way back, from bucket rows to packed tokens: of all rows those that are no padding, then the permutation
+    # turned around. Every packed token stands in exactly one bucket row, so `places` has no gap.
     kept = torch.cat([t.flatten() for t in useful]).nonzero().squeeze(1)
     places = torch.empty_like(kept)
     places[queries[kept]] = kept
-    plan = _Plan(list(buckets), queries, keys, places)
-    batch.cache["plan"] = plan
-    return plan
+    layout = _Layout(list(buckets), queries, keys, places)
+    batch.cache["layout"] = layout
+    return layout
 
 
 def packed_attention(
@@ -109,19 +119,22 @@ def packed_attention(
     """
     if query.is_cuda:
         return cuda_attention(query, key, value, batch, scale)
-    plan = _plan(batch)
+    layout = _layout(batch)
     # One gather for all buckets: its backward fills and adds up one gradient, not one for each bucket.
-    queries = torch.split(_gather(query, plan.queries), [b.count * b.rows for b in plan.buckets])
-    sizes = [b.count * b.columns for b in plan.buckets]
-    keys, values = (torch.split(_gather(t, plan.keys), sizes) for t in (key, value))
+    queries = torch.split(_gather(query, layout.queries), [b.count * b.rows for b in layout.buckets])
+    # Keys of a shared prefix are gathered once per leaf: n x (P + L) columns instead of P + n x L. The prefix itself
+    # went through the layers once; only this lookup repeats it.
+    sizes = [b.count * b.columns for b in layout.buckets]
+    keys, values = (torch.split(_gather(t, layout.keys), sizes) for t in (key, value))
     pieces = []
-    for b, q, k, v in zip(plan.buckets, queries, keys, values, strict=True):
+    for b, q, k, v in zip(layout.buckets, queries, keys, values, strict=True):
+        # (n x L, heads, d) -> (n, L, heads, d), and keys and values (n, P + L, kv heads, d).
         q = q.view(b.count, b.rows, *q.shape[1:])
         k, v = (t.view(b.count, b.columns, *t.shape[1:]) for t in (k, v))
         dense = training and b.columns <= _DENSE_LENGTH
-        found = _dense(q, k, v, batch, scale) if dense else _fused(q, k, v, b.mask, scale)
-        pieces.append(found.flatten(0, 1))
-    out: Tensor = _Take.apply(torch.cat(pieces), plan.places)  # type: ignore[no-untyped-call]
+        attended = _dense(q, k, v, batch, scale) if dense else _fused(q, k, v, b.mask, scale)
+        pieces.append(attended.flatten(0, 1))
+    out: Tensor = _Take.apply(torch.cat(pieces), layout.places)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -151,6 +164,7 @@ class _Take(torch.autograd.Function):
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """(n, L, heads, dim) from query (n, L, heads, dim) and key, value (n, P + L, kv heads, dim): torch's kernel."""
+    # Grouped-query attention: `group` query heads read one key head. Key heads are repeated to as many.
     group = query.shape[2] // key.shape[2]
     k, v = (t.repeat_interleave(group, dim=2) if group > 1 else t for t in (key, value))
     q, k, v = (t.transpose(1, 2) for t in (query, k, v))
@@ -163,10 +177,14 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale:
     count, length, heads, dim = query.shape
     kv_heads = key.shape[2]
     group = heads // kv_heads
+    # (n, L, kv, group, d) -> (n, kv, group, L, d) -> (n x kv, group x L, d): the query heads that share a key head
+    # become more rows of one matrix, so keys are not copied `group` times as `_fused` does.
     q = query.view(count, length, kv_heads, group, dim).permute(0, 2, 3, 1, 4)
     q = q.reshape(count * kv_heads, group * length, dim)
     k, v = (t.transpose(1, 2).reshape(count * kv_heads, -1, dim) for t in (key, value))
+    # (n x kv, group x L, P + L) = bias + scale x q k^T in one call; minus infinity in the bias is the mask.
     scores = torch.baddbmm(_bias(batch, length, k.shape[1], group, q), q, k.transpose(1, 2), alpha=scale)
+    # softmax over the keys, times values, and the reshapes above undone.
     out = torch.bmm(scores.softmax(dim=-1), v).view(count, kv_heads, group, length, dim)
     return out.permute(0, 3, 1, 2, 4).reshape(count, length, heads, dim)
 
@@ -175,6 +193,8 @@ def _bias(batch: PackedBatch, rows: int, columns: int, group: int, like: Tensor)
     """(group x rows, columns) zero where attention is allowed, else minus infinity; made once, not in every layer."""
     name = f"bias {rows} {columns} {group} {like.dtype}"
     if name not in batch.cache:
+        # `columns - rows` is P, see `_bucket`; the same block for each of the `group` heads that were stacked as
+        # rows.
         causal = torch.ones(rows, columns, dtype=torch.bool, device=like.device).tril(columns - rows)
         empty = torch.zeros(rows, columns, dtype=like.dtype, device=like.device)
         batch.cache[name] = empty.masked_fill(~causal, float("-inf")).repeat(group, 1)
@@ -192,19 +212,20 @@ def _interface(
     """
     _require_plain(module, kwargs)
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    # A packed batch is one row: (1, heads, T, d) -> (T, heads, d), so that tokens can be gathered.
     query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
     return packed_attention(query, key, value, kwargs["packed"], scale, module.training)[None], None
 
 
-def _require_plain(module: Any, asked: dict[str, Any]) -> None:
+def _require_plain(module: Any, options: dict[str, Any]) -> None:
     """Refuse what this attention does not do; without a word vectors would be near the right ones, and wrong."""
     kind = type(module).__name__
-    batch = asked.get("packed")
+    batch = options.get("packed")
     if batch is None:
         raise UserError(f"{kind}: this architecture does not hand the packed layout on, so it cannot be read here")
-    if asked.get("softcap") or asked.get("s_aux") is not None or not getattr(module, "is_causal", True):
+    if options.get("softcap") or options.get("s_aux") is not None or not getattr(module, "is_causal", True):
         raise UserError(f"{kind}: attention that is capped, has sinks or looks ahead is not supported here")
-    window = asked.get("sliding_window")
+    window = options.get("sliding_window")
     if window is None:
         return
     if "longest" not in batch.cache:

@@ -35,6 +35,7 @@ def boundaries(batch: PackedBatch) -> Boundaries | None:
     if any(s.prefix_length for s in batch.segments):
         return None
     if "boundaries" not in batch.cache:
+        # Segments lie one behind the other without gaps, so the end of one is where the next begins.
         ends = [0, *(s.end for s in batch.segments)]
         longest = max(s.end - s.start for s in batch.segments)
         batch.cache["boundaries"] = Boundaries(torch.tensor(ends, dtype=torch.int32), longest)
@@ -44,16 +45,17 @@ def boundaries(batch: PackedBatch) -> Boundaries | None:
 
 def cuda_attention(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
     """As `attention.packed_attention`; the flash kernel needs half precision."""
-    found = boundaries(batch) if query.dtype in (torch.bfloat16, torch.float16) else None
-    if found is None:
+    sequences = boundaries(batch) if query.dtype in (torch.bfloat16, torch.float16) else None
+    if sequences is None:
         return _flex(query, key, value, batch, scale)
-    return _varlen(query, key, value, found, scale)
+    return _varlen(query, key, value, sequences, scale)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, found: Boundaries, scale: float) -> Tensor:
+def _varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Boundaries, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    starts, longest = found.starts.to(query.device), found.longest
+    starts, longest = sequences.starts.to(query.device), sequences.longest
+    # Packed tokens are (T, heads, d) with `starts` as the only sign of where a sequence begins: no padding, no mask.
     causal = (-1, 0)  # all keys before, none behind
     out = varlen_attn(
         query.contiguous(),
@@ -74,6 +76,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, found: Boundaries, scale:
 def segment_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """(T,) own segment number and (T,) number of the prefix segment it may attend to (-1 for none)."""
     own = torch.empty(batch.tokens, dtype=torch.long)
+    # -1 equals no segment number: a plain sequence has no prefix to look at.
     prefix = torch.full((batch.tokens,), -1, dtype=torch.long)
     starts = {s.start: i for i, s in enumerate(batch.segments)}
     for i, s in enumerate(batch.segments):
@@ -85,6 +88,7 @@ def segment_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor]:
 
 def may_attend(own: Tensor, prefix: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """The rule of `allowed` for index tensors, as flex attention wants it."""
+    # Within its own segment a token sees what stands before it, of its prefix everything.
     itself = (own[row] == own[column]) & (row >= column)
     return itself | (own[column] == prefix[row])
 
@@ -99,9 +103,12 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: 
         return may_attend(own, prefix, row, column)
 
     if "block" not in batch.cache:
+        # Which tiles of the (T, T) matrix hold anything at all is found once per batch, not once per layer.
         size = batch.tokens
         batch.cache["block"] = create_block_mask(rule, None, None, size, size, device=query.device)
     q, k, v = (t.transpose(0, 1)[None] for t in (query, key, value))
+    # Uncompiled, flex attention would write the whole (heads, T, T) matrix; `dynamic` keeps one compilation for all
+    # T.
     attend: Any = torch.compile(flex_attention, dynamic=True)
     out: Tensor = attend(q, k, v, block_mask=batch.cache["block"], scale=scale, enable_gqa=True)
     return out[0].transpose(0, 1)

@@ -30,12 +30,16 @@ def pooled(trunk: Any, batch: PackedBatch) -> Tensor:
     states = trunk(
         input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False
     ).last_hidden_state
+    # (1, T, hidden) -> (leaves, hidden). The attention is causal, so the last token is the only one that has read the
+    # whole text: it is the vector (last-token pooling). fp32 from here on: lengths and dot products in bfloat16 keep
+    # three digits.
     out: Tensor = states[0, batch.last].float()
     return out
 
 
 def normalised_prefix(vectors: Tensor, dimensions: int | None = None) -> Tensor:
     """L2-normalised rows, cut to their first `dimensions` entries before (paper section 2, MRL)."""
+    # Cut first, then normalise: the prefix of a unit vector is no unit vector.
     cut = vectors if dimensions is None else vectors[:, :dimensions]
     return torch.nn.functional.normalize(cut, dim=-1)
 
@@ -45,6 +49,8 @@ def budgeted(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
     A single sequence longer than the budget is a group of its own.
     """
+    # Longest first: inputs of like length share a group, and the largest forward comes first, so that memory which is
+    # enough for it is enough for the rest.
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     group: list[int] = []
     used = 0
@@ -145,6 +151,8 @@ class Encoder:
         out = np.empty((len(leaves), dimensions or self.dimensions), dtype=np.float32)
         with torch.inference_mode():
             for group in budgeted([len(leaf) for leaf in leaves], token_budget):
+                # One tree: the instruction is the prefix of every query and is computed once per group. `group`
+                # numbers the texts in their given order, whatever order they are computed in.
                 batch = pack([(prefix, [leaves[i] for i in group])]).to(self.device)
                 vectors = normalised_prefix(pooled(self.trunk, batch), dimensions)
                 out[group] = vectors.cpu().numpy()

@@ -28,6 +28,7 @@ def answer_states(model: Any, batch: PackedBatch) -> Tensor:
     states = model.model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False
     ).last_hidden_state
+    # (1, T, hidden) -> (leaves, hidden): the state at the last token predicts the next one, "yes" or "no".
     out: Tensor = states[0, batch.last]
     return out
 
@@ -54,6 +55,8 @@ def rerank_tree(
     instruction: str | None = None,
 ) -> tuple[list[int], list[list[int]]]:
     """(prefix ids, leaves' ids) of one query and its documents, at most `max_tokens` along each path."""
+    # prefix: system prompt, instruction and query; a leaf: one document and the end of the prompt. A leaf may take
+    # what the prefix leaves of `max_tokens`.
     prefix = template.prefix(query, instruction, max_query_tokens)
     return prefix, template.leaves(documents, max_tokens - len(prefix))
 
@@ -98,6 +101,8 @@ class Reranker:
         yes, no = self.template.yes_no
         _check_contract(model_dir, self.contract, self.template)
         head = self.model.get_output_embeddings().weight
+        # P(yes) / (P(yes) + P(no)) = sigmoid(logit_yes - logit_no) = sigmoid(state . (w_yes - w_no)): one (hidden,)
+        # vector stands for the head of (vocabulary, hidden), and the other logits are never computed.
         self.direction = (head[yes].float() - head[no].float()).detach()
 
     @property
@@ -143,6 +148,7 @@ class Reranker:
         with torch.inference_mode():
             for group in budgeted([len(leaf) for leaf in leaves], token_budget):
                 batch = pack([(prefix, [leaves[i] for i in group])]).to(self.device)
+                # (leaves, hidden) @ (hidden,) -> (leaves,)
                 margin = answer_states(self.model, batch).float() @ self.direction
                 out[group] = torch.sigmoid(margin).cpu().numpy()
         return out

@@ -36,6 +36,7 @@ class _LastTokens:
         """(1, leaves, width) -> (1, T, width)"""
         if self.batch is None:
             return output
+        # Back to T rows, because the residual stream has them; nobody reads the zero rows after the last layer.
         empty = output.new_zeros(1, self.batch.tokens, output.shape[2])
         return empty.index_copy(1, self.batch.last, output)
 
@@ -46,6 +47,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """(..., width), (width,) -> (..., width)"""
+        # Sums of squares in float32; the result is rounded before the weight is applied, as the library does.
         wide = states.float()
         squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         scale = squares.div_(wide.shape[-1]).add_(epsilon).rsqrt_()
@@ -59,6 +61,7 @@ class _RmsNorm(torch.autograd.Function):
         normal, scale, weight = ctx.saved_tensors
         of_weight = (gradient * normal).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[1] else None
         wide, along = (gradient * weight).float(), normal.float()
+        # y = x / rms(x): dy/dx leaves what is orthogonal to x, so the share along the normal is taken out.
         share = (wide * along).mean(dim=-1, keepdim=True).neg_()
         return wide.addcmul_(along, share).mul_(scale).to(gradient.dtype), of_weight, None
 
@@ -72,6 +75,7 @@ def add_shortcuts(model: Any) -> None:
     trunk = getattr(model, "model", model)
     hooks, layer = _LastTokens(), trunk.layers[-1]
     layer.register_forward_pre_hook(hooks.begin, with_kwargs=True)
+    # Not k_proj and v_proj: every token of the last layer is still a key and a value for the last tokens.
     for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
         module.register_forward_pre_hook(hooks.narrow)
         module.register_forward_hook(hooks.widen)

@@ -62,20 +62,26 @@ def embedding_step(
         `wasted_share`); of a step with the gradient cache every token is computed twice and counted once.
     """
     rank, world = rank_and_world()
-    plan = assign_texts(rows, settings.hard_negatives, symmetric=settings.task == "sts")
-    shares = plan.shares(world)
-    batches, order = micro_batches(plan, shares[rank], template, settings)
+    # 1. Which distinct texts there are and which rank computes which: every rank comes to the same answer by itself.
+    assignment = assign_texts(rows, settings.hard_negatives, symmetric=settings.task == "sts")
+    shares = assignment.shares(world)
+    # 2. This rank's texts as packed batches; `order` says which text each computed vector belongs to.
+    batches, order = micro_batches(assignment, shares[rank], template, settings)
     found: dict[str, float] = {}
 
     def gradient_of(vectors: Tensor) -> Tensor:
+        # 4. vectors: (own texts, D) in the order of the batches. Sorted by text number, gathered from all ranks:
+        # (texts, D), the same on every rank. The loss of the whole global batch follows, and the rows of its gradient
+        # that are this rank's, in the order of the batches again.
         numbers = torch.tensor(order, dtype=torch.long, device=vectors.device)
         texts = _everyones(vectors[torch.argsort(numbers)], shares)
-        loss, gradient, metrics = _loss(texts, plan, rows, settings)
+        loss, gradient, metrics = _loss(texts, assignment, rows, settings)
         found.update(metrics, loss=loss)
         if not order:
             return torch.zeros_like(vectors)
         return gradient[numbers]
 
+    # 3. Forward, the gradient above, backward; with the gradient cache where activations do not fit.
     rounds = cached_backward(
         engine, batches, lambda b: pooled(engine, b.to(engine.device)), gradient_of, settings.token_budget
     )
@@ -85,57 +91,63 @@ def embedding_step(
 
 
 def micro_batches(
-    plan: TextAssignment, texts: Sequence[int], template: EmbeddingTemplate, settings: StepSettings
+    assignment: TextAssignment, texts: Sequence[int], template: EmbeddingTemplate, settings: StepSettings
 ) -> tuple[list[PackedBatch], list[int]]:
     """(packed batches, text number of each of their leaves); one token of padding where a rank has no text."""
-    count = len(plan.queries)
-    asked = [t for t in texts if t < count]
-    read = [t for t in texts if t >= count]
+    count = len(assignment.queries)
+    query_texts = [t for t in texts if t < count]
+    document_texts = [t for t in texts if t >= count]
+    # Queries share the instruction as a prefix, documents have none, so a batch is one tree and plain sequences.
     prefix, queries = template.encode(
-        [plan.queries[t] for t in asked], settings.max_query_tokens, settings.instruction or None
+        [assignment.queries[t] for t in query_texts], settings.max_query_tokens, settings.instruction or None
     )
-    _, documents = template.encode([plan.documents[t - count] for t in read], settings.max_document_tokens)
-    leaves, numbers = [*queries, *documents], [*asked, *read]
+    _, documents = template.encode(
+        [assignment.documents[t - count] for t in document_texts], settings.max_document_tokens
+    )
+    leaves, numbers = [*queries, *documents], [*query_texts, *document_texts]
     batches: list[PackedBatch] = []
     order: list[int] = []
     budget = min(settings.pack_tokens, settings.token_budget)
     for group in budgeted([len(leaf) for leaf in leaves], max(1, budget - len(prefix))):
-        first = [i for i in group if i < len(asked)]
-        second = [i for i in group if i >= len(asked)]
+        # Leaves are packed tree by tree, so the order of the vectors is queries, then documents of the group.
+        first = [i for i in group if i < len(query_texts)]
+        second = [i for i in group if i >= len(query_texts)]
         trees = [(prefix, [leaves[i] for i in first])] if first else []
         batches.append(pack([*trees, ([], [leaves[i] for i in second])]))
         order.extend(numbers[i] for i in (*first, *second))
     return batches or [pack([([], [[template.end_id]])])], order
 
 
-def _everyones(own: Tensor, shares: Sequence[Sequence[int]]) -> Tensor:
+def _everyones(local: Tensor, shares: Sequence[Sequence[int]]) -> Tensor:
     """(texts, D) vectors of all ranks by text number, from this rank's in the order of its share."""
-    gathered = gather_rows(own)
-    numbers = torch.tensor([t for share in shares for t in share], device=own.device)
+    gathered = gather_rows(local)
+    numbers = torch.tensor([t for share in shares for t in share], device=local.device)
     texts = torch.empty_like(gathered)
+    # Rank by rank the rows stand in the order of the shares; their text numbers put them in their places.
     texts[numbers] = gathered
     return texts
 
 
 def _loss(
-    texts: Tensor, plan: TextAssignment, rows: Sequence[TrainingRow], settings: StepSettings
+    texts: Tensor, assignment: TextAssignment, rows: Sequence[TrainingRow], settings: StepSettings
 ) -> tuple[float, Tensor, dict[str, float]]:
     """(loss, its gradient with respect to `texts`, metrics)."""
 
     def ids(values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=texts.device)
 
-    where = [ids(plan.query_of), ids(plan.positive_of), ids(plan.negative_of)]
-    hashes = [content_id(text) for text in (*plan.queries, *plan.documents)]
+    where = [ids(assignment.query_of), ids(assignment.positive_of), ids(assignment.negative_of)]
+    # Content ids, not row numbers: the same text in two rows is one text, and is never its own negative.
+    hashes = [content_id(text) for text in (*assignment.queries, *assignment.documents)]
     queries, positives, negatives = (texts[numbers] for numbers in where)
     batch = ContrastiveBatch(
         queries,
         positives,
         negatives,
-        owner=ids(plan.owner),
-        query_ids=ids([hashes[t] for t in plan.query_of]),
-        positive_ids=ids([hashes[t] for t in plan.positive_of]),
-        negative_ids=ids([hashes[t] for t in plan.negative_of]),
+        owner=ids(assignment.owner),
+        query_ids=ids([hashes[t] for t in assignment.query_of]),
+        positive_ids=ids([hashes[t] for t in assignment.positive_of]),
+        negative_ids=ids([hashes[t] for t in assignment.negative_of]),
     )
     if settings.task == "sts":
         grades = torch.tensor([row.grade for row in rows], dtype=torch.float32, device=texts.device)
@@ -145,6 +157,8 @@ def _loss(
         loss, gradients, metrics = contrastive_gradients(
             batch, settings.loss, explicit_only=explicit, tile=settings.tile
         )
+    # A text that is positive of one row and negative of another gets the sum of both gradients: index_add_, since
+    # plain assignment would keep the last one only.
     out = torch.zeros_like(texts, dtype=torch.float32)
     for numbers, gradient in zip(where, gradients, strict=True):
         out.index_add_(0, numbers, gradient)

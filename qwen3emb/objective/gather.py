@@ -26,6 +26,7 @@ def gather_rows(local: Tensor) -> Tensor:
     rank, world = rank_and_world()
     if world == 1:
         return local
+    # all_gather wants equal shapes: ranks tell their row counts, pad to the largest, and cut again.
     counts = [torch.zeros(1, dtype=torch.long, device=local.device) for _ in range(world)]
     dist.all_gather(counts, torch.tensor([len(local)], device=local.device))
     sizes = [int(c) for c in counts]
@@ -34,5 +35,6 @@ def gather_rows(local: Tensor) -> Tensor:
     pieces = [torch.empty_like(padded) for _ in range(world)]
     dist.all_gather(pieces, padded.contiguous())
     cut = [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
+    # What came over the wire has no graph; in its place the own rows, which have one.
     cut[rank] = local
     return torch.cat(cut)

@@ -60,14 +60,19 @@ def reranker_step(
     """
     rank, world = rank_and_world()
     rows = without_own_positives([replace(row, negatives=row.negatives[: cfg.negatives]) for row in rows])
+    # Whole queries go to ranks, balanced by characters: the prefix of a query must be computed where its documents
+    # are.
     lengths = [len(r.query) + sum(map(len, (r.positive, *r.negatives))) for r in rows]
     mine = [rows[i] for i in balance(lengths, world)[rank]]
+    # The loss is the mean over all documents of the global batch: each micro-batch divides by this number, then sums
+    # add up over micro-batches and ranks to exactly that mean.
     total = sum(1 + len(row.negatives) for row in rows)
     batches = _micro_batches(mine, template, cfg, instruction)
     rounds = most_rounds(len(batches), engine.device)
     sums = torch.zeros(4, dtype=torch.float64)
     for n in range(rounds):
         between_passes(n, engine.device.type)
+        # A rank without (more) queries runs a forward and a backward of zero: both are collective under ZeRO-3.
         used = n < len(batches) and bool(mine)
         loss, found = _answers(engine, template, batches[min(n, len(batches) - 1)], total, cfg.teacher)
         engine.backward(loss if used else loss * 0, n + 1 == rounds)
@@ -102,6 +107,7 @@ def _micro_batches(
     sizes = [len(prefix) + sum(map(len, leaves)) for prefix, leaves in trees]
     batches = []
     for group in budgeted(sizes, min(cfg.pack_tokens, cfg.token_budget)):
+        # The first leaf of a tree is the positive, "yes"; all others are "no".
         answers = [n == 0 for i in group for n in range(len(trees[i][1]))]
         teacher = [score for i in group for score in rows[i].teacher[: len(trees[i][1])]]
         batches.append(_MicroBatch(pack([trees[i] for i in group]), answers, teacher))
@@ -115,14 +121,17 @@ def _answers(
     yes, no = template.yes_no
     packed = batch.packed.to(engine.device)
     labels = torch.tensor([yes if answer else no for answer in batch.answers], device=engine.device)
+    # (leaves, vocabulary) at the answer's place only; SFT is cross entropy there over the whole vocabulary.
     logits = answer_logits(engine, packed)
     loss = answer_loss(logits, labels, total)
+    # The score that is served: sigmoid of this margin.
     margins = logits[:, yes] - logits[:, no]
     if teacher:
         wanted = torch.tensor(batch.teacher, device=engine.device)
         distilled = distillation_loss(margins, wanted, teacher.temperature, total)
         loss = (1 - teacher.weight) * loss + teacher.weight * distilled
     chance = torch.sigmoid(margins.detach().float()).tolist()
+    # A positive opens its query's leaves; what follows up to the next positive are its negatives.
     starts = [i for i, answer in enumerate(batch.answers) if answer]
     ends = [*starts[1:], len(chance)]
     hardest = [max(chance[a + 1 : b]) for a, b in zip(starts, ends, strict=True) if b > a + 1]

@@ -52,6 +52,7 @@ def assign_texts(rows: Sequence[TrainingRow], hard_negatives: int, symmetric: bo
         queries.setdefault(row.query, len(queries))
         for text in (row.positive, *row.negatives[:hard_negatives]):
             second.setdefault(text, len(second))
+    # Documents are numbered behind the queries; where both sides are queries there is one numbering.
     shift = 0 if symmetric else len(queries)
     pairs = [(i, text) for i, row in enumerate(rows) for text in row.negatives[:hard_negatives]]
     return TextAssignment(
@@ -67,6 +68,8 @@ def assign_texts(rows: Sequence[TrainingRow], hard_negatives: int, symmetric: bo
 def balance(lengths: Sequence[int], world: int) -> list[list[int]]:
     """Numbers of the items for each rank, ascending, the sums of lengths nearly equal (longest item first)."""
     ranks: list[list[int]] = [[] for _ in range(world)]
+    # Longest item to the rank with the least so far (greedy scheduling, at most 4/3 of the best). Ties go by rank
+    # number, so every rank computes the same shares. The + 1 spreads empty texts too.
     loads = [(0, rank) for rank in range(world)]
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         load, rank = heapq.heappop(loads)
