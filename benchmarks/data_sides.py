@@ -124,8 +124,7 @@ def corpus_preparation(threads: int) -> Outcome:
 
 def _loop(cfg: CorpusConfig, seed: int, model: str, folder: Path) -> int:
     """Read, chunk and sign every file, find duplicates, write what is left; the number of rows found."""
-    from qwen3emb.corpus.candidates import CANDIDATE, KEYS, file_rows
-    from qwen3emb.corpus.chunker import chunker
+    from qwen3emb.corpus.candidates import CANDIDATE, KEYS, chunker, file_rows
     from qwen3emb.corpus.sources import corpus_files
     from qwen3emb.corpus.split import decide
 

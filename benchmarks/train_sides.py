@@ -27,12 +27,11 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 
 from qwen3emb.config.training import LossConfig, OptimizerConfig
-from qwen3emb.model.encoder import pooled
 from qwen3emb.model.loading import load_tokenizer, load_trunk
+from qwen3emb.model.packing import pooled
 from qwen3emb.objective.allocator import keep_freed
-from qwen3emb.objective.embedding_step import StepSettings, embedding_step, micro_batches
+from qwen3emb.objective.embedding_step import StepSettings, assign_texts, embedding_step, micro_batches
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.objective.text_assignment import assign_texts
 from qwen3emb.text.templates import EmbeddingTemplate, query_prompt
 from qwen3emb.training.zero import ZeroEngine, build_engine, set_learning_rate
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted
-from qwen3emb.model.packing import Tree
+from qwen3emb.model.packing import TOKEN_BUDGET, Tree, budgeted
 from serve.inputs import Prepared
 
 __all__ = ["Failure", "Job", "forward_passes", "split"]

@@ -11,9 +11,9 @@ import torch
 from ray import serve
 
 from qwen3emb.core.storage import Storage
-from qwen3emb.model.encoder import Encoder, normalised_prefix, pooled
+from qwen3emb.model.encoder import Encoder, normalised_prefix
 from qwen3emb.model.loading import stored_dtype
-from qwen3emb.model.packing import pack
+from qwen3emb.model.packing import pack, pooled
 from qwen3emb.model.reranker import Reranker, answer_states
 from serve.batching import Failure, Job, forward_passes
 

@@ -37,8 +37,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT
 from qwen3emb.core.rejects import escaped
 from qwen3emb.core.storage import Storage
-from qwen3emb.corpus.candidates import CANDIDATE, KEYS, file_rows
-from qwen3emb.corpus.chunker import chunker
+from qwen3emb.corpus.candidates import CANDIDATE, KEYS, chunker, file_rows
 from qwen3emb.corpus.sources import CorpusFile, corpus_files
 from qwen3emb.corpus.split import Verdict, decide
 from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set

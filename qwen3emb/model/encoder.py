@@ -6,9 +6,8 @@ and instruction only, never on the batch (tested against sentence-transformers a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,24 +16,10 @@ from torch import Tensor
 from qwen3emb.core.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
 from qwen3emb.model.loading import load_tokenizer, load_trunk, require_vocabulary
-from qwen3emb.model.packing import PackedBatch, pack
+from qwen3emb.model.packing import TOKEN_BUDGET, budgeted, pack, pooled
 from qwen3emb.text.templates import EmbeddingTemplate, query_prompt
 
-__all__ = ["Encoder", "budgeted", "normalised_prefix", "pooled"]
-
-TOKEN_BUDGET = 4096
-
-
-def pooled(trunk: Any, batch: PackedBatch) -> Tensor:
-    """(number of leaves, hidden) last-layer states, after the final norm, at each leaf's last token, in fp32."""
-    states = trunk(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False
-    ).last_hidden_state
-    # (1, T, hidden) -> (leaves, hidden). The attention is causal, so the last token is the only one that has read the
-    # whole text: it is the vector (last-token pooling). fp32 from here on: lengths and dot products in bfloat16 keep
-    # three digits.
-    out: Tensor = states[0, batch.last].float()
-    return out
+__all__ = ["Encoder", "normalised_prefix"]
 
 
 def normalised_prefix(vectors: Tensor, dimensions: int | None = None) -> Tensor:
@@ -42,26 +27,6 @@ def normalised_prefix(vectors: Tensor, dimensions: int | None = None) -> Tensor:
     # Cut first, then normalise: the prefix of a unit vector is no unit vector.
     cut = vectors if dimensions is None else vectors[:, :dimensions]
     return torch.nn.functional.normalize(cut, dim=-1)
-
-
-def budgeted(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices grouped so that each group's lengths sum to at most `budget`, longest first.
-
-    A single sequence longer than the budget is a group of its own.
-    """
-    # Longest first: inputs of like length share a group, and the largest forward comes first, so that memory which is
-    # enough for it is enough for the rest.
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    group: list[int] = []
-    used = 0
-    for i in order:
-        if group and used + lengths[i] > budget:
-            yield group
-            group, used = [], 0
-        group.append(i)
-        used += lengths[i]
-    if group:
-        yield group
 
 
 def _check_contract(model_dir: Path, contract: Contract | None) -> None:

@@ -9,14 +9,14 @@ forward is exact: every leaf gets the hidden states it would get alone (tested a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["PackedBatch", "Segment", "Tree", "allowed", "pack"]
+__all__ = ["PackedBatch", "Segment", "Tree", "allowed", "budgeted", "pack", "pooled"]
 
 Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
 """(prefix ids, leaves' ids); the prefix may be empty, the leaves may not."""
@@ -104,3 +104,38 @@ def allowed(batch: PackedBatch) -> Tensor:
         mask[s.start : s.end, s.prefix_start : s.prefix_end] = True
         mask[s.start : s.end, s.start : s.end] = torch.ones(s.end - s.start, s.end - s.start).tril().bool()
     return mask
+
+
+TOKEN_BUDGET = 4096
+
+
+def pooled(trunk: Any, batch: PackedBatch) -> Tensor:
+    """(number of leaves, hidden) last-layer states, after the final norm, at each leaf's last token, in fp32."""
+    states = trunk(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False
+    ).last_hidden_state
+    # (1, T, hidden) -> (leaves, hidden). The attention is causal, so the last token is the only one that has read the
+    # whole text: it is the vector (last-token pooling). fp32 from here on: lengths and dot products in bfloat16 keep
+    # two or three digits.
+    out: Tensor = states[0, batch.last].float()
+    return out
+
+
+def budgeted(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices grouped so that each group's lengths sum to at most `budget`, longest first.
+
+    A single sequence longer than the budget is a group of its own.
+    """
+    # Longest first: inputs of like length share a group, and the largest forward comes first, so that memory which is
+    # enough for it is enough for the rest.
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    group: list[int] = []
+    used = 0
+    for i in order:
+        if group and used + lengths[i] > budget:
+            yield group
+            group, used = [], 0
+        group.append(i)
+        used += lengths[i]
+    if group:
+        yield group

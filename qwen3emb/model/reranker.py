@@ -15,9 +15,8 @@ from torch import Tensor
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
-from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted
 from qwen3emb.model.loading import load_causal, load_tokenizer, require_vocabulary
-from qwen3emb.model.packing import PackedBatch, pack
+from qwen3emb.model.packing import TOKEN_BUDGET, PackedBatch, budgeted, pack
 from qwen3emb.text.templates import RerankTemplate
 
 __all__ = ["Reranker", "answer_logits", "answer_states", "rerank_tree"]

@@ -1,4 +1,9 @@
-"""One embedding step: rows -> packed micro-batches -> loss of the global batch -> gradients (RECIPE section 2)."""
+"""One embedding step: rows -> packed micro-batches -> loss of the global batch -> gradients (RECIPE section 2).
+
+Which rank computes which text is a pure function of the rows and the world size, so that no rank has to ask another.
+The batch may be split in any way, since vectors are gathered before the loss: each text is computed once, however often
+it stands in the batch.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +14,15 @@ import torch
 from torch import Tensor
 
 from qwen3emb.config.training import LossConfig
-from qwen3emb.model.encoder import budgeted, pooled
-from qwen3emb.model.packing import PackedBatch, pack
-from qwen3emb.objective.contrast import contrastive_gradients, cosent_gradients
-from qwen3emb.objective.gather import gather_rows, rank_and_world
-from qwen3emb.objective.losses import ContrastiveBatch
+from qwen3emb.model.packing import PackedBatch, budgeted, pack, pooled
+from qwen3emb.objective.losses import ContrastiveBatch, contrastive_gradients, cosent_gradients
 from qwen3emb.objective.microbatch import StepEngine, cached_backward, wasted_share
+from qwen3emb.objective.ranks import balance, gather_rows, rank_and_world
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.objective.text_assignment import TextAssignment, assign_texts
 from qwen3emb.text.identity import content_id
 from qwen3emb.text.templates import EmbeddingTemplate
 
-__all__ = ["StepSettings", "embedding_step", "micro_batches"]
+__all__ = ["StepSettings", "TextAssignment", "assign_texts", "embedding_step", "micro_batches"]
 
 
 @dataclass(frozen=True)
@@ -163,3 +165,53 @@ def _loss(
     for numbers, gradient in zip(where, gradients, strict=True):
         out.index_add_(0, numbers, gradient)
     return loss, out, metrics
+
+
+@dataclass(frozen=True)
+class TextAssignment:
+    """The distinct texts of a global batch. Queries count first: text t is a query where t < len(queries).
+
+    Attributes:
+        queries, documents: distinct texts.
+        query_of, positive_of: (rows,) text numbers.
+        owner, negative_of: (hard negatives,) row and text numbers.
+    """
+
+    queries: list[str]
+    documents: list[str]
+    query_of: list[int]
+    positive_of: list[int]
+    owner: list[int]
+    negative_of: list[int]
+
+    def shares(self, world: int) -> list[list[int]]:
+        """For each rank the texts it computes, ascending."""
+        return balance([len(text) for text in (*self.queries, *self.documents)], world)
+
+
+def assign_texts(rows: Sequence[TrainingRow], hard_negatives: int, symmetric: bool = False) -> TextAssignment:
+    """List the texts of `rows` once each.
+
+    Args:
+        rows: the global batch.
+        hard_negatives: take at most so many of each row, the hardest.
+        symmetric: both sides of a pair are encoded alike, as queries (STS).
+    """
+    queries: dict[str, int] = {}
+    documents: dict[str, int] = {}
+    second = queries if symmetric else documents
+    for row in rows:
+        queries.setdefault(row.query, len(queries))
+        for text in (row.positive, *row.negatives[:hard_negatives]):
+            second.setdefault(text, len(second))
+    # Documents are numbered behind the queries; where both sides are queries there is one numbering.
+    shift = 0 if symmetric else len(queries)
+    pairs = [(i, text) for i, row in enumerate(rows) for text in row.negatives[:hard_negatives]]
+    return TextAssignment(
+        list(queries),
+        list(documents),
+        [queries[row.query] for row in rows],
+        [shift + second[row.positive] for row in rows],
+        [i for i, _ in pairs],
+        [shift + second[text] for _, text in pairs],
+    )

@@ -1,27 +1,31 @@
-"""The embedding loss of the paper's section 2 (equation 1), CoSENT for graded pairs, and the reranker's SFT loss.
+"""The embedding loss of the paper's section 2 (equation 1) and CoSENT, with their gradients for a global batch.
 
-Tensors in, (loss, metrics) out; no collectives here. The caller passes the *global* batch, see `gather.py`.
+`contrastive_rows` is the formula for some rows of the score matrix. `contrastive_gradients` goes over all of them in
+tiles that the ranks share: the middle of a gradient-cache step, where vectors come in without their graph and gradients
+go out. Memory grows with (tile) x (batch), never with (batch)^2; each rank computes every W-th tile, and the sums are
+reduced.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from qwen3emb.config.training import LossConfig
+from qwen3emb.objective.ranks import rank_and_world
 
 __all__ = [
     "ContrastiveBatch",
     "LossSums",
-    "answer_loss",
-    "contrastive_loss",
+    "contrastive_gradients",
     "contrastive_rows",
+    "cosent_gradients",
     "cosent_loss",
-    "distillation_loss",
-    "matryoshka_loss",
     "prefixes",
 ]
 
@@ -87,31 +91,22 @@ class LossSums:
         }
 
 
-def contrastive_loss(
-    batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool = False
-) -> tuple[Tensor, dict[str, float]]:
-    """Equation 1: mean over rows of -log(e^{s(q,d+)/tau} / Z), with the five terms of Z and their masks.
+def contrastive_rows(
+    batch: ContrastiveBatch, rows: slice, cfg: LossConfig, explicit_only: bool = False
+) -> tuple[Tensor, LossSums]:
+    """Equation 1 for the rows `rows`: the sum of -log(e^{s(q,d+)/tau} / Z), with the five terms of Z and their masks.
+
+    It is a tile of (rows) x (3N + 2M) scores: q-d, q-q and d-d.
 
     Args:
         batch: vectors already normalised (`ContrastiveBatch.prefix`).
+        rows: which rows.
         cfg: temperature, margin and the switches of RECIPE section 2.
         explicit_only: classification rows: Z has only the positive and the row's own hard negatives, since other
             rows of the batch may share the class.
 
     Returns:
-        (scalar loss, `LossSums.metrics`).
-    """
-    count = len(batch.queries)
-    loss, sums = contrastive_rows(batch, slice(0, count), cfg, explicit_only)
-    return loss / count, sums.metrics()
-
-
-def contrastive_rows(
-    batch: ContrastiveBatch, rows: slice, cfg: LossConfig, explicit_only: bool = False
-) -> tuple[Tensor, LossSums]:
-    """The rows `rows` of `contrastive_loss`, summed: a tile of (rows) x (3N + 2M) scores: q-d, q-q and d-d.
-
-    Arguments as of `contrastive_loss`.
+        (scalar sum of the losses, the other sums).
     """
     count = len(batch.queries)
     every = torch.arange(count, device=batch.queries.device)
@@ -178,19 +173,6 @@ def _others(own: Tensor, count: int, in_batch_hard: bool) -> Tensor:
     return others
 
 
-def matryoshka_loss(
-    batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool = False
-) -> tuple[Tensor, dict[str, float]]:
-    """The contrastive loss on the full vector plus, weighted, on each prefix of `cfg.mrl_dims` (MRL).
-
-    Metrics are those of the full vector.
-    """
-    loss, metrics = contrastive_loss(batch.prefix(None), cfg, explicit_only)
-    for dimensions, weight in prefixes(cfg, batch.queries.shape[1])[1:]:
-        loss = loss + weight * contrastive_loss(batch.prefix(dimensions), cfg, explicit_only)[0]
-    return loss, metrics
-
-
 def prefixes(cfg: LossConfig, width: int) -> list[tuple[int, float]]:
     """(dimensions, weight) of each vector prefix that the loss is summed over, the full vector of `width` first."""
     weights = cfg.mrl_weights or [1.0] * len(cfg.mrl_dims)
@@ -214,29 +196,96 @@ def cosent_loss(first: Tensor, second: Tensor, grades: Tensor, temperature: floa
     return torch.logsumexp(torch.cat([violations.new_zeros(1), violations]), dim=0)
 
 
-def answer_loss(logits: Tensor, labels: Tensor, total: int) -> Tensor:
-    """SFT loss at the one answer position: sum of -log p(label) / total (paper section 2, reranking).
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""With respect to queries (N, D), positives (N, D) and negatives (M, D)."""
+
+
+@torch.enable_grad()  # a caller without graphs of its own may want the loss alone
+def contrastive_gradients(
+    batch: ContrastiveBatch, cfg: LossConfig, *, explicit_only: bool = False, tile: int = 256
+) -> tuple[float, Gradients, dict[str, float]]:
+    """Mean loss of all rows on the full vector plus, weighted, on each prefix of `cfg.mrl_dims` (MRL), with gradients.
+
+    The same on every rank. Metrics are those of the full vector.
 
     Args:
-        logits: (n, vocabulary) at the last input token of each answer, and nowhere else.
-        labels: (n,) token ids of "yes" or "no".
-        total: answers in the global batch, over all ranks.
+        batch: the global batch, the same on every rank; vectors need not be normalised.
+        cfg: the loss.
+        explicit_only: as of `contrastive_rows`.
+        tile: rows of the score matrix at a time.
     """
-    return cross_entropy(logits.float(), labels, reduction="sum") / total
+    rank, world = rank_and_world()
+    count, width = batch.queries.shape
+    # Every rank has the whole batch; rank r computes the score rows of tiles r, r + W, ... and no others. Tiles are
+    # made small enough that each rank gets one.
+    tile = max(1, min(tile, -(-count // world)))
+    starts = range(0, count, tile)[rank::world]
+    # (N, D), (N, D), (M, D). Gradients add up over the MRL prefixes and the tiles, in float32 whatever the model has.
+    raw = [batch.queries, batch.positives, batch.negatives]
+    gradients = [torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in raw]
+    loss = 0.0
+    metrics: dict[str, float] = {}
+    for dimensions, weight in prefixes(cfg, width):
+        # Two graphs with a cut between them: leaf -> unit (normalising, whole batch) and cut -> loss (per tile). The
+        # graph of a tile, (tile) x (3N + 2M) scores, is freed as soon as its gradient lies in cut.grad; normalising,
+        # which all tiles share, is walked back once at the end.
+        leaves = [t[:, :dimensions].detach().float().requires_grad_() for t in raw]
+        units = [normalize(leaf, dim=-1) for leaf in leaves]
+        cut = [unit.detach().requires_grad_() for unit in units]
+        here = replace(batch, queries=cut[0], positives=cut[1], negatives=cut[2])
+        sums = LossSums()
+        for start in starts:
+            part, found = contrastive_rows(here, slice(start, start + tile), cfg, explicit_only)
+            # Divided by N of the global batch here: tiles and ranks are then summed, never averaged.
+            torch.autograd.backward(part * (weight / count))
+            sums = sums + found
+        for total, leaf, unit, used in zip(gradients, leaves, units, cut, strict=True):
+            if used.grad is not None:
+                # Through the normalisation: only what is orthogonal to a vector is left of its gradient.
+                torch.autograd.backward(unit, used.grad)
+                assert leaf.grad is not None
+                # A prefix loss moves the first `dimensions` columns only.
+                total[:, :dimensions] += leaf.grad
+        sums = LossSums(*_summed([torch.tensor(astuple(sums), dtype=torch.float64)])[0].tolist())
+        loss += weight * sums.loss / count
+        metrics = metrics or sums.metrics()
+    queries, positives, negatives = _summed(gradients)
+    return loss, (queries, positives, negatives), metrics
 
 
-def distillation_loss(margins: Tensor, teacher: Tensor, temperature: float, total: int) -> Tensor:
-    """Cross-entropy of the student's yes / no distribution to the teacher's, summed over the answers / total.
-
-    With T the temperature, t the teacher's P(yes), and m the student's logit of yes minus that of no:
-    T^2 * H(sigmoid(logit(t) / T), sigmoid(m / T)); T^2 keeps the gradient's size (Hinton et al., arXiv 1503.02531).
+@torch.enable_grad()
+def cosent_gradients(
+    batch: ContrastiveBatch, grades: Tensor, cfg: LossConfig
+) -> tuple[float, Gradients, dict[str, float]]:
+    """Value, gradients and metrics of CoSENT over graded pairs, on the full vector and each MRL prefix.
 
     Args:
-        margins: (n,) m.
-        teacher: (n,) t, from 0 to 1.
-        temperature: T.
-        total: answers in the global batch, over all ranks.
+        batch: `queries` and `positives` are the two sentences of each pair; negatives are not used.
+        grades: (N,) human scores.
+        cfg: temperature and prefixes.
     """
-    wanted = torch.sigmoid(torch.logit(teacher.float(), eps=1e-6) / temperature)
-    loss = binary_cross_entropy_with_logits(margins.float() / temperature, wanted, reduction="sum")
-    return temperature**2 * loss / total
+    leaves = [t.detach().float().requires_grad_() for t in (batch.queries, batch.positives)]
+    total = torch.zeros((), device=grades.device)
+    positive = 0.0
+    for dimensions, weight in prefixes(cfg, batch.queries.shape[1]):
+        first, second = (normalize(leaf[:, :dimensions], dim=-1) for leaf in leaves)
+        total = total + weight * cosent_loss(first, second, grades, cfg.temperature)
+        positive = positive or float((first * second).detach().sum(dim=1).mean())
+    torch.autograd.backward(total)
+    queries, positives = (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
+    figures = {"masked": 0.0, "positive": positive, "hardest": 0.0}
+    return float(total.detach()), (queries, positives, torch.zeros_like(batch.negatives)), figures
+
+
+def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor summed over the ranks, in one exchange."""
+    if rank_and_world()[1] == 1:
+        return list(tensors)
+    device = tensors[0].device
+    # One exchange instead of one per tensor: what counts with small tensors is the number of round trips.
+    flat = torch.cat([t.flatten() for t in tensors])
+    # NCCL reduces CUDA tensors only; the float64 sums of the metrics are made on the CPU.
+    flat = flat.cuda() if dist.get_backend() == "nccl" and device.type == "cpu" else flat
+    dist.all_reduce(flat)
+    parts = torch.split(flat.to(device), [t.numel() for t in tensors])
+    return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qwen3emb.model.packing import PackedBatch
 from qwen3emb.objective.allocator import between_passes
-from qwen3emb.objective.gather import gather_rows
+from qwen3emb.objective.ranks import gather_rows
 
 __all__ = ["PlainEngine", "StepEngine", "cached_backward", "most_rounds", "wasted_share"]
 

@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from qwen3emb.config.training import TeacherConfig, TrainRerankerConfig
-from qwen3emb.model.encoder import budgeted
-from qwen3emb.model.packing import PackedBatch, Tree, pack
+from qwen3emb.model.packing import PackedBatch, Tree, budgeted, pack
 from qwen3emb.model.reranker import answer_logits, rerank_tree
 from qwen3emb.objective.allocator import between_passes
-from qwen3emb.objective.gather import gather_rows, rank_and_world
-from qwen3emb.objective.losses import answer_loss, distillation_loss
 from qwen3emb.objective.microbatch import StepEngine, most_rounds, wasted_share
+from qwen3emb.objective.ranks import balance, gather_rows, rank_and_world
 from qwen3emb.objective.rows import TrainingRow, without_own_positives
-from qwen3emb.objective.text_assignment import balance
 from qwen3emb.text.templates import RerankTemplate
 
-__all__ = ["reranker_step"]
+__all__ = ["answer_loss", "distillation_loss", "reranker_step"]
 
 
 @dataclass(frozen=True)
@@ -137,3 +136,31 @@ def _answers(
     hardest = [max(chance[a + 1 : b]) for a, b in zip(starts, ends, strict=True) if b > a + 1]
     figures = [float(loss.detach()), sum(chance[i] for i in starts), sum(hardest), float(len(hardest))]
     return loss, torch.tensor(figures, dtype=torch.float64)
+
+
+def answer_loss(logits: Tensor, labels: Tensor, total: int) -> Tensor:
+    """SFT loss at the one answer position: sum of -log p(label) / total (paper section 2, reranking).
+
+    Args:
+        logits: (n, vocabulary) at the last input token of each answer, and nowhere else.
+        labels: (n,) token ids of "yes" or "no".
+        total: answers in the global batch, over all ranks.
+    """
+    return cross_entropy(logits.float(), labels, reduction="sum") / total
+
+
+def distillation_loss(margins: Tensor, teacher: Tensor, temperature: float, total: int) -> Tensor:
+    """Cross-entropy of the student's yes / no distribution to the teacher's, summed over the answers / total.
+
+    With T the temperature, t the teacher's P(yes), and m the student's logit of yes minus that of no:
+    T^2 * H(sigmoid(logit(t) / T), sigmoid(m / T)); T^2 keeps the gradient's size (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        margins: (n,) m.
+        teacher: (n,) t, from 0 to 1.
+        temperature: T.
+        total: answers in the global batch, over all ranks.
+    """
+    wanted = torch.sigmoid(torch.logit(teacher.float(), eps=1e-6) / temperature)
+    loss = binary_cross_entropy_with_logits(margins.float() / temperature, wanted, reduction="sum")
+    return temperature**2 * loss / total

@@ -27,7 +27,7 @@ from qwen3emb.core.cores import threads_of, usable_cores
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.objective.allocator import give_back, keep_freed
-from qwen3emb.objective.gather import rank_and_world
+from qwen3emb.objective.ranks import rank_and_world
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.training.checkpoints import checkpoint_name, checkpoint_names, drop_oldest, export_checkpoint, sweep
 from qwen3emb.training.history import History

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qwen3emb.training.schedule import SampleOrder
-
-__all__ = ["Mixture"]
+__all__ = ["Mixture", "SampleOrder"]
 
 
 class Mixture:
@@ -56,3 +54,34 @@ class Mixture:
     def _draw(self, step: int) -> int:
         point = np.random.default_rng([self._seed, 1, step]).random()
         return min(int(np.searchsorted(self._ends, point, side="right")), len(self.names) - 1)
+
+
+class SampleOrder:
+    """Epochs of the shuffled rows of one dataset, one after the other: a pure function of (seed, position).
+
+    The permutation of the epoch that was asked for last is kept, and no other: steps go forward.
+
+    Attributes:
+        shuffled: how many permutations were computed so far.
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self.shuffled = 0
+
+    def batch(self, number: int, size: int) -> list[int]:
+        """Row numbers of the batch `number` (from 0) of `size` rows, whatever the world size."""
+        first, end, found = number * size, (number + 1) * size, []
+        while first < end:
+            epoch, place = divmod(first, self._rows)
+            part = self._of(epoch)[place : place + end - first]
+            found.extend(part.tolist())
+            first += len(part)
+        return found
+
+    def _of(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+            self.shuffled += 1
+        return self._order

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from qwen3emb.objective.gather import rank_and_world
+from qwen3emb.objective.ranks import rank_and_world
 from qwen3emb.training.zero import TAG
 
 __all__ = ["saved_world_size", "universal"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qwen3emb.objective.gather import rank_and_world
+from qwen3emb.objective.ranks import rank_and_world
 
 __all__ = ["seed_step"]
 

@@ -13,23 +13,21 @@ from qwen3emb.core.context import StageContext
 from qwen3emb.core.records import PAIR, TRAINING_ROW
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
-from qwen3emb.objective.rows import (
-    TrainingRow,
-    by_dataset,
-    check_datasets,
-    checked,
-    rows_from_pairs,
-    rows_from_training,
-)
+from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.instructions import dataset_settings, instructions, labelled_datasets
 from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
 from qwen3emb.training.loop import TrainJob, fit
 from qwen3emb.training.selection import (
     EVALUATED,
+    by_dataset,
+    check_datasets,
     check_stop,
+    checked,
     evaluated_queries,
     graded,
     reranker_rows,
+    rows_from_pairs,
+    rows_from_training,
     without_queries,
 )
 from qwen3emb.training.tasks import EmbeddingTask, RerankerTask

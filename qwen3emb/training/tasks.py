@@ -16,14 +16,14 @@ from qwen3emb.config.training import DatasetConfig, LoraConfig, TrainEmbeddingCo
 from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.model.contract import Contract
-from qwen3emb.model.encoder import TOKEN_BUDGET, budgeted, normalised_prefix, pooled
+from qwen3emb.model.encoder import normalised_prefix
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, require_vocabulary
 from qwen3emb.model.lora import add_adapters, merged_weights
-from qwen3emb.model.packing import Tree, pack
+from qwen3emb.model.packing import TOKEN_BUDGET, Tree, budgeted, pack, pooled
 from qwen3emb.model.reranker import answer_logits, rerank_tree
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
-from qwen3emb.objective.gather import gather_rows, rank_and_world
 from qwen3emb.objective.microbatch import StepEngine
+from qwen3emb.objective.ranks import gather_rows, rank_and_world
 from qwen3emb.objective.reranker_step import reranker_step
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.retrieval_set import RetrievalSet

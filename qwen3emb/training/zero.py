@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qwen3emb.config.training import OptimizerConfig
-from qwen3emb.objective.gather import rank_and_world
+from qwen3emb.objective.ranks import rank_and_world
 
 __all__ = ["TAG", "ZeroEngine", "build_engine", "full_weights", "restore", "save", "set_learning_rate"]
 

@@ -19,7 +19,7 @@ def loaded(program: str, *names: str) -> list[str]:
 
 
 def test_the_corpus_chunker_does_not_load_torch(tiny_qwen3: Path) -> None:
-    program = f"from qwen3emb.corpus.chunker import chunker; chunker({str(tiny_qwen3)!r}, 64, 0)('a text')"
+    program = f"from qwen3emb.corpus.candidates import chunker; chunker({str(tiny_qwen3)!r}, 64, 0)('a text')"
     assert loaded(program, "torch") == []
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from qwen3emb.model.encoder import pooled
 from qwen3emb.model.loading import load_trunk
-from qwen3emb.model.packing import pack
+from qwen3emb.model.packing import pack, pooled
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen3emb.core.errors import UserError
-from qwen3emb.corpus.chunker import chunker, token_offsets
+from qwen3emb.corpus.candidates import chunker, token_offsets
 
 TEXT = "The query and the document are texts. Wie öffnet man eine Datei? 如何打开文件? " * 20
 

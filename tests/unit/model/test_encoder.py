@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from qwen3emb.core.errors import UserError
 from qwen3emb.export.export import export_embedding
 from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
-from qwen3emb.model.encoder import Encoder, budgeted
+from qwen3emb.model.encoder import Encoder
+from qwen3emb.model.packing import budgeted
 
 TEXTS = [
     "how do I read a file line by line in Python?",

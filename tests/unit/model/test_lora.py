@@ -9,10 +9,9 @@ import torch
 
 from qwen3emb.config.training import LoraConfig
 from qwen3emb.core.errors import UserError
-from qwen3emb.model.encoder import pooled
 from qwen3emb.model.loading import load_trunk
 from qwen3emb.model.lora import add_adapters, merged_weights
-from qwen3emb.model.packing import pack
+from qwen3emb.model.packing import pack, pooled
 
 
 def test_merged_weights_compute_what_the_adapters_compute(tiny_qwen3: Path) -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from qwen3emb.model.encoder import pooled
 from qwen3emb.model.loading import load_causal, load_trunk
-from qwen3emb.model.packing import pack
+from qwen3emb.model.packing import pack, pooled
 from qwen3emb.model.reranker import answer_logits
 
 PREFIX, LEAVES = [5, 9, 2], [[7, 8], [3], [11, 4, 6, 12], [3]]

@@ -16,12 +16,13 @@ import torch
 from qwen3emb.config.training import LossConfig, OptimizerConfig, TeacherConfig, TrainRerankerConfig
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
-from qwen3emb.objective.losses import ContrastiveBatch, cosent_loss, matryoshka_loss
+from qwen3emb.objective.losses import ContrastiveBatch, cosent_loss
 from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.reranker_step import reranker_step
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.identity import content_id
 from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, query_prompt
+from tests.unit.objective.whole_batch import matryoshka_loss
 
 ROWS = [
     TrainingRow("a", "how do I read a file?", "def read(path): ...", ("yes",), grade=2),

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen3emb.objective.embedding_step import assign_texts
 from qwen3emb.objective.microbatch import PlainEngine, cached_backward
+from qwen3emb.objective.ranks import balance
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.objective.text_assignment import assign_texts, balance
 
 
 class Batch:

@@ -10,15 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3emb.config.training import LossConfig
-from qwen3emb.objective.contrast import contrastive_gradients
 from qwen3emb.objective.losses import (
     ContrastiveBatch,
-    answer_loss,
-    contrastive_loss,
+    contrastive_gradients,
     cosent_loss,
-    distillation_loss,
-    matryoshka_loss,
 )
+from qwen3emb.objective.reranker_step import answer_loss, distillation_loss
+from tests.unit.objective.whole_batch import contrastive_loss, matryoshka_loss
 
 
 def make_batch(seed: int, rows: int, owners: list[int], kinds: int, width: int = 6) -> ContrastiveBatch:

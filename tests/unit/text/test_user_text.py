@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from qwen3emb.corpus.chunker import token_offsets
+from qwen3emb.corpus.candidates import token_offsets
 from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextTokenizer, query_prompt
 from serve.inputs import EmbeddingInputs, RerankInputs
 from serve.schema import ApiError, EmbeddingRequest

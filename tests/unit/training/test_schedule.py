@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3emb.config.training import OptimizerConfig
-from qwen3emb.training.schedule import SampleOrder, learning_rate
+from qwen3emb.training.mixture import SampleOrder
+from qwen3emb.training.schedule import learning_rate
 
 FROZEN = [[4, 6, 7, 2], [0, 3, 5, 10], [9, 8, 1, 7]]
 

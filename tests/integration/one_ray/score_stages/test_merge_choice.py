@@ -19,10 +19,11 @@ from qwen3emb.merging.search import best_checkpoints
 from qwen3emb.merging.stage import _on_this_node, merge_models
 from qwen3emb.merging.weights import probe_rows
 from qwen3emb.metrics.retrieval import retrieval_metrics
-from qwen3emb.objective.losses import ContrastiveBatch, contrastive_loss
+from qwen3emb.objective.losses import ContrastiveBatch
 from qwen3emb.pipeline.stages import reuse_stages
 from qwen3emb.text.identity import content_id
 from qwen3emb.text.retrieval_set import write_retrieval_set
+from tests.unit.objective.whole_batch import contrastive_loss
 
 pytestmark = pytest.mark.integration
 

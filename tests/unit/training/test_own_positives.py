@@ -16,8 +16,9 @@ from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.reranker_step import reranker_step
-from qwen3emb.objective.rows import TrainingRow, rows_from_pairs, rows_from_training
+from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate
+from qwen3emb.training.selection import rows_from_pairs, rows_from_training
 
 ROWS = [
     TrainingRow("a", "où ?", "café", ("cafe\u0301", "no", " the\tother "), "one"),
