@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
-from urllib3.exceptions import MaxRetryError
-from urllib3.util import Retry
+import tenacity
 
 from cluster.session import ray_environment
 from qwen3emb.config.run import RunConfig
@@ -41,10 +40,15 @@ _EXCLUDED = [
 ]
 
 _Answer = TypeVar("_Answer")
-_PATIENCE = Retry(total=12, backoff_factor=0.5, backoff_max=30)
-"""About four minutes: a dashboard that restarts, a network that changes."""
 _UNREACHED = (RuntimeError, OSError, ValueError)  # of Ray, of requests, of an answer that is a proxy's page
 _FINAL = re.compile(r"status code 4(?!08|29)\d\d")
+_PATIENCE = tenacity.Retrying(
+    stop=tenacity.stop_after_attempt(13),
+    wait=tenacity.wait_exponential(multiplier=0.5, max=30),
+    retry=tenacity.retry_if_exception(lambda error: isinstance(error, _UNREACHED) and not _FINAL.search(str(error))),
+    reraise=True,
+)
+"""About four minutes: a dashboard that restarts, a network that changes."""
 
 
 @dataclass(frozen=True)
@@ -131,23 +135,31 @@ def connect(address: str, wait_seconds: float = 30) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # else one line per closed log
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            with _without_ray_address():
-                return JobSubmissionClient(address)
-        except AuthenticationError as error:
-            raise UserError(
-                f"Ray at {address!r} wants another token; set RAY_AUTH_MODE=token, RAY_AUTH_TOKEN "
-                "(or RAY_AUTH_TOKEN_PATH) to those of its head"
-            ) from error
-        except (ConnectionError, RuntimeError) as error:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"no Ray job server answers at {address!r}; start one with `ray start --head`, or leave "
-                    "cluster.address and RAY_ADDRESS empty"
-                ) from error
-        time.sleep(0.5)
+    missing = (ConnectionError, RuntimeError)
+    try:
+        with _without_ray_address():
+            patience = _patience(wait_seconds, lambda error: isinstance(error, missing))
+            return patience(JobSubmissionClient, address)
+    except AuthenticationError as error:
+        raise UserError(
+            f"Ray at {address!r} wants another token; set RAY_AUTH_MODE=token, RAY_AUTH_TOKEN "
+            "(or RAY_AUTH_TOKEN_PATH) to those of its head"
+        ) from error
+    except missing as error:
+        raise UserError(
+            f"no Ray job server answers at {address!r}; start one with `ray start --head`, or leave "
+            "cluster.address and RAY_ADDRESS empty"
+        ) from error
+
+
+def _patience(seconds: float, passes: Callable[[BaseException], bool]) -> tenacity.Retrying:
+    """Calls a function twice a second for so long while its error `passes`, then raises the last one."""
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_fixed(0.5),
+        retry=tenacity.retry_if_exception(passes),
+        reraise=True,
+    )
 
 
 @contextmanager
@@ -175,18 +187,15 @@ def submit(
     Raises:
         StageFailure: the cluster takes no job within `wait_seconds`.
     """
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata={"name": name})
-        except (RuntimeError, ConnectionError) as error:
-            if time.monotonic() > deadline or not _not_ready(error):
-                reason = str(error).strip().splitlines()[-1]
-                raise StageFailure(f"{name}: the cluster did not take the job: {reason}") from error
-        time.sleep(0.5)
+    patience = _patience(wait_seconds, _not_ready)
+    try:
+        return patience(client.submit_job, entrypoint=entrypoint, runtime_env=runtime_env, metadata={"name": name})
+    except (RuntimeError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StageFailure(f"{name}: the cluster did not take the job: {reason}") from error
 
 
-def _not_ready(error: Exception) -> bool:
+def _not_ready(error: BaseException) -> bool:
     return isinstance(error, ConnectionError) or "No available agent" in str(error)
 
 
@@ -219,20 +228,10 @@ def _asked(client: JobSubmissionClient, job: str, question: Callable[[], _Answer
     """
     from ray.exceptions import AuthenticationError
 
-    patience = _PATIENCE
-    while True:
-        try:
-            return question()
-        except AuthenticationError as error:
-            raise _out_of_sight(client, job, error) from error
-        except _UNREACHED as error:
-            try:
-                if _FINAL.search(str(error)):
-                    raise _out_of_sight(client, job, error) from error
-                patience = patience.increment(error=error)
-            except MaxRetryError:
-                raise _out_of_sight(client, job, error) from error
-        patience.sleep()
+    try:
+        return _PATIENCE(question)
+    except (AuthenticationError, *_UNREACHED) as error:
+        raise _out_of_sight(client, job, error) from error
 
 
 def _out_of_sight(client: JobSubmissionClient, job: str, error: Exception) -> StageFailure:

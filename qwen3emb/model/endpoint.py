@@ -12,13 +12,14 @@ import bisect
 import os
 import time
 import urllib.parse
+import weakref
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any
 
+import httpx
 import numpy as np
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
+import tenacity
 
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.text.templates import query_prompt
@@ -30,14 +31,9 @@ PLACEHOLDER = "."
 
 _TIMEOUT = 300.0  # seconds for one answer
 _REFUSED = (400, 413, 422)
-_PATIENCE = Retry(
-    total=5,
-    allowed_methods=None,  # a POST of texts changes nothing there
-    status_forcelist=[429, *range(500, 600)],
-    backoff_factor=1,
-    raise_on_status=False,
-    retry_after_max=120,
-)
+_FURTHER_TRIES = 5
+_BACK_OFF = tenacity.wait_exponential(multiplier=1)  # 1, 2, 4, 8, 16 s
+_LONGEST_WAIT = 120.0  # seconds, whatever the server says
 _CHARACTERS = 4  # of a token, to begin with
 _LADDER = sorted({round(2 ** (step / 8)) for step in range(8 * 26)})  # lengths that a text may be cut to, 9 % apart
 _SHORT = 16  # characters: no server's limit, so that a refusal is for the content
@@ -68,10 +64,11 @@ class EndpointEncoder:
         self._url = urllib.parse.urlunsplit(
             (parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/embeddings", "", "")
         )
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=_PATIENCE))
-        self._session.auth = _with_key  # else a ~/.netrc would replace the key
+        try:
+            self._client = httpx.Client(auth=_with_key, timeout=_TIMEOUT, follow_redirects=True)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # of a proxy that it has no package for
+            raise UserError(f"{self._url}: the environment's proxy cannot be used: {error}") from error
+        weakref.finalize(self, self._client.close)
         self._most: int | None = None  # texts in a request
         self._truncates: bool | None = None  # whether the server cuts by itself when it is asked to
         self._lists = False  # whether it then says which, so that all requests may ask for it
@@ -232,7 +229,7 @@ class EndpointEncoder:
             raise _Refusal(answer.status_code, " ".join(answer.text[:300].split()))
         if answer.status_code == 429 or answer.status_code >= 500:
             raise StageFailure(
-                f"{self._url} did not answer {_PATIENCE.total} times more; the last time: HTTP {answer.status_code}"
+                f"{self._url} did not answer {_FURTHER_TRIES} times more; the last time: HTTP {answer.status_code}"
             )
         if answer.status_code != 200:
             said = " ".join(answer.text[:300].split())
@@ -246,29 +243,49 @@ class EndpointEncoder:
         self._cut += _count(cut, len(texts))
         return vectors
 
-    def _posted(self, body: dict[str, Any]) -> requests.Response:
-        """The server's answer. One that breaks off is asked for again, as urllib3 does where none has begun.
+    def _posted(self, body: dict[str, Any]) -> httpx.Response:
+        """The server's answer; one that is late, breaks off or says that the server is busy is asked for again.
 
         Raises:
             StageFailure: there is none.
         """
-        for left in range(int(_PATIENCE.total or 0), -1, -1):
-            try:
-                return self._session.post(self._url, json=body, timeout=_TIMEOUT)
-            except requests.exceptions.ChunkedEncodingError as error:
-                if not left:
-                    raise StageFailure(f"{self._url} does not answer in full: {_cause(error)}") from error
-                time.sleep(_PATIENCE.backoff_factor * 2 ** (int(_PATIENCE.total or 0) - left))
-            except requests.RequestException as error:
-                raise StageFailure(f"{self._url} does not answer: {_cause(error)}") from error
-        raise AssertionError("the last try returns or raises")
+        patience = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(1 + _FURTHER_TRIES),
+            wait=_wait,
+            retry=tenacity.retry_if_exception_type(httpx.TransportError) | tenacity.retry_if_result(_is_busy),
+            retry_error_callback=_last,
+        )
+        try:
+            return patience(self._client.post, self._url, json=body)
+        except httpx.RemoteProtocolError as error:
+            raise StageFailure(f"{self._url} does not answer in full: {_said(error)}") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise StageFailure(f"{self._url} does not answer: {_said(error)}") from error
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost of errors that wrap, and repeat, one another."""
-    inner = getattr(error, "reason", None) or next((arg for arg in error.args if isinstance(arg, BaseException)), None)
-    if isinstance(inner, BaseException):
-        return _cause(inner)
+def _is_busy(answer: httpx.Response) -> bool:
+    """Whether the same request may pass later."""
+    status = answer.status_code
+    return status == 429 or status >= 500 or (status == 413 and "Retry-After" in answer.headers)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Seconds to the next try: what the server asks for, else longer each time."""
+    outcome = state.outcome
+    said = "" if outcome is None or outcome.failed else outcome.result().headers.get("Retry-After", "").strip()
+    try:
+        seconds = float(said) if said.isdecimal() else parsedate_to_datetime(said).timestamp() - time.time()
+    except ValueError:
+        seconds = 0.0
+    return min(seconds, _LONGEST_WAIT) if seconds > 0 else _BACK_OFF(state)
+
+
+def _last(state: tenacity.RetryCallState) -> Any:
+    """What the last try gave: an answer, or the error that it raises."""
+    return state.outcome.result() if state.outcome else None
+
+
+def _said(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -279,14 +296,14 @@ def _count(said: Any, texts: int) -> int:
     return min(max(said, 0), texts) if isinstance(said, int) else 0
 
 
-def _with_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
+def _with_key(request: httpx.Request) -> httpx.Request:
     key = os.environ.get("OPENAI_API_KEY", "")
     if key:
         request.headers["Authorization"] = f"Bearer {key}"
     return request
 
 
-def _parsed(answer: requests.Response, url: str) -> dict[str, Any]:
+def _parsed(answer: httpx.Response, url: str) -> dict[str, Any]:
     try:
         content = answer.json()
     except ValueError as error:

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from tenacity import wait_none
 
 from cluster import submission
 from cluster.submission import connect, exit_code, follow
@@ -62,7 +63,7 @@ class JobServer:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobServer]:
-    monkeypatch.setattr(submission, "_PATIENCE", submission._PATIENCE.new(backoff_factor=0), raising=False)
+    monkeypatch.setattr(submission, "_PATIENCE", submission._PATIENCE.copy(wait=wait_none()))
     one = JobServer()
     yield one
     one.server.shutdown()

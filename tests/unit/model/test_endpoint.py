@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from tenacity import wait_none
 
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.model import endpoint
@@ -100,6 +101,23 @@ def test_texts_go_in_one_request_with_the_key_and_the_model(served: Served, monk
     assert len(served.requests) == 3 and served.requests[1]["model"] == "m" and "truncate" not in served.requests[1]
     assert served.keys == ["Bearer secret"] * 3
     assert encoder.encode([], max_tokens=64).shape == (0, 3) and notes_lines([encoder.notes]) == []
+
+
+def test_no_netrc_stands_in_for_the_key(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    encoder = EndpointEncoder(served.address)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    encoder.encode(["a"], max_tokens=64)
+    assert served.keys == ["Bearer secret", None]
+
+
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("all_proxy", raising=False)
+    monkeypatch.setenv("ALL_PROXY", "ftp://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/v1/embeddings: the environment's proxy cannot be used"):
+        EndpointEncoder("http://127.0.0.1:9/v1")
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -209,7 +227,7 @@ def test_a_text_that_is_refused_however_short_is_named(served: Served) -> None:
 def test_other_refusals_are_the_users_and_a_busy_server_is_waited_for(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "_PATIENCE", endpoint._PATIENCE.new(backoff_factor=0))
+    monkeypatch.setattr(endpoint, "_BACK_OFF", wait_none())
     for status in (401, 403, 404):
         served.answer = lambda body, status=status: refused(status, "no such model")
         with pytest.raises(UserError, match=rf"refuses the request \({status}\).*no such model"):
@@ -220,6 +238,9 @@ def test_other_refusals_are_the_users_and_a_busy_server_is_waited_for(
     began = time.monotonic()
     assert EndpointEncoder(served.address).dimensions == 3 and len(served.requests) == 4
     assert time.monotonic() - began >= 1.0, "it says how long to wait"
+    past = "Wed, 21 Oct 2015 07:28:00 GMT"
+    busy = iter([(413, {}, {"Retry-After": past}), (429, {}, {"Retry-After": "soon"}), (502, {}, {"Retry-After": ""})])
+    assert EndpointEncoder(served.address).notes["most"] == 0 and len(served.requests) == 8
     served.answer = lambda body: (429, {}, {"Retry-After": "0"})
     with pytest.raises(StageFailure, match="HTTP 429"):
         EndpointEncoder(served.address)
@@ -346,7 +367,7 @@ def test_any_form_of_truncated_is_understood_or_ignored(served: Served, said: An
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_PATIENCE", endpoint._PATIENCE.new(backoff_factor=0))
+    monkeypatch.setattr(endpoint, "_BACK_OFF", wait_none())
     encoder = EndpointEncoder(served.address)
     served.broken = 3
     np.testing.assert_allclose(encoder.encode(["a"], max_tokens=64), unit(["a"]), atol=1e-6)
@@ -356,7 +377,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(served: Served, monkeypatc
         encoder.encode(["a"], max_tokens=64)
     assert len(served.requests) == 5 + 6
     said = str(caught.value)
-    assert said.count("IncompleteRead") <= 1 and said.count("broken") <= 1 and "\n" not in said
+    assert "does not answer in full" in said and "\n" not in said
     served.server.shutdown()
     served.server.server_close()
     with pytest.raises(StageFailure, match="Connection refused") as caught:
