@@ -257,10 +257,11 @@ class EndpointEncoder:
         )
         try:
             return patience(self._client.post, self._url, json=body)
-        except httpx.RemoteProtocolError as error:
-            raise StageFailure(f"{self._url} does not answer in full: {_said(error)}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise StageFailure(f"{self._url} does not answer: {_said(error)}") from error
+            said = " ".join(str(error).split()) or type(error).__name__
+            full = " in full" if "complete message body" in said else ""
+            limit = f" ({_TIMEOUT:.0f} s)" if isinstance(error, httpx.TimeoutException) else ""
+            raise StageFailure(f"{self._url} does not answer{full}: {said}{limit}") from error
 
 
 def _is_busy(answer: httpx.Response) -> bool:
@@ -283,10 +284,6 @@ def _wait(state: tenacity.RetryCallState) -> float:
 def _last(state: tenacity.RetryCallState) -> Any:
     """What the last try gave: an answer, or the error that it raises."""
     return state.outcome.result() if state.outcome else None
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _count(said: Any, texts: int) -> int:
