@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from itertools import takewhile
 from typing import TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -162,9 +163,9 @@ def _search(system: pafs.FileSystem, info: pafs.FileInfo, pattern: str | None, k
     if info.type != pafs.FileType.Directory:
         return []
     if pattern is not None:
-        matcher = _glob_regex(pattern)
         names = _names(system, info.path, deep="/" in pattern or "**" in pattern)
-        return [name for name in names if matcher.fullmatch(name)]
+        parts = pattern.replace("[^", "[!").split("/")
+        return [name for name in names if _matches(name.split("/"), parts)]
     endings = SUFFIXES[kind]
     if kind not in ("parquet", "python"):
         endings += tuple(ending + packed for ending in endings for packed in COMPRESSED)
@@ -196,27 +197,15 @@ def _visible(root: str) -> Iterator[str]:
                     yield prefix + entry.name
 
 
-def _glob_regex(pattern: str) -> re.Pattern[str]:
-    """A shell glob as a regular expression; wildcards match neither "/" nor a leading dot."""
-    *folders, last = pattern.split("/")
-    folder = r"(?:(?!\.)[^/]+/)"
-    translated = [f"{folder}*" if part == "**" else _glob_part(part) + "/" for part in folders]
-    translated.append(f"{folder}*" + _glob_part("*") if last == "**" else _glob_part(last))
-    return re.compile("".join(translated))
-
-
-def _glob_part(part: str) -> str:
-    """One component of a glob as a regular expression."""
-    pieces = re.split(r"(\*+|\?|\[[^\]]+\])", part)
-    translated = "" if part.startswith(".") else r"(?!\.)"
-    for i, piece in enumerate(pieces):
-        if i % 2 == 0:
-            translated += re.escape(piece)
-        elif piece.startswith("["):
-            translated += piece.replace("[!", "[^", 1)
-        else:
-            translated += "[^/]" if piece == "?" else "[^/]*"
-    return translated
+def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the components of a path match those of a shell glob, whose wildcards match no leading dot."""
+    if not name or not pattern:
+        return not name and not pattern
+    part, rest = pattern[0], pattern[1:]
+    hidden = name[0].startswith(".") and not part.startswith(".")
+    if part == "**":
+        return _matches(name, rest or ["*"]) or (not hidden and _matches(name[1:], pattern))
+    return not hidden and fnmatchcase(name[0], part) and _matches(name[1:], rest)
 
 
 def _join(base: str, names: Iterable[str]) -> Iterator[str]:

@@ -301,6 +301,12 @@ def test_list_files_of_a_file_a_directory_a_glob_and_a_uri(tmp_path: Path) -> No
         f"{root}/{name}" for name in ["a b/[1].jsonl", "a/x.jsonl.gz", "b.jsonl"]
     ]
     assert list_files(f"{root}/a/[xy].*", "jsonl") == [f"{root}/a/x.jsonl.gz", f"{root}/a/y.csv"]
+    assert list_files(f"{root}/**/[^a-x].*", "jsonl") == [f"{root}/a/y.csv"]
+    assert list_files(f"{root}/**", "text") == [f"{root}/{name}" for name in sorted([*everything, "a/y.csv"])]
+    assert list_files(f"{root}/.g*/*", "jsonl") == [f"{root}/.git/z.jsonl"]
+    for nothing in ("**/a[!x]y.csv", "[!]", "**/git/*"):
+        with pytest.raises(UserError, match="holds no matching files"):
+            list_files(f"{root}/{nothing}", "jsonl")
     assert list_files(f"{root}/a b/[1].jsonl", "jsonl") == [f"{root}/a b/[1].jsonl"]
     uris = list_files(f"file://{root}", "jsonl")
     assert uris[0] == f"file://{root}/a%20b/%5B1%5D.jsonl" and len(uris) == 4
