@@ -8,13 +8,14 @@ from jobs.entry import command_line, run_stage, say
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
+from qwen3emb.encoding.dispatch import paced
 
 
 def run(ctx: StageContext[RunConfig]) -> StageResult:
     """The stage."""
     from qwen3emb.corpus.stage import build_corpus
 
-    return build_corpus(ctx, lambda done, total: say(f"corpus: {done} of {total} files read"))
+    return build_corpus(ctx, paced(say, "corpus: files read"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from jobs.entry import command_line, run_stage, say
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
-from qwen3emb.core.progress import paced
+from qwen3emb.encoding.dispatch import paced
 
 
 def run(ctx: StageContext[RunConfig]) -> StageResult:

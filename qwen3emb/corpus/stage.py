@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
@@ -40,13 +40,12 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.corpus.candidates import CANDIDATE, KEYS, chunker, file_rows
 from qwen3emb.corpus.sources import CorpusFile, corpus_files
 from qwen3emb.corpus.split import Verdict, decide
+from qwen3emb.encoding.dispatch import Progress, dispatch
 from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
 __all__ = ["build_corpus"]
 
 Row = dict[str, Any]
-_Work = tuple[str, list[CorpusFile]]  # name of a unit, its files
-_Progress = Callable[[int, int], None]  # not the one of `encoding`: that import would load torch in every task
 
 _CANDIDATES = "candidates"
 _FILES_PER_TASK = {"python": 16, "markdown": 16, "text": 16}  # a table or JSONL file may be large: one
@@ -56,7 +55,7 @@ _OUT_ROWS = 8192
 _TEXTS = ["role", "split", "id", "text", "title", "query", "language", "source", "row"]
 
 
-def build_corpus(ctx: StageContext[RunConfig], progress: _Progress | None = None) -> StageResult:
+def build_corpus(ctx: StageContext[RunConfig], progress: Progress | None = None) -> StageResult:
     """Read the configured sources into `ctx.out`; `progress` is told files read and files in all.
 
     Raises:
@@ -191,35 +190,20 @@ def _read_candidates(
     seed: int,
     out: Storage,
     model: str,
-    progress: _Progress | None,
+    progress: Progress | None,
 ) -> None:
     """Write the candidates of every unit that has none yet."""
     total = sum(map(len, units.values()))
     finished = {name.split("/")[1] for name in out.names(_CANDIDATES, "/done")}
     work = [(name, group) for name, group in units.items() if name not in finished]
     done = sum(len(group) for name, group in units.items() if name in finished)
-    task = ray.remote(_read_unit).options(num_cpus=1)
-    for answer in _bounded(lambda unit: task.remote(*unit, out.uri, cfg, seed, model), work, cfg.workers):
+    task: Any = ray.remote(_read_unit).options(num_cpus=1)
+    places = [None] * cfg.workers
+    for answer in dispatch(places, lambda _, unit: task.remote(*unit, out.uri, cfg, seed, model), work, "corpus"):
         _raise_again(answer)
-        before, done = done, done + answer["files"]
-        if progress and 10 * done // total > 10 * before // total:
+        done += answer["files"]
+        if progress:
             progress(done, total)
-
-
-def _bounded(start: Callable[[_Work], Any], work: Iterable[_Work], most: int) -> Iterator[Row]:
-    """The answers of the Ray tasks that `start` starts for each piece, as they come; at most `most` run at a time."""
-    waiting = iter(work)
-    running: list[Any] = []
-    try:
-        while True:
-            running += [start(piece) for piece in islice(waiting, most - len(running))]
-            if not running:
-                return
-            ready, running = ray.wait(running)
-            yield from ray.get(ready)
-    finally:
-        for left in running:
-            ray.cancel(left)
 
 
 def _raise_again(row: Row) -> None:

@@ -6,55 +6,27 @@ and a lost actor is replaced and its piece computed again, so results are comple
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import ray
 
 from qwen3emb.core.storage import Storage
-from qwen3emb.encoding.workers import (
-    EncodeWorker,
-    ModelPlace,
-    RerankWorker,
-    actor_options,
-    dispatch,
-    first_or_stop,
-    stop,
-)
+from qwen3emb.encoding.dispatch import Progress, WorkerPool
+from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, RerankWorker, actor_options
 from qwen3emb.model.endpoint import notes_lines
 from qwen3emb.model.fetch import is_endpoint
 
-__all__ = ["Encoders", "Progress", "Rerankers", "asked_of"]
+__all__ = ["Encoders", "Rerankers", "asked_of"]
 
 Asked = str | Sequence[str | None] | None
 """An instruction of all texts, or one for each of them."""
 
-Progress = Callable[[int, int], None]
-"""Called with (texts done, texts in all)."""
-
 CHUNK = 64
+_RETRIES = 3  # a text that ends its worker each time must not hold the stage for ever
 
 
-class _Pool:
-    """Actors that end with the `with` block."""
-
-    _actors: list[Any]
-
-    def close(self) -> None:
-        """End the actors."""
-        stop(self._actors)
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the actors."""
-        self.close()
-
-
-class Encoders(_Pool):
+class Encoders(WorkerPool):
     """Loaded copies of one embedding model on Ray actors, which end with the `with` block."""
 
     def __init__(
@@ -78,8 +50,8 @@ class Encoders(_Pool):
         Raises:
             UserError: the model cannot be loaded.
         """
-        start = ray.remote(EncodeWorker).options(**actor_options(gpus_per_worker), max_restarts=-1, max_task_retries=3)
-        self._actors: list[Any] = [start.remote(workers, gpus_per_worker) for _ in range(workers)]
+        arguments, options = (workers, gpus_per_worker), actor_options(gpus_per_worker)
+        super().__init__(EncodeWorker, arguments, workers, "embedding", retries=_RETRIES, **options)
         self.use(model_dir, end_token, dtype)
 
     def use(self, model_dir: str, end_token: str | None = None, dtype: str | None = None) -> None:
@@ -90,7 +62,8 @@ class Encoders(_Pool):
         """
         place = model_dir if is_endpoint(model_dir) else Storage(model_dir).uri
         self._model = ModelPlace(place, end_token, dtype)
-        self.dimensions = int(first_or_stop(self._actors, "dimensions", self._model))
+        self.what = f"embedding with {place}"
+        self.dimensions = int(self.ask_all("dimensions", self._model)[0])
 
     def encode(
         self,
@@ -112,7 +85,7 @@ class Encoders(_Pool):
             (self._model, rows, [texts[i] for i in rows], asked_of(instruction, rows), max_tokens) for rows in chunks
         ]
         done = 0
-        for rows, vectors in dispatch(self._actors, "encode_chunk", tasks):
+        for rows, vectors in self.run("encode_chunk", tasks):
             out[rows] = vectors
             done += len(rows)
             if progress:
@@ -125,26 +98,26 @@ class Encoders(_Pool):
         Returns:
             The number of texts of each piece, as they are done, in any order.
         """
-        yield from dispatch(self._actors, "write_piece", [(self._model, *piece) for piece in pieces])
+        yield from self.run("write_piece", [(self._model, *piece) for piece in pieces])
 
     def notes(self) -> list[str]:
         """Lines on what was done to texts that a server did not take as they are; none for a model that runs here."""
         if not is_endpoint(self._model.uri):
             return []
-        return notes_lines(ray.get([actor.notes.remote(self._model) for actor in self._actors]))
+        return notes_lines(self.ask_all("notes", self._model))
 
 
-class Rerankers(_Pool):
+class Rerankers(WorkerPool):
     """Loaded copies of one reranker on Ray actors, which end with the `with` block."""
 
     def __init__(
         self, model_dir: str, *, dtype: str | None = None, workers: int = 1, gpus_per_worker: float = 0
     ) -> None:
         """Start the actors and load the model in each; arguments and errors as of `Encoders`."""
-        start = ray.remote(RerankWorker).options(**actor_options(gpus_per_worker), max_restarts=-1, max_task_retries=3)
         uri = Storage(model_dir).uri
-        self._actors = [start.remote(uri, dtype, workers, gpus_per_worker) for _ in range(workers)]
-        self.context = int(first_or_stop(self._actors, "context"))
+        arguments, options = (uri, dtype, workers, gpus_per_worker), actor_options(gpus_per_worker)
+        super().__init__(RerankWorker, arguments, workers, f"reranking with {uri}", retries=_RETRIES, **options)
+        self.context = int(self.ask_all("context")[0])
 
     def score(
         self,
@@ -167,7 +140,7 @@ class Rerankers(_Pool):
         heaviest = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i][1])))
         tasks = [(i, pairs[i][0], list(pairs[i][1]), options | {"instruction": own[i]}) for i in heaviest]
         out: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(pairs)
-        for done, (row, scores) in enumerate(dispatch(self._actors, "score_query", tasks), start=1):
+        for done, (row, scores) in enumerate(self.run("score_query", tasks), start=1):
             out[row] = scores
             if progress:
                 progress(done, len(pairs))

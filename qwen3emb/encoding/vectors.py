@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.dispatch import Progress
 from qwen3emb.encoding.pool import Encoders, asked_of
 
 __all__ = ["Vectors", "write_vectors"]
@@ -53,7 +54,7 @@ def write_vectors(
     *,
     max_tokens: int,
     instruction: str | Sequence[str | None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Vectors:
     """Embed texts on a pool's workers into `folder`; pieces that are there already, of the same texts, stay.
 

@@ -1,16 +1,15 @@
-"""Actors that hold one model each, and how a pool of them is started, given work and ended."""
+"""Actors that hold one model each, and what each of a pool takes of its node."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 import torch
-from ray.util import ActorPool
 
 from qwen3emb.core.cores import threads_of, usable_cores
 from qwen3emb.core.storage import Storage
@@ -24,9 +23,6 @@ __all__ = [
     "ModelPlace",
     "RerankWorker",
     "actor_options",
-    "dispatch",
-    "first_or_stop",
-    "stop",
     "threads_here",
     "worker_resources",
 ]
@@ -179,24 +175,3 @@ class RerankWorker:
     ) -> tuple[int, np.ndarray]:
         """The query's row and its documents' scores."""
         return row, self.reranker().score(query, documents, **options)
-
-
-def dispatch(actors: list[Any], method: str, tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """Results of `method(*task)` as they come, each task on the first actor that is free."""
-    pool = ActorPool(actors)
-    yield from pool.map_unordered(lambda actor, task: getattr(actor, method).remote(*task), list(tasks))
-
-
-def first_or_stop(actors: list[Any], method: str, *arguments: Any) -> Any:
-    """What `method` gives on the first actor, after all have answered; ends them where one cannot."""
-    try:
-        return ray.get([getattr(actor, method).remote(*arguments) for actor in actors])[0]
-    except BaseException:
-        stop(actors)
-        raise
-
-
-def stop(actors: list[Any]) -> None:
-    """End the actors."""
-    for actor in actors:
-        ray.kill(actor)

@@ -16,8 +16,8 @@ from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
-from qwen3emb.core.progress import paced
 from qwen3emb.core.records import PAIR, TRAINING_ROW
+from qwen3emb.encoding.dispatch import paced
 from qwen3emb.encoding.nearest import NONE
 from qwen3emb.encoding.pool import Encoders, Rerankers
 from qwen3emb.evaluation.by_language import Query, by_language, few_rows_line, trained_on

@@ -15,9 +15,9 @@ from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import StageFailure
-from qwen3emb.core.progress import paced
 from qwen3emb.core.records import PAIR
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.dispatch import paced
 from qwen3emb.encoding.pool import Encoders
 from qwen3emb.filtering.threshold import Histogram, draw, histogram, keep, round_trip, threshold_for
 from qwen3emb.model.stored import scoring_model

@@ -22,6 +22,7 @@ from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.core.records import REJECT, TRAINING_ROW
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.dispatch import gather
 from qwen3emb.labelled.across import drop_false_negatives, shared_answers
 from qwen3emb.labelled.checks import Evaluation, decontaminated, evaluation_of, without_duplicates
 from qwen3emb.labelled.row import answers_in
@@ -51,7 +52,7 @@ def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     pending = {name: task.remote(name, one, ctx.cfg.seed, out.uri, shared) for name, one in sets.items()}
     cards: dict[str, Any] = {}
     for name, result in pending.items():
-        card = ray.get(result)
+        [card] = gather([result], f"labelled: {name}")
         if "error" in card and not (cfg.skip_missing and card["missing"]):
             raise UserError(card["error"])
         say(f"labelled: {name}: {card.get('error') or _counted(card)}")
@@ -86,7 +87,8 @@ def _settle_across(
     task, shared = ray.remote(drop_false_negatives), ray.put(answers)
     pending = {name: task.remote(out.uri, name, shared) for name in names}
     for name, result in pending.items():
-        left_out: Counter[str] = ray.get(result)
+        left_out: Counter[str]
+        [left_out] = gather([result], f"labelled: {name}: false negatives")
         if left_out:
             say(f"labelled: {name}: by what other sets say, {told(left_out)}")
             cards[name]["negatives_left_out"] = dict(Counter(cards[name]["negatives_left_out"]) + left_out)

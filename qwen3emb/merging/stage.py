@@ -16,6 +16,7 @@ from qwen3emb.config.training import MergeConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.dispatch import gather
 from qwen3emb.export.export import SEQUENCE_CLASSIFIER, export_sequence_classifier
 from qwen3emb.merging.checkpoint import merge_checkpoints
 from qwen3emb.merging.pieces import Piece, merge_piece
@@ -69,7 +70,7 @@ def merge_models(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> St
         weights = _probed(ctx, work[EMBEDDING].checkpoints, say)
         work[EMBEDDING] = replace(work[EMBEDDING], weights=weights, linear=True)
     task = ray.remote(_merge)
-    reports = dict(zip(work, ray.get([task.remote(w) for w in work.values()]), strict=True))
+    reports = dict(zip(work, gather([task.remote(w) for w in work.values()], "merge"), strict=True))
     ctx.out.write_json("report.json", reports)
     for name, report in reports.items():
         say(f"merge: {name}: {_sentence(report, cfg)}")
@@ -94,7 +95,8 @@ def _work(ctx: StageContext[RunConfig], stage: str, base: str, output: str, say:
 def _probed(ctx: StageContext[RunConfig], checkpoints: Sequence[str], say: Callable[[str], None]) -> list[float]:
     """The weights of a linear merge, from a Ray task that holds the model."""
     probe = loss_probe(ctx, checkpoints)
-    weights, lines = ray.get(ray.remote(probed_weights).options(num_gpus=probe.gpus).remote(probe))
+    task = ray.remote(probed_weights).options(num_gpus=probe.gpus)
+    [(weights, lines)] = gather([task.remote(probe)], "merge: weights by the loss")
     for line in lines:
         say(f"merge: {line}")
     return list(weights)
@@ -127,8 +129,7 @@ def _on_this_node(pieces: Sequence[Piece]) -> list[list[SlerpReport]]:
         return [merge_piece(pieces[0])]
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     task = ray.remote(merge_piece).options(num_cpus=0.5, scheduling_strategy=here)
-    found: list[list[SlerpReport]] = ray.get([task.remote(piece) for piece in pieces])
-    return found
+    return gather([task.remote(piece) for piece in pieces], "merge: pieces of a model")
 
 
 def _sentence(report: dict[str, Any], cfg: MergeConfig) -> str:

@@ -19,8 +19,8 @@ from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
-from qwen3emb.core.progress import paced
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
+from qwen3emb.encoding.dispatch import Progress, gather, paced
 from qwen3emb.encoding.pool import Encoders
 from qwen3emb.encoding.vectors import Vectors, write_vectors
 from qwen3emb.mining.rules import (
@@ -236,7 +236,7 @@ _Mined = tuple[QueryBlock, ShardHits, list[Negatives | None]]
 
 
 def _mined_blocks(
-    search: CorpusSearch, queries: Vectors, documents: Vectors, rules: MineConfig, progress: Callable[[int, int], None]
+    search: CorpusSearch, queries: Vectors, documents: Vectors, rules: MineConfig, progress: Progress
 ) -> Iterator[_Mined]:
     """The negatives of a search, block by block in the order of the queries, from Ray tasks.
 
@@ -269,5 +269,5 @@ def _mined_blocks(
 
 def _joined(results: Sequence[Any]) -> ShardHits:
     """What all shards have together; of each no more than one at a time is in this process."""
-    parts: Iterator[ShardHits] = (ray.get(result) for result in results)
+    parts: Iterator[ShardHits] = (gather([result], "mine: a search in one shard")[0] for result in results)
     return reduce(merged_hits, parts)

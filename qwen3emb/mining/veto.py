@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from qwen3emb.config.data import MineConfig
 from qwen3emb.config.run import RunConfig
-from qwen3emb.core.progress import paced
+from qwen3emb.encoding.dispatch import paced
 from qwen3emb.encoding.pool import Rerankers
 from qwen3emb.mining.rules import MiningPlan, Negatives
 from qwen3emb.model.fetch import resolve_model

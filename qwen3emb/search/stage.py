@@ -28,7 +28,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import REJECT
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
-from qwen3emb.encoding.pool import Progress
+from qwen3emb.encoding.dispatch import Progress
 from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, worker_resources
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
 from qwen3emb.search.index import SHARDS, IndexInfo, shard_table, write_info

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from qwen3emb.config.run import RunConfig
 from qwen3emb.config.training import TrainRerankerConfig
-from qwen3emb.core.progress import paced
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.dispatch import paced
 from qwen3emb.encoding.pool import Rerankers
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.objective.rows import TrainingRow
