@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from qwen3emb.metrics.order import best_first
 from qwen3emb.search.index import Hit
 from qwen3emb.text.documents import document_text
 from serve.batching import Failure, split
@@ -212,7 +213,7 @@ class Gateway:
             texts = [document_text(hit.title, hit.text) for hit in hits]
             judged, scores = await self._judged(request.query, texts, instruction=request.instruction, truncate=True)
             tokens += judged.tokens
-            order = np.argsort(-scores, kind="stable")
+            order = best_first(scores)
             found = [found[i] | {"rerank_score": float(scores[i])} for i in order]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"query": request.query, "hits": found[: request.top_k], "usage": usage})

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from qwen3emb.metrics.order import best_first
+
 __all__ = [
     "MAX_INPUTS",
     "MAX_TOKENS",
@@ -288,7 +290,7 @@ def rerank_response(
 ) -> dict[str, Any]:
     """The body for `scores` (documents,): best first, equal ones in the order given."""
     texts = request.texts()
-    order = np.argsort(-scores, kind="stable")[: request.top_n]
+    order = best_first(scores, request.top_n)
     results: list[dict[str, Any]] = [{"index": int(i), "relevance_score": float(scores[i])} for i in order]
     if request.return_documents:
         results = [r | {"document": {"text": texts[r["index"]]}} for r in results]

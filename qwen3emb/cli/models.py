@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,9 +143,10 @@ def search(
 def _found(cfg: RunConfig, query: str, top: int, candidates: int | None) -> list[Hit]:
     """The best `top` hits; with `candidates`, that many are retrieved and ordered by the reranker's score."""
     from qwen3emb.core.artifact import read_record
+    from qwen3emb.metrics.order import best_first
     from qwen3emb.model.encoder import Encoder
     from qwen3emb.pipeline.stages import stage_folder
-    from qwen3emb.search.index import Hit, SearchIndex
+    from qwen3emb.search.index import SearchIndex
     from qwen3emb.text.documents import document_text
 
     folder = stage_folder(cfg, "index")
@@ -165,8 +167,7 @@ def _found(cfg: RunConfig, query: str, top: int, candidates: int | None) -> list
         instruction=index.info.instruction,
         max_query_tokens=cfg.evaluate.max_query_tokens,
     )
-    scored = [Hit(h.id, float(s), h.title, h.text) for h, s in zip(hits, scores, strict=True)]
-    return sorted(scored, key=lambda hit: -hit.score)[:top]
+    return [replace(hits[i], score=float(scores[i])) for i in best_first(scores, top)]
 
 
 def _snippet(text: str, lines: int = 3, width: int = 100) -> str:

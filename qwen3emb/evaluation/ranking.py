@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from qwen3emb.encoding.nearest import NONE, top_k
+from qwen3emb.metrics.order import best_first
 from qwen3emb.metrics.retrieval import per_query, run_metrics
 from qwen3emb.text.retrieval_set import RetrievalSet
 
@@ -64,7 +65,7 @@ def reranked(first: Ranking, scores: Sequence[np.ndarray], weight: float = 1.0) 
     for i, found in enumerate(scores):
         before = first.scores[i, : len(found)]
         mixed = found if weight == 1 else weight * _standard(_logit(found)) + (1 - weight) * _standard(before)
-        order = np.argsort(-mixed, kind="stable")
+        order = best_first(mixed)
         rows[i, : len(found)] = first.rows[i, order]
         values[i, : len(found)] = mixed[order]
     return Ranking(rows, values)

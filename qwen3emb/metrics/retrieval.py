@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from qwen3emb.metrics.order import best_first
+from qwen3emb.text.documents import document_text
 from qwen3emb.text.identity import content_hash
 from qwen3emb.text.retrieval_set import RetrievalSet
 
@@ -33,7 +35,7 @@ def _is_own(data: RetrievalSet, query: str) -> bool:
     if query not in data.corpus or data.qrels.get(query, {}).get(query, 0) > 0:
         return False
     title, text = data.corpus[query]
-    return content_hash(data.queries[query]) in {content_hash(text), content_hash(f"{title} {text}")}
+    return content_hash(data.queries[query]) in {content_hash(text), content_hash(document_text(title, text))}
 
 
 def top_run(data: RetrievalSet, scores: np.ndarray, top: int) -> dict[str, dict[str, float]]:
@@ -44,9 +46,7 @@ def top_run(data: RetrievalSet, scores: np.ndarray, top: int) -> dict[str, dict[
     documents = list(data.corpus)
     run = {}
     for query, row, own in zip(data.queries, scores, own_documents(data), strict=True):
-        depth = min(top + len(own), len(documents))
-        best = [i for i in np.argpartition(-row, depth - 1)[:depth] if i not in own]
-        best = sorted(best, key=lambda i: -row[i])[:top]
+        best = [i for i in best_first(row, top + len(own)).tolist() if i not in own][:top]
         run[query] = {documents[i]: float(row[i]) for i in best}
     return run
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
+from qwen3emb.metrics.order import best_first
 
 __all__ = ["SHARDS", "Hit", "IndexInfo", "SearchIndex", "shard_table", "write_info"]
 
@@ -119,20 +120,9 @@ class SearchIndex:
         found: list[list[Hit]] = []
         for start in range(0, len(queries), step):
             scores = queries[start : start + step] @ self._vectors.T  # (queries, documents)
-            found.extend(self._hits(row, _best(row, top)) for row in scores)
+            found.extend(self._hits(row, best_first(row, top).tolist()) for row in scores)
         return found
 
     def _hits(self, scores: np.ndarray, rows: Sequence[int]) -> list[Hit]:
         texts = self._rows.take(pa.array(rows, type=pa.int64())).to_pylist()
         return [Hit(r["id"], float(scores[i]), r["title"] or "", r["text"]) for i, r in zip(rows, texts, strict=True)]
-
-
-def _best(scores: np.ndarray, top: int) -> list[int]:
-    """Indices of the `top` highest of (n,) scores, highest first, equal ones by index."""
-    if top < len(scores):
-        threshold = np.partition(scores, len(scores) - top)[len(scores) - top]
-        candidates = np.flatnonzero(scores >= threshold)
-    else:
-        candidates = np.arange(len(scores))
-    order = np.argsort(-scores[candidates], kind="stable")[:top]
-    return [int(i) for i in candidates[order]]

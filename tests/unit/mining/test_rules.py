@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import reduce
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3emb.config.data import MineConfig
-from qwen3emb.encoding.nearest import NONE, top_k
 from qwen3emb.mining.rules import MinePair, merged_hits, mining_plan, query_blocks, search_vectors, select_negatives
 
 # Multiples of 1/4 in few dimensions: products are exact in float32, and equal scores are common.
@@ -96,42 +94,6 @@ def reference(pairs, corpora, space, rules):
 def test_negatives_follow_the_rules(world, block, shard) -> None:
     got = mined(*world, block, shard)
     assert [n and [(normal(text), score) for text, score in n] for n in got] == reference(*world)
-
-
-@settings(deadline=None)
-@given(
-    st.lists(vectors, max_size=7),
-    st.lists(vectors, max_size=23),
-    st.integers(1, 30),
-    st.integers(1, 9),
-    st.data(),
-)
-def test_blocked_top_k_is_the_full_sort(queries, corpus, k, corpus_block, data) -> None:
-    rows = st.lists(st.integers(0, max(0, len(corpus) - 1)), max_size=4 if corpus else 0)
-    excluded = [data.draw(rows) for _ in queries]
-    q, c = (np.array(v, dtype=np.float32).reshape(-1, 3) for v in (queries, corpus))
-    found, scores = top_k(q, c, k, excluded, corpus_block=corpus_block)
-    assert found.shape == scores.shape == (len(queries), k) and scores.dtype == np.float32
-    for i, barred in enumerate(excluded):
-        full = {r: float(q[i] @ c[r]) for r in range(len(corpus)) if r not in barred}
-        want = sorted(full, key=lambda r: (-full[r], r))[:k]
-        missing = k - len(want)
-        assert found[i].tolist() == want + [NONE] * missing
-        assert scores[i].tolist() == [full[r] for r in want] + [-np.inf] * missing
-
-
-def test_top_k_of_real_numbers_is_that_of_the_matrix_product() -> None:
-    rng = np.random.default_rng(0)
-    q, c = (rng.standard_normal((n, 16)).astype(np.float32) for n in (99, 3000))
-    found, scores = top_k(q, c, 20, corpus_block=700)
-    product = q @ c.T
-    np.testing.assert_allclose(-np.sort(-product, axis=1)[:, :20], scores, atol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(product, found, axis=1), scores, atol=1e-5)
-
-
-def test_vectors_with_nan_are_no_neighbours() -> None:
-    with pytest.raises(AssertionError, match="NaN"):
-        top_k(np.full((1, 2), np.nan, dtype=np.float32), np.ones((3, 2), dtype=np.float32), 1)
 
 
 def test_each_text_is_embedded_once_and_code_queries_get_code() -> None:
