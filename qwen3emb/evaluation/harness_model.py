@@ -10,6 +10,7 @@ import numpy as np
 
 from qwen3emb.evaluation.vector_cache import VectorCache
 from qwen3emb.metrics.retrieval import own_documents
+from qwen3emb.text.documents import document_text
 from qwen3emb.text.retrieval_set import RetrievalSet
 
 __all__ = ["HarnessEncoder", "Instructions", "TwoStageSearch", "leave_out_own", "model_meta"]
@@ -131,7 +132,7 @@ class TwoStageSearch:
 
     def index(self, corpus: Any, *, task_metadata: Any, **more: Any) -> None:
         """Remember the documents."""
-        self._texts = {row["id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in corpus}
+        self._texts = {row["id"]: document_text(row.get("title") or "", row["text"]) for row in corpus}
         self._search.index(corpus, task_metadata=task_metadata, **more)
 
     def search(self, queries: Any, *, task_metadata: Any, top_k: int, **more: Any) -> dict[str, dict[str, float]]:
