@@ -32,7 +32,7 @@ from qwen3emb.model.packing import pooled
 from qwen3emb.objective.allocator import keep_freed
 from qwen3emb.objective.embedding_step import StepSettings, assign_texts, embedding_step, micro_batches
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.text.templates import EmbeddingTemplate, query_prompt
+from qwen3emb.text.templates import EmbeddingTemplate, TextLimits, query_prompt
 from qwen3emb.training.zero import ZeroEngine, build_engine, set_learning_rate
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -104,7 +104,9 @@ class Ours:
         # Neither q-q and d-d terms nor the mask: the peer has none, and the losses must agree.
         loss = LossConfig(temperature=TEMPERATURE, query_query=False, document_document=False, margin=10.0)
         loss = loss.model_copy(update={"mask_identical": False})
-        self.settings = StepSettings(INSTRUCTION, "retrieval", NEGATIVES, MAX_TOKENS, MAX_TOKENS, loss, token_budget)
+        self.settings = StepSettings(
+            INSTRUCTION, "retrieval", NEGATIVES, TextLimits(MAX_TOKENS, MAX_TOKENS), loss, token_budget
+        )
 
     def step(self, rows: Sequence[TrainingRow]) -> float:
         """One optimizer step; its loss."""

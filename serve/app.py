@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from qwen3emb.metrics.order import best_first
 from qwen3emb.search.index import Hit
 from qwen3emb.text.documents import document_text
+from qwen3emb.text.templates import TextLimits
 from serve.batching import Failure, split
 from serve.inputs import EmbeddingInputs, Prepared, RerankInputs
 from serve.schema import (
@@ -52,16 +53,14 @@ class Served:
         embedding: directory or URI of the embedding model.
         reranker: of the reranker, None without one.
         index: of the search index, None without one.
-        max_query_tokens: longest query.
-        max_document_tokens: longest document.
+        limits: of queries and documents.
     """
 
     name: str
     embedding: str
     reranker: str | None
     index: str | None
-    max_query_tokens: int
-    max_document_tokens: int
+    limits: TextLimits
 
     @property
     def embedding_name(self) -> str:
@@ -142,9 +141,8 @@ class Gateway:
         """Load the tokenizers; the handles of what `served` lacks are None."""
         self._served, self._embedder, self._reranker, self._searcher = served, embedder, reranker, searcher
         self._created = int(time.time())
-        limits = (served.max_query_tokens, served.max_document_tokens)
-        self._embedding_inputs = EmbeddingInputs.of_model(served.embedding, *limits)
-        self._rerank_inputs = RerankInputs.of_model(served.reranker, *limits) if served.reranker else None
+        self._embedding_inputs = EmbeddingInputs.of_model(served.embedding, served.limits)
+        self._rerank_inputs = RerankInputs.of_model(served.reranker, served.limits) if served.reranker else None
 
     @app.get("/health")
     async def health(self) -> JSONResponse:

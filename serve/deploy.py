@@ -18,6 +18,7 @@ from qwen3emb.core.artifact import finished, read_record
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.pipeline.stages import stage_folder
+from qwen3emb.text.templates import TextLimits
 from serve.app import RETRY_AFTER_S, Gateway, Served
 from serve.replica import EmbeddingHead, Replica, RerankingHead
 from serve.searcher import Searcher
@@ -44,12 +45,11 @@ def what_is_served(cfg: RunConfig) -> Served:
         (merge / "embedding").uri,
         (merge / "reranker").uri if merge.exists("reranker") else None,
     )
-    longest = max(cfg.serve.max_query_tokens, cfg.serve.max_document_tokens)
+    limits = TextLimits.of(cfg.serve)
     context = int(Storage(embedding).read_json("config.json")["max_position_embeddings"])
-    if longest > context:
+    if max(limits) > context:
         raise UserError(f"serve.max_query_tokens and max_document_tokens may be at most the model's {context}")
-    limits = (cfg.serve.max_query_tokens, cfg.serve.max_document_tokens)
-    return Served(cfg.name, embedding, reranker, index.uri, *limits)
+    return Served(cfg.name, embedding, reranker, index.uri, limits)
 
 
 def check_port(host: str, port: int) -> None:

@@ -14,7 +14,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.contract import read_contract
 from qwen3emb.model.loading import load_tokenizer
-from qwen3emb.text.templates import DEFAULT_RERANK_INSTRUCTION, EmbeddingTemplate, RerankTemplate
+from qwen3emb.text.templates import DEFAULT_RERANK_INSTRUCTION, EmbeddingTemplate, RerankTemplate, TextLimits
 from serve.schema import MAX_TOKENS, EmbeddingRequest, bad_request
 
 __all__ = ["EmbeddingInputs", "Prepared", "RerankInputs"]
@@ -50,19 +50,17 @@ class EmbeddingInputs:
     Attributes:
         template: the model's.
         instruction: for queries that bring none.
-        max_query_tokens: longest query, with instruction and end token.
-        max_document_tokens: longest document, with end token.
+        limits: of queries and documents.
         dimensions: length of the model's full vector.
     """
 
     template: EmbeddingTemplate
     instruction: str
-    max_query_tokens: int
-    max_document_tokens: int
+    limits: TextLimits
     dimensions: int
 
     @staticmethod
-    def of_model(model_dir: str, max_query_tokens: int, max_document_tokens: int) -> EmbeddingInputs:
+    def of_model(model_dir: str, limits: TextLimits) -> EmbeddingInputs:
         """For an embedding model of ours, in a directory or at a URI.
 
         Raises:
@@ -73,8 +71,7 @@ class EmbeddingInputs:
         if contract is None or contract.kind != "embedding":
             raise UserError(f"{model_dir}: not an embedding model of ours")
         template = EmbeddingTemplate(load_tokenizer(folder), contract.end_token)
-        limits = (max_query_tokens, max_document_tokens)
-        return EmbeddingInputs(template, contract.instruction, *limits, contract.dimensions)
+        return EmbeddingInputs(template, contract.instruction, limits, contract.dimensions)
 
     def prepare(self, request: EmbeddingRequest) -> Prepared:
         """Token ids of a request's inputs.
@@ -87,7 +84,7 @@ class EmbeddingInputs:
             message = f"dimensions {request.dimensions}: the model has 1 to {self.dimensions}"
             raise bad_request(message, "dimensions")
         instruction = (request.instruction or self.instruction) if request.is_query else None
-        limit = self.max_query_tokens if request.is_query else self.max_document_tokens
+        limit = self.limits.query if request.is_query else self.limits.document
         prompt = self.template.prompt(instruction)
         if limit - len(prompt) < 2:
             raise bad_request(f"instruction has {len(prompt)} tokens, at most {limit - 2} fit", "instruction")
@@ -127,27 +124,24 @@ class RerankInputs:
     Attributes:
         template: the reranker's.
         instruction: for requests that bring none.
-        max_query_tokens: longest query, without template.
-        max_document_tokens: longest document, without template.
+        limits: of queries and documents.
         context: the model's longest input, tokens.
     """
 
     template: RerankTemplate
     instruction: str | None
-    max_query_tokens: int
-    max_document_tokens: int
+    limits: TextLimits
     context: int
 
     @staticmethod
-    def of_model(model_dir: str, max_query_tokens: int, max_document_tokens: int) -> RerankInputs:
+    def of_model(model_dir: str, limits: TextLimits) -> RerankInputs:
         """For a reranker in a directory or at a URI."""
         folder = Storage(model_dir).local()
         contract = read_contract(folder)
         instruction = contract.instruction if contract else None
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         template = RerankTemplate(load_tokenizer(folder))
-        limits = (max_query_tokens, max_document_tokens)
-        return RerankInputs(template, instruction, *limits, int(config["max_position_embeddings"]))
+        return RerankInputs(template, instruction, limits, int(config["max_position_embeddings"]))
 
     def prepare(
         self,
@@ -166,16 +160,16 @@ class RerankInputs:
             ApiError: 400 for a query, a document or a request that is too long.
         """
         size = self._size(query)
-        if size > self.max_query_tokens and not truncate:
+        if size > self.limits.query and not truncate:
             raise bad_request(
-                f"query has {size} tokens, at most {self.max_query_tokens} fit; {_HINT}",
+                f"query has {size} tokens, at most {self.limits.query} fit; {_HINT}",
                 "query",
                 "context_length_exceeded",
             )
         chosen = instruction or self.instruction or DEFAULT_RERANK_INSTRUCTION
-        prefix = self.template.prefix(query, chosen, self.max_query_tokens)
+        prefix = self.template.prefix(query, chosen, self.limits.query)
         suffix = len(self.template.leaves([""], _UNLIMITED)[0]) - self._size(" ")
-        fits = min(self.max_document_tokens, self.context - len(prefix) - suffix)
+        fits = min(self.limits.document, self.context - len(prefix) - suffix)
         if fits < 1:
             raise bad_request(
                 f"query and instruction have {len(prefix)} tokens, which leaves no room for a document",

@@ -148,13 +148,14 @@ def _found(cfg: RunConfig, query: str, top: int, candidates: int | None) -> list
     from qwen3emb.pipeline.stages import stage_folder
     from qwen3emb.search.index import SearchIndex
     from qwen3emb.text.documents import document_text
+    from qwen3emb.text.templates import TextLimits
 
     folder = stage_folder(cfg, "index")
     read_record(folder)
     index = SearchIndex.open(folder)
     encoder = Encoder(merged_model(cfg, "embedding"))
-    limit = cfg.serve.max_query_tokens
-    vector = encoder.encode([query], max_tokens=limit, instruction=index.info.instruction)[0]
+    longest = TextLimits.of(cfg.serve).query
+    vector = encoder.encode([query], max_tokens=longest, instruction=index.info.instruction)[0]
     hits = index.search(vector, max(top, candidates or 0))
     if not candidates or not hits:
         return hits[:top]
@@ -165,7 +166,7 @@ def _found(cfg: RunConfig, query: str, top: int, candidates: int | None) -> list
         [document_text(hit.title, hit.text) for hit in hits],
         max_tokens=cfg.evaluate.rerank_max_tokens,
         instruction=index.info.instruction,
-        max_query_tokens=cfg.evaluate.max_query_tokens,
+        max_query_tokens=TextLimits.of(cfg.evaluate).query,
     )
     return [replace(hits[i], score=float(scores[i])) for i in best_first(scores, top)]
 

@@ -36,6 +36,7 @@ from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.text.instructions import instructions
 from qwen3emb.text.retrieval_set import RetrievalSet, evaluation_set, read_retrieval_set
+from qwen3emb.text.templates import TextLimits
 
 __all__ = ["PER_QUERY", "evaluate_models"]
 
@@ -198,16 +199,16 @@ def _asked(e: _Evaluation, data: RetrievalSet) -> str:
 
 def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_token: str | None) -> Ranking:
     cfg = e.ctx.cfg.evaluate
-    pool = e.pools.encoders(model, end_token)
+    pool, limits = e.pools.encoders(model, end_token), TextLimits.of(cfg)
     queries = pool.encode(
         list(data.queries.values()),
-        max_tokens=cfg.max_query_tokens,
+        max_tokens=limits.query,
         instruction=_asked(e, data),
         progress=paced(e.say, f"evaluate: {name}: queries embedded"),
     )
     documents = pool.encode(
         data.texts(),
-        max_tokens=cfg.max_document_tokens,
+        max_tokens=limits.document,
         progress=paced(e.say, f"evaluate: {name}: documents embedded"),
     )
     return nearest(queries, documents, max(_RUN_DEPTH, cfg.rerank_top, *cfg.recall_at), own_documents(data))
@@ -253,7 +254,7 @@ def _scores(e: _Evaluation, data: RetrievalSet, first: Ranking, top: int) -> lis
         list(data.queries.values()),
         tops,
         max_tokens=cfg.rerank_max_tokens,
-        max_query_tokens=cfg.max_query_tokens,
+        max_query_tokens=TextLimits.of(cfg).query,
         instruction=_asked(e, data),
         progress=paced(e.say, f"evaluate: {_RERANKED}: queries reranked"),
     )

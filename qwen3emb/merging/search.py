@@ -17,6 +17,7 @@ from qwen3emb.merging.checkpoint import merge_checkpoints
 from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.text.instructions import instructions
 from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
+from qwen3emb.text.templates import TextLimits
 
 __all__ = ["best_checkpoints"]
 
@@ -110,6 +111,7 @@ def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageCo
 
 def _score(pool: Encoders, data: RetrievalSet, ctx: StageContext[RunConfig]) -> float:
     cfg, ask = ctx.cfg.evaluate, instructions(ctx.cfg, [DOCSTRINGS])[DOCSTRINGS]
-    queries = pool.encode(list(data.queries.values()), max_tokens=cfg.max_query_tokens, instruction=ask)
-    documents = pool.encode(data.texts(), max_tokens=cfg.max_document_tokens)
+    limits = TextLimits.of(cfg)
+    queries = pool.encode(list(data.queries.values()), max_tokens=limits.query, instruction=ask)
+    documents = pool.encode(data.texts(), max_tokens=limits.document)
     return retrieval_metrics(data, queries @ documents.T, [10])[_METRIC]

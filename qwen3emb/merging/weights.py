@@ -24,7 +24,7 @@ from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.instructions import instructions
 from qwen3emb.text.retrieval_set import read_retrieval_set
-from qwen3emb.text.templates import EmbeddingTemplate
+from qwen3emb.text.templates import EmbeddingTemplate, TextLimits
 
 __all__ = ["Probe", "loss_probe", "probe_rows", "probed_weights"]
 
@@ -63,8 +63,7 @@ def loss_probe(ctx: StageContext[RunConfig], checkpoints: Sequence[str]) -> Prob
         instruction=instructions(cfg, [DOCSTRINGS])[DOCSTRINGS],
         task="retrieval",
         hard_negatives=0,
-        max_query_tokens=train.max_query_tokens,
-        max_document_tokens=train.max_document_tokens,
+        limits=TextLimits.of(train),
         loss=train.loss,
         token_budget=train.token_budget,
         tile=train.loss_tile,

@@ -20,7 +20,7 @@ from qwen3emb.objective.microbatch import StepEngine, cached_backward, wasted_sh
 from qwen3emb.objective.ranks import balance, gather_rows, rank_and_world
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.identity import content_id
-from qwen3emb.text.templates import EmbeddingTemplate
+from qwen3emb.text.templates import EmbeddingTemplate, TextLimits
 
 __all__ = ["StepSettings", "TextAssignment", "assign_texts", "embedding_step", "micro_batches"]
 
@@ -33,7 +33,7 @@ class StepSettings:
         instruction: of its queries.
         task: `retrieval` (and bitext), `classification` (only a row's own negatives count) or `sts` (graded pairs).
         hard_negatives: at most so many of each row.
-        max_query_tokens, max_document_tokens: lengths with instruction and end token.
+        limits: of queries and documents.
         loss: the loss.
         token_budget: tokens whose activations are kept; a rank with more uses the gradient cache.
         tile: rows of the score matrix at a time.
@@ -43,8 +43,7 @@ class StepSettings:
     instruction: str
     task: str
     hard_negatives: int
-    max_query_tokens: int
-    max_document_tokens: int
+    limits: TextLimits
     loss: LossConfig
     token_budget: int
     tile: int = 256
@@ -100,12 +99,10 @@ def micro_batches(
     query_texts = [t for t in texts if t < count]
     document_texts = [t for t in texts if t >= count]
     # Queries share the instruction as a prefix, documents have none, so a batch is one tree and plain sequences.
-    prefix, queries = template.encode(
-        [assignment.queries[t] for t in query_texts], settings.max_query_tokens, settings.instruction or None
+    prefix, queries = template.queries(
+        [assignment.queries[t] for t in query_texts], settings.limits, settings.instruction
     )
-    _, documents = template.encode(
-        [assignment.documents[t - count] for t in document_texts], settings.max_document_tokens
-    )
+    documents = template.documents([assignment.documents[t - count] for t in document_texts], settings.limits)
     leaves, numbers = [*queries, *documents], [*query_texts, *document_texts]
     batches: list[PackedBatch] = []
     order: list[int] = []

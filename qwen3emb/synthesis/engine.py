@@ -16,6 +16,7 @@ from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.synthesis.chat_form import ChatRefused, chat_form
 from qwen3emb.synthesis.prompts import Message, defused
+from qwen3emb.text.templates import beginning
 
 __all__ = ["Answer", "EngineLost", "Question", "VllmEngine", "engine_resources", "located"]
 
@@ -91,7 +92,7 @@ class VllmEngine:
         most = self._cfg.max_passage_tokens
         safe = defused(text[: most * _CHARACTERS_PER_TOKEN], self._form.control_tokens)
         ids = self._tokenizer.encode(safe, add_special_tokens=False)
-        return safe if len(ids) <= most else str(self._tokenizer.decode(ids[:most])).rstrip("\ufffd")
+        return safe if len(ids) <= most else beginning(self._tokenizer, ids, most)
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer per question, in order.

@@ -13,8 +13,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+from qwen3emb.config.serving import EvaluateConfig, ServeConfig
+from qwen3emb.config.training import TrainEmbeddingConfig
 from qwen3emb.core.errors import UserError
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     "DEFAULT_RERANK_INSTRUCTION",
     "EmbeddingTemplate",
     "RerankTemplate",
+    "TextLimits",
     "TextTokenizer",
+    "beginning",
     "control_ids",
     "query_prompt",
     "score_template",
@@ -42,9 +46,35 @@ _RERANK_HEAD = _RERANK_CONTROL + "user\n"
 _RERANK_TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
+class TextLimits(NamedTuple):
+    """How many tokens a text may have: the one rule, by what the text is.
+
+    - A query that is embedded: `query`, counted with the prompt that its instruction makes, and the end token.
+    - A document that is embedded, which has no instruction: `document`, counted with the end token.
+    - A query that is judged by a reranker: `query`, counted alone, without the template around it.
+    - A document that is judged: what the query and the template leave of the whole input's length, which is a limit
+      of its own (`max_tokens`); served ones have `document` at most, counted alone.
+
+    A longer text loses tokens from its end, nothing else is ever cut (`EmbeddingTemplate`, `RerankTemplate`).
+    """
+
+    query: int
+    document: int
+
+    @classmethod
+    def of(cls, cfg: EvaluateConfig | ServeConfig | TrainEmbeddingConfig) -> TextLimits:
+        """Those of a section of the configuration."""
+        return cls(cfg.max_query_tokens, cfg.max_document_tokens)
+
+
 def query_prompt(instruction: str) -> str:
     """What stands before a query: `Instruct: {instruction}\\nQuery:`, with no space after the colon."""
     return f"Instruct: {instruction}\nQuery:"
+
+
+def beginning(tokenizer: Any, ids: Sequence[int], most: int) -> str:
+    """The text of the first `most` tokens; a cut within a character leaves half of it, which is left out."""
+    return str(tokenizer.decode(ids[:most])).rstrip("\ufffd")
 
 
 def token_id(tokenizer: Any, token: str) -> int:
@@ -143,6 +173,16 @@ class EmbeddingTemplate:
         """Ids of the whole prompt of a task's queries, as it stands alone; empty without an instruction."""
         return self.text_tokenizer.ids([query_prompt(instruction)])[0] if instruction else []
 
+    def queries(
+        self, texts: Sequence[str], limits: TextLimits, instruction: str | None
+    ) -> tuple[list[int], list[list[int]]]:
+        """`encode` of what is asked."""
+        return self.encode(texts, limits.query, instruction or None)
+
+    def documents(self, texts: Sequence[str], limits: TextLimits) -> list[list[int]]:
+        """Leaves of `encode` of what may answer; there is no prefix."""
+        return self.encode(texts, limits.document)[1]
+
     def encode(
         self, texts: Sequence[str], max_tokens: int, instruction: str | None = None
     ) -> tuple[list[int], list[list[int]]]:
@@ -205,8 +245,8 @@ class RerankTemplate:
         """Ids of the shared part; a query longer than `max_query_tokens` loses its end."""
         if max_query_tokens is not None:
             ids = self.text_tokenizer.ids([query])[0]
-            if len(ids) > max_query_tokens:  # a cut within a character leaves half of it, which no query has
-                query = self.tokenizer.decode(ids[:max_query_tokens]).rstrip("\ufffd")
+            if len(ids) > max_query_tokens:
+                query = beginning(self.tokenizer, ids, max_query_tokens)
         text = self.shared_text(query, instruction)
         whole = _template_ids(self.tokenizer, text)
         if self._controls(whole) == self._controls(self._head):

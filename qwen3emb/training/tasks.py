@@ -27,7 +27,7 @@ from qwen3emb.objective.ranks import gather_rows, rank_and_world
 from qwen3emb.objective.reranker_step import reranker_step
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.retrieval_set import RetrievalSet
-from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate
+from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextLimits
 
 __all__ = ["EmbeddingTask", "RerankerTask"]
 
@@ -109,8 +109,7 @@ class EmbeddingTask:
             instruction=self.instruction if own.instruction is None else own.instruction,
             task=own.task,
             hard_negatives=chosen("hard_negatives"),
-            max_query_tokens=chosen("max_query_tokens"),
-            max_document_tokens=chosen("max_document_tokens"),
+            limits=TextLimits(chosen("max_query_tokens"), chosen("max_document_tokens")),
             loss=chosen("loss"),
             token_budget=cfg.token_budget,
             tile=cfg.loss_tile,
@@ -121,10 +120,9 @@ class EmbeddingTask:
         """nDCG@10 and MRR@10 on the dev set; empty without one."""
         if self.dev is None or not self.dev.queries:
             return {}
-        prefix, queries = self.template.encode(
-            list(self.dev.queries.values()), self.cfg.max_query_tokens, self.settings(DOCSTRINGS).instruction
-        )
-        _, documents = self.template.encode(self.dev.texts(), self.cfg.max_document_tokens)
+        limits, instruction = TextLimits.of(self.cfg), self.settings(DOCSTRINGS).instruction
+        prefix, queries = self.template.queries(list(self.dev.queries.values()), limits, instruction)
+        documents = self.template.documents(self.dev.texts(), limits)
         trees: list[Tree] = [*((prefix, [q]) for q in queries), *(([], [d]) for d in documents)]
         with torch.no_grad():
             vectors = _forward_all_ranks(

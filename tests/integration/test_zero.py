@@ -20,7 +20,7 @@ from qwen3emb.model.lora import add_adapters, merged_weights
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.text.templates import EmbeddingTemplate
+from qwen3emb.text.templates import EmbeddingTemplate, TextLimits
 from qwen3emb.training.tasks import EmbeddingTask
 
 pytestmark = pytest.mark.integration
@@ -30,7 +30,7 @@ ROWS = [
     TrainingRow("b", "comment ouvrir un fichier ?", "def ouvrir(): ...", ("no", "maybe not", "texts")),
     TrainingRow("c", "lines of the file", "The lines of the file as a list", ()),
 ]
-SETTINGS = StepSettings("find it", "retrieval", 3, 64, 96, LossConfig(), 60)
+SETTINGS = StepSettings("find it", "retrieval", 3, TextLimits(64, 96), LossConfig(), 60)
 LORA = LoraConfig(rank=4, alpha=8, modules=["q_proj", "down_proj"])
 
 

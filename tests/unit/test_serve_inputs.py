@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, query_prompt
+from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextLimits, query_prompt
 from serve.batching import Job, forward_passes, split
 from serve.inputs import EmbeddingInputs, Prepared, RerankInputs
 from serve.schema import ApiError, EmbeddingRequest
@@ -32,12 +32,12 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def inputs(tokenizer: Any) -> EmbeddingInputs:
-    return EmbeddingInputs(EmbeddingTemplate(tokenizer, END), "Find it", 60, 30, 8)
+    return EmbeddingInputs(EmbeddingTemplate(tokenizer, END), "Find it", TextLimits(60, 30), 8)
 
 
 @pytest.fixture(scope="module")
 def judging(tokenizer: Any) -> RerankInputs:
-    return RerankInputs(RerankTemplate(tokenizer), "Find it", 20, 30, 4096)
+    return RerankInputs(RerankTemplate(tokenizer), "Find it", TextLimits(20, 30), 4096)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -89,7 +89,7 @@ def test_truncation_cuts_the_text_and_says_so(tokenizer: Any, inputs: EmbeddingI
 
 def test_a_request_of_too_many_tokens_is_400(inputs: EmbeddingInputs) -> None:
     with pytest.raises(ApiError, match="at most 300000 fit"):
-        EmbeddingInputs(inputs.template, "Find it", 400_000, 400_000, 8).prepare(
+        EmbeddingInputs(inputs.template, "Find it", TextLimits(400_000, 400_000), 8).prepare(
             EmbeddingRequest(input=["a" * 200] * 1600)
         )
 

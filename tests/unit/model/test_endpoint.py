@@ -19,7 +19,7 @@ from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.model import endpoint
 from qwen3emb.model.endpoint import PLACEHOLDER, EndpointEncoder, notes_lines
 from qwen3emb.model.loading import load_tokenizer
-from qwen3emb.text.templates import EmbeddingTemplate
+from qwen3emb.text.templates import EmbeddingTemplate, TextLimits
 from serve.inputs import EmbeddingInputs, Prepared
 from serve.schema import ApiError, EmbeddingRequest, embedding_response, validation_error
 
@@ -179,7 +179,9 @@ def test_empty_and_long_texts_cost_only_themselves(served: Served, status: int, 
 
 
 def test_a_server_of_ours_cuts_to_its_limit_and_says_so(served: Served, tiny_qwen3: Path) -> None:
-    inputs = EmbeddingInputs(EmbeddingTemplate(load_tokenizer(tiny_qwen3), "<|endoftext|>"), "Find it", 40, 40, 3)
+    inputs = EmbeddingInputs(
+        EmbeddingTemplate(load_tokenizer(tiny_qwen3), "<|endoftext|>"), "Find it", TextLimits(40, 40), 3
+    )
 
     def numbers(prepared: Prepared) -> list[list[float]]:
         return [[1.0, float(len(leaf)), float(sum(leaf) % 97)] for leaf in prepared.leaves]

@@ -21,7 +21,7 @@ from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.reranker_step import reranker_step
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.identity import content_id
-from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, query_prompt
+from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextLimits, query_prompt
 from tests.unit.objective.whole_batch import matryoshka_loss
 
 ROWS = [
@@ -31,7 +31,7 @@ ROWS = [
     TrainingRow("d", "如何打开文件?", "def read(path): ...", ("line endings removed", "no"), grade=1),
     TrainingRow("e", "lines of the file", "The lines of the file as a list " * 9, ("no",), grade=3),
 ]
-SETTINGS = StepSettings("find it", "retrieval", 3, 64, 96, LossConfig(mrl_dims=[16]), 100_000, 2)
+SETTINGS = StepSettings("find it", "retrieval", 3, TextLimits(64, 96), LossConfig(mrl_dims=[16]), 100_000, 2)
 RERANKER = TrainRerankerConfig(
     steps=1, num_workers=1, queries_per_step=5, negatives=3, optimizer=OptimizerConfig(dtype="float32")
 )

@@ -9,7 +9,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from qwen3emb.core.errors import UserError
-from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, query_prompt, score_template, token_id
+from qwen3emb.text.templates import (
+    EmbeddingTemplate,
+    RerankTemplate,
+    TextLimits,
+    query_prompt,
+    score_template,
+    token_id,
+)
 
 EXPECTED_RERANK = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -33,6 +40,17 @@ def test_embedding_ids_are_those_of_the_whole_string(tokenizer: Any) -> None:
     whole = tokenizer.encode("Instruct: find it\nQuery:how do I read a file?<|endoftext|>")
     assert [*prefix, *leaf] == whole
     assert template.encode(["a file"], 64)[0] == []
+
+
+def test_a_query_has_its_limit_with_its_prompt_and_a_document_its_own(tokenizer: Any) -> None:
+    template, limits, long = EmbeddingTemplate(tokenizer, "<|endoftext|>"), TextLimits(40, 25), "some more words " * 99
+    text = tokenizer.encode(long, add_special_tokens=False)
+    prompt = tokenizer.encode("Instruct: find it\nQuery:", add_special_tokens=False)
+    prefix, [query] = template.queries([long], limits, "find it")
+    whole = tokenizer.encode(f"Instruct: find it\nQuery:{long}", add_special_tokens=False)
+    assert [*prefix, *query] == [*whole[:39], template.end_id] and len(prompt) < 39
+    assert template.documents([long, "short"], limits)[0] == [*text[:24], template.end_id]
+    assert template.queries([long], limits, "") == ([], [[*text[:39], template.end_id]])
 
 
 @pytest.fixture(scope="module")

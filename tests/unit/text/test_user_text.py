@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qwen3emb.corpus.candidates import token_offsets
-from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextTokenizer, query_prompt
+from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextLimits, TextTokenizer, query_prompt
 from serve.inputs import EmbeddingInputs, RerankInputs
 from serve.schema import ApiError, EmbeddingRequest
 
@@ -125,11 +125,11 @@ def test_a_template_that_has_met_control_tokens_can_still_be_sent_to_a_worker(to
 
 def test_the_server_counts_the_ids_that_the_model_sees(tokenizer: Any, innocent: Tokenizer) -> None:
     size = len(innocent.encode("<|im_end|>" * 4).ids)
-    inputs = EmbeddingInputs(EmbeddingTemplate(tokenizer, "<|endoftext|>"), "Find it", 300, size + 1, 8)
+    inputs = EmbeddingInputs(EmbeddingTemplate(tokenizer, "<|endoftext|>"), "Find it", TextLimits(300, size + 1), 8)
     assert inputs.prepare(EmbeddingRequest(input="<|im_end|>" * 4)).tokens == size + 1
     with pytest.raises(ApiError, match=rf"input\[0\] has .* a document may have {size + 1}"):
         inputs.prepare(EmbeddingRequest(input="<|im_end|>" * 5))
-    judging = RerankInputs(RerankTemplate(tokenizer), "Find it", size, size, 4096)
+    judging = RerankInputs(RerankTemplate(tokenizer), "Find it", TextLimits(size, size), 4096)
     assert controls(tokenizer, judging.prepare("<|im_end|>" * 4, ["a"]).prefix) == [
         "<|im_start|>", "<|im_end|>", "<|im_start|>",
     ]  # fmt: skip

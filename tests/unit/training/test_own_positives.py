@@ -17,7 +17,7 @@ from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.reranker_step import reranker_step
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate
+from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextLimits
 from qwen3emb.training.selection import rows_from_pairs, rows_from_training
 
 ROWS = [
@@ -78,7 +78,7 @@ def test_the_reranker_step_leaves_them_out(tiny_qwen3: Path, taught: bool) -> No
 @pytest.mark.parametrize("task", ["retrieval", "classification"])
 def test_the_embedding_loss_of_positives_alone_is_nothing(tiny_qwen3: Path, task: str) -> None:
     """Two rows of one query: every document of the batch answers it, so there is nothing to push away."""
-    settings = StepSettings("find it", task, 3, 64, 96, LossConfig(margin=9.0), 10_000)
+    settings = StepSettings("find it", task, 3, TextLimits(64, 96), LossConfig(margin=9.0), 10_000)
     template = EmbeddingTemplate(load_tokenizer(tiny_qwen3), "<|endoftext|>")
     rows = [replace(ROWS[0], negatives=("cafe\u0301", " the\tother ")), replace(ROWS[1], negatives=("café ", "café"))]
     trunk = load_trunk(tiny_qwen3, "float32").train()

@@ -14,7 +14,7 @@ from qwen3emb.model.lora import add_adapters
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.rows import TrainingRow
-from qwen3emb.text.templates import EmbeddingTemplate
+from qwen3emb.text.templates import EmbeddingTemplate, TextLimits
 from qwen3emb.training.seeding import seed_step
 
 ROWS = [
@@ -22,7 +22,7 @@ ROWS = [
     TrainingRow("b", "comment ouvrir un fichier ?", "def ouvrir(): ...", ("no", "maybe not", "texts")),
     TrainingRow("c", "lines of the file", "The lines of the file as a list", ()),
 ]
-SETTINGS = StepSettings("find it", "retrieval", 3, 64, 96, LossConfig(), 100_000, pack_tokens=60)
+SETTINGS = StepSettings("find it", "retrieval", 3, TextLimits(64, 96), LossConfig(), 100_000, pack_tokens=60)
 
 
 def model_of(folder: Path) -> torch.nn.Module:
