@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 
-__all__ = ["chosen_by_hash", "unit_draw"]
+__all__ = ["chosen_by_hash", "hash_place", "unit_draw"]
 
 
 def unit_draw(*what: object) -> float:
@@ -22,8 +22,9 @@ def chosen_by_hash(names: Iterable[str], count: int | None, seed: int) -> set[st
     distinct = set(names)
     if count is None or count >= len(distinct):
         return distinct
-    return set(sorted(distinct, key=lambda name: (_place(name, seed), name))[:count])
+    return set(sorted(distinct, key=lambda name: (hash_place(name, seed), name))[:count])
 
 
-def _place(name: str, seed: int) -> bytes:
+def hash_place(name: str, seed: int) -> bytes:
+    """Where a name stands in a draw by `seed`."""
     return blake2b(f"{seed}:{name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -1,1 +1,1 @@
-"""Embedding on many Ray workers: the pool, vectors on storage, nearest neighbours."""
+"""Work on many Ray workers: its dispatch, pools that embed and rerank, vectors on storage, nearest neighbours."""

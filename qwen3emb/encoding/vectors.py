@@ -16,6 +16,7 @@ import numpy as np
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import Progress
 from qwen3emb.encoding.pool import Encoders, asked_of
+from qwen3emb.text.identity import exact_hash
 
 __all__ = ["Vectors", "write_vectors"]
 
@@ -63,7 +64,7 @@ def write_vectors(
     instruction = asked_of(instruction, range(len(texts)))
     digest = hashlib.sha256(repr((instruction, max_tokens)).encode())
     for text in texts:
-        digest.update(hashlib.sha256(text.encode(errors="surrogatepass")).digest())
+        digest.update(exact_hash(text))
     piece = max(_LEAST, min(_ROWS, -(-len(texts) // _SHARES)))
     written = Vectors(folder.uri, len(texts), piece, digest.hexdigest())
     if not (folder.exists(_LAYOUT) and folder.read_json(_LAYOUT) == asdict(written)):

@@ -18,6 +18,7 @@ from qwen3emb.evaluation.harness_model import HarnessEncoder, Instructions, TwoS
 from qwen3emb.evaluation.harness_scores import Scored, reached_tasks, score_tasks
 from qwen3emb.evaluation.vector_cache import VectorCache
 from qwen3emb.model.fetch import is_endpoint
+from qwen3emb.model.identity import streamed_digest
 
 __all__ = ["HarnessSettings", "evaluate_tasks"]
 
@@ -139,14 +140,9 @@ def _revision(model: str) -> str | None:
     """A hash of the weights and what decides how they are read; None of an endpoint, which can change unseen."""
     if is_endpoint(model):
         return None
-    folder, digest = Storage(model), hashlib.sha256()
-    for name in folder.names():
-        if name.endswith((".safetensors", ".json", ".txt")):
-            digest.update(name.encode())
-            with folder.filesystem.open_input_stream(folder.path(name)) as stream:
-                while block := stream.read(1 << 24):
-                    digest.update(block)
-    return digest.hexdigest()[:16]
+    folder = Storage(model)
+    names = [name for name in folder.names() if name.endswith((".safetensors", ".json", ".txt"))]
+    return streamed_digest((name, folder.filesystem.open_input_stream(folder.path(name))) for name in names)
 
 
 def _two_stages(

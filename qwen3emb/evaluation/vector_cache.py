@@ -9,6 +9,7 @@ from hashlib import blake2b
 import numpy as np
 
 from qwen3emb.core.storage import Storage
+from qwen3emb.text.identity import exact_hash
 
 __all__ = ["VectorCache"]
 
@@ -37,11 +38,11 @@ class VectorCache:
             prompt: whatever besides the text decides the vector.
             embed: gives (n, dimensions) float32 for n texts.
         """
-        name = blake2b(prompt.encode(), digest_size=_BYTES).hexdigest()
+        name = exact_hash(prompt).hex()
         if name not in self._places:
             self._read(name)
         places, pieces = self._places[name], self._pieces[name]
-        keys = [blake2b(text.encode(errors="surrogatepass"), digest_size=_BYTES).digest() for text in texts]
+        keys = [exact_hash(text) for text in texts]
         new = list({key: text for key, text in zip(keys, texts, strict=True) if key not in places}.items())
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted
 from qwen3emb.model.fetch import cache_dir, is_endpoint, resolve_model
 
-__all__ = ["content_digest", "model_identity", "tokenizer_identity"]
+__all__ = ["content_digest", "model_identity", "streamed_digest", "tokenizer_identity"]
 
 _READ = (".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt")  # what loading a model may look at
 _OF_THE_WEIGHTS = {"config.json", "generation_config.json", "model.safetensors.index.json"}
@@ -76,6 +76,21 @@ def content_digest(directory: Path, files: Sequence[Path]) -> str:
         f"{file.relative_to(directory).as_posix()} {digest}\n" for file, digest in zip(files, digests, strict=True)
     )
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def streamed_digest(files: Iterable[tuple[str, Any]]) -> str:
+    """16 hexadecimal digits over names and contents of (name, open binary stream), in their order, wherever they lie.
+
+    Other digits than those of `content_digest`, which remembers files of this machine: registries and kept scores
+    have these.
+    """
+    digest = hashlib.sha256()
+    for name, stream in files:
+        digest.update(name.encode())
+        with stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 class _Known:

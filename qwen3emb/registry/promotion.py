@@ -15,7 +15,6 @@ A registry is a folder:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from typing import Any, Literal
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.evaluation.kept_scores import figures_by_query, json_mapping, main_scores
+from qwen3emb.model.identity import streamed_digest
 
 __all__ = ["TOLERANCE", "Verdict", "judged", "promote", "roll_back"]
 
@@ -269,13 +269,8 @@ def _check_model(model: Path) -> None:
 
 def _id(model: Path) -> str:
     """A hash of everything in the directory."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in model.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(model).as_posix().encode())
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()[:16]
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    return streamed_digest((path.relative_to(model).as_posix(), path.open("rb")) for path in files)
 
 
 def _current(registry: Path) -> dict[str, Any] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from hashlib import blake2b
 
+from qwen3emb.core.draws import hash_place
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.identity import content_hash
 
@@ -36,13 +36,13 @@ def held_out(
         One validation row for each drawn query, and the training rows in their order.
     """
     hashes = query_hashes(rows)
-    places = [_place(f"{row.dataset}:{content_hash(row.positive)}", seed) for row in rows]
+    places = [hash_place(f"{row.dataset}:{content_hash(row.positive)}", seed) for row in rows]
     of_query: dict[str, list[int]] = {}
     for number, name in enumerate(hashes):
         of_query.setdefault(name, []).append(number)
     one = {name: min(found, key=lambda i: (places[i], rows[i].negatives)) for name, found in of_query.items()}
     waiting: dict[str, list[str]] = {}
-    for name in sorted(one, key=lambda name: _place(name, seed), reverse=True):
+    for name in sorted(one, key=lambda name: hash_place(name, seed), reverse=True):
         waiting.setdefault(rows[one[name]].dataset, []).append(name)
     sizes = {dataset: len(names) for dataset, names in waiting.items()}
     left = {dataset: [n for n in names[1:] if n not in trained] for dataset, names in waiting.items()}
@@ -83,8 +83,3 @@ def _drawn(
 def query_hashes(rows: Sequence[TrainingRow]) -> list[str]:
     """The identity of each row's query."""
     return [content_hash(row.query) for row in rows]
-
-
-def _place(name: str, seed: int) -> bytes:
-    """Where a name stands in a draw by `seed`."""
-    return blake2b(f"{seed}:{name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()

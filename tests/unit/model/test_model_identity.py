@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ import pytest
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.model import identity as identity_module
-from qwen3emb.model.identity import model_identity, tokenizer_identity
+from qwen3emb.model.identity import model_identity, streamed_digest, tokenizer_identity
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +172,11 @@ def test_a_cache_in_the_place_of_a_file_costs_only_time(
     monkeypatch.setattr(identity_module, "_SETTLED", -1.0)
     cache.write_text("a file")
     assert model_identity(str(large(tmp_path / "m").parent))
+
+
+def test_a_digest_of_streams_is_that_of_names_and_contents() -> None:
+    large = bytes(range(256)) * (70_000)  # more than is read at once
+    wanted = hashlib.sha256(b"a.json" + b"{}" + b"model.safetensors" + large).hexdigest()[:16]
+    streams = [io.BytesIO(b"{}"), io.BytesIO(large)]
+    assert streamed_digest(zip(["a.json", "model.safetensors"], streams, strict=True)) == wanted
+    assert all(stream.closed for stream in streams)

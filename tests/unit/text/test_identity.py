@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3emb.text.identity import content_hash, content_id
+from qwen3emb.text.identity import content_hash, content_id, exact_hash
 
 
 def test_content_hash_ignores_spacing_and_composition_only() -> None:
@@ -28,3 +28,10 @@ def test_both_forms_agree_on_which_texts_are_the_same(first: str, second: str) -
 @given(st.text())
 def test_an_identity_fits_an_int64_tensor(text: str) -> None:
     assert 0 <= content_id(text) < 2**62
+
+
+def test_what_is_kept_of_a_text_is_of_that_spelling_alone() -> None:
+    assert exact_hash("a b") != exact_hash("a  b")
+    assert exact_hash("caf\u00e9") != exact_hash("cafe\u0301")
+    assert exact_hash("\ud800") != exact_hash("\ud801")
+    assert exact_hash("").hex() == "cae66941d9efbd404e4d88758ea67670"  # vectors on storage are found by it
