@@ -174,7 +174,7 @@ def test_languages_are_counted_as_the_data_says_them(upstream: Any, logs: dict[s
         for metric, mean in means.items():
             both = 5 * languages["en"][metric][model] + languages["sw"][metric][model]
             assert both / 6 == pytest.approx(mean, abs=1.1e-4)
-    few = f"fewer than 1000 training rows (evaluate.few_rows): en ({rows['labelled']}), sw ({rows['synthetic']})"
+    few = f"fewer than 1000 training rows (evaluate.few_rows): en ({rows['docstrings']}), sw ({rows['synthetic']})"
     assert few in logs["evaluate"]
 
 
