@@ -9,6 +9,7 @@ was learned says only where to begin, so that a limit costs a few requests.
 from __future__ import annotations
 
 import bisect
+import ipaddress
 import os
 import time
 import urllib.parse
@@ -65,7 +66,9 @@ class EndpointEncoder:
             (parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/embeddings", "", "")
         )
         try:
-            self._client = httpx.Client(auth=_with_key, timeout=_TIMEOUT, follow_redirects=True)
+            self._client = httpx.Client(
+                auth=_with_key, timeout=_TIMEOUT, follow_redirects=True, mounts=_without_proxy(parts.hostname or "")
+            )
         except (ImportError, ValueError, httpx.InvalidURL) as error:  # of a proxy that it has no package for
             raise UserError(f"{self._url}: the environment's proxy cannot be used: {error}") from error
         weakref.finalize(self, self._client.close)
@@ -298,6 +301,17 @@ def _with_key(request: httpx.Request) -> httpx.Request:
     if key:
         request.headers["Authorization"] = f"Bearer {key}"
     return request
+
+
+def _without_proxy(host: str) -> dict[str, None]:
+    """httpx' rule for a host within a range of addresses in NO_PROXY (10.0.0.0/8), which it does not read itself."""
+    for entry in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(","):
+        try:
+            if ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip(), strict=False):
+                return {f"all://[{host}]" if ":" in host else f"all://{host}": None}
+        except ValueError:  # the host or the entry is a name
+            continue
+    return {}
 
 
 def _parsed(answer: httpx.Response, url: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -111,6 +112,19 @@ def test_no_netrc_stands_in_for_the_key(served: Served, monkeypatch: pytest.Monk
     monkeypatch.delenv("OPENAI_API_KEY")
     encoder.encode(["a"], max_tokens=64)
     assert served.keys == ["Bearer secret", None]
+
+
+@pytest.mark.parametrize(("ranges", "direct"), [("example.org, 127.0.0.0/8", True), ("10.0.0.0/8", False)])
+def test_a_server_within_a_range_of_no_proxy_is_asked_directly(
+    served: Served, monkeypatch: pytest.MonkeyPatch, ranges: str, direct: bool
+) -> None:
+    monkeypatch.setattr(endpoint, "_BACK_OFF", wait_none())
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", ranges)
+    with contextlib.nullcontext() if direct else pytest.raises(StageFailure, match="does not answer"):
+        assert EndpointEncoder(served.address).dimensions == 3
 
 
 def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
