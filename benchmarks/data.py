@@ -24,7 +24,7 @@ from benchmarks.encode import docstrings
 from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.model.fetch import fetch_model
 from qwen3emb.synthesis.engine import Answer, Question, VllmEngine
-from qwen3emb.synthesis.task_rows import SynthesisItem
+from qwen3emb.synthesis.tasks.item import SynthesisItem
 from qwen3emb.synthesis.writer import QueryWriter
 
 MODEL = "smollm2-135m-instruct"

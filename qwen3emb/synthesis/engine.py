@@ -14,8 +14,7 @@ from typing import Any
 from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.model.fetch import resolve_model
-from qwen3emb.synthesis.chat_form import ChatRefused, chat_form
-from qwen3emb.synthesis.prompts import Message, defused
+from qwen3emb.synthesis.chat import ChatRefused, Message, chat_form, defused
 from qwen3emb.text.templates import beginning
 
 __all__ = ["Answer", "EngineLost", "Question", "VllmEngine", "engine_resources", "located"]

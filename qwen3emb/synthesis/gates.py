@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qwen3emb.config.data import GatesConfig
-from qwen3emb.synthesis.requirements import Requirement
+from qwen3emb.synthesis.tasks.item import Requirement
 from qwen3emb.text.identity import content_hash
 from qwen3emb.text.languages import language_identifier
 from qwen3emb.text.near_duplicates import is_unspaced, minhash, near_duplicates

@@ -12,11 +12,33 @@ from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.core.draws import unit_draw
 from qwen3emb.core.records import PAIR, REJECT
 from qwen3emb.synthesis.engine import Answer, Question, VllmEngine
-from qwen3emb.synthesis.requirements import choose, draw_requirement, weighted_languages, weighted_words
-from qwen3emb.synthesis.task_rows import Call, SynthesisItem
-from qwen3emb.synthesis.tasks import Writer, writers
+from qwen3emb.synthesis.gates import Gates
+from qwen3emb.synthesis.tasks.bitext import Bitext
+from qwen3emb.synthesis.tasks.classification import Classification
+from qwen3emb.synthesis.tasks.item import (
+    Call,
+    SynthesisItem,
+    Writer,
+    choose,
+    draw_requirement,
+    weighted_languages,
+    weighted_words,
+)
+from qwen3emb.synthesis.tasks.retrieval import Retrieval
+from qwen3emb.synthesis.tasks.sts import Sts
 
-__all__ = ["QueryWriter"]
+__all__ = ["QueryWriter", "writers"]
+
+
+def writers(cfg: SynthesizeConfig, seed: int) -> dict[str, Writer]:
+    """The writer of each task."""
+    gates = Gates(cfg.gates)
+    return {
+        "retrieval": Retrieval(cfg, seed, gates),
+        "bitext": Bitext(cfg, seed, gates),
+        "sts": Sts(cfg, seed, gates),
+        "classification": Classification(cfg, seed, gates),
+    }
 
 
 class QueryWriter:

@@ -28,4 +28,4 @@ def test_the_schema_of_the_server_imports_no_ray() -> None:
 
 
 def test_the_prompt_module_needs_no_heavy_library() -> None:
-    assert loaded("import qwen3emb.synthesis.prompts", "torch", "ray", "vllm") == []
+    assert loaded("import qwen3emb.synthesis.tasks.retrieval", "torch", "ray", "vllm") == []

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.labelled.labelled_datasets import read, written
 from typer.testing import CliRunner
 
 from qwen3emb.cli.main import app
 from qwen3emb.core.errors import UserError
+from tests.unit.labelled.labelled_datasets import read, written
 
 
 def nli(label: object, field: str = "label") -> dict[str, Any]:

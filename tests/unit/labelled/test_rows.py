@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.unit.labelled.labelled_datasets import read, written
 
 from qwen3emb.config.catalogue import chosen_datasets, read_catalogue
 from qwen3emb.config.labelled import LabelledConfig, LabelledDatasetConfig
@@ -19,6 +18,7 @@ from qwen3emb.core.errors import NotThere, UserError
 from qwen3emb.labelled.formats import detect
 from qwen3emb.labelled.rows import LabelledRow, read_labelled
 from qwen3emb.text.files import reached
+from tests.unit.labelled.labelled_datasets import read, written
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 

@@ -8,7 +8,7 @@ import pytest
 
 from qwen3emb.config.data import GatesConfig
 from qwen3emb.synthesis.gates import Gates, duplicate_queries, word_count
-from qwen3emb.synthesis.requirements import Requirement
+from qwen3emb.synthesis.tasks.item import Requirement
 
 PASSAGE = "The level of the river rose to nine metres in August and the old town was flooded for two days."
 ENGLISH = Requirement("5-10", "en", "English")

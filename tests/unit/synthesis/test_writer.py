@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwen3emb.config.data import SynthesizeConfig
-from qwen3emb.synthesis.task_rows import SynthesisItem
+from qwen3emb.synthesis.tasks.item import SynthesisItem
 from qwen3emb.synthesis.writer import QueryWriter
 
 PASSAGE: dict[str, Any] = {"id": "p", "text": "text", "title": "", "language": "en", "source": "s"}

@@ -1,23 +1,94 @@
-"""How a generator takes a chat: its template is tried with the tokenizer alone, before an engine is loaded.
+"""Chats with a generator: what the prompts, schemas and answers of all tasks are made of, and the chat template.
 
 Our prompts are a system turn, examples as user and assistant turns, and a request. Many templates refuse the system
-role or leave it out without a word; its text then stands at the head of the first user turn instead.
+role or leave it out without a word; its text then stands at the head of the first user turn instead. The template is
+tried with the tokenizer alone, before an engine is loaded.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from qwen3emb.core.errors import UserError
-from qwen3emb.synthesis.prompts import Message, defused
 from qwen3emb.text.templates import control_ids
 
-__all__ = ["ChatForm", "ChatRefused", "chat_form"]
+__all__ = [
+    "ChatForm",
+    "ChatRefused",
+    "Message",
+    "chat_form",
+    "compact_json",
+    "defused",
+    "example_chat",
+    "json_object",
+    "object_schema",
+    "one_line",
+    "plain",
+    "text_schema",
+]
+
+Message = dict[str, str]
+"""One turn of a chat: `role` and `content`."""
 
 _ROLES = ("system", "user", "assistant", "user")
 _PROBE = [{"role": role, "content": f"marker{number}"} for number, role in enumerate(_ROLES)]
+
+
+def defused(text: str, special_tokens: Iterable[str]) -> str:
+    """`text` in which no special token of the chat format is left: a passage cannot end its own turn."""
+    for token in special_tokens:
+        if len(token) > 1 and token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object that has exactly these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def text_schema(most: int) -> dict[str, Any]:
+    """JSON schema of a text of 1 to `most` characters."""
+    return {"type": "string", "minLength": 1, "maxLength": most}
+
+
+def compact_json(content: dict[str, Any]) -> str:
+    """An answer as the prompts show it: JSON without spaces."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def example_chat(task: str, example: str, answer: dict[str, Any], request: str) -> list[Message]:
+    """Instructions, one example with its answer, and the request."""
+    return [
+        {"role": "system", "content": task},
+        {"role": "user", "content": example},
+        {"role": "assistant", "content": compact_json(answer)},
+        {"role": "user", "content": request},
+    ]
+
+
+def json_object(answer: str) -> dict[str, Any] | str:
+    """The JSON object that an answer is, or `invalid_json: <detail>`."""
+    try:
+        content = json.loads(answer)
+    except ValueError:
+        return f"invalid_json: {answer[:200]!r}"
+    return content if isinstance(content, dict) else f"invalid_json: {answer[:200]!r}"
+
+
+def plain(text: str) -> str:
+    """Words only, in lower case, one space apart."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def one_line(value: Any) -> str:
+    """A text in one line; empty where there is none with a letter or digit."""
+    return " ".join(value.split()) if isinstance(value, str) and any(c.isalnum() for c in value) else ""
 
 
 class ChatRefused(ValueError):
@@ -48,7 +119,7 @@ class ChatForm:
         try:
             return str(self.tokenizer.apply_chat_template(turns, **form))
         except Exception as error:  # a template is a program of its own: it may raise anything
-            raise ChatRefused(_one_line(error)) from error
+            raise ChatRefused(_reason(error)) from error
 
     @cached_property
     def control_tokens(self) -> list[str]:
@@ -101,5 +172,5 @@ def _folded(messages: list[Message]) -> list[Message]:
     return [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
 
 
-def _one_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__

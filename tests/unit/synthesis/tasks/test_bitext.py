@@ -1,0 +1,44 @@
+"""Bitext: what is asked, what comes back, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from qwen3emb.synthesis.tasks.bitext import parse_translation
+from qwen3emb.synthesis.tasks.item import SynthesisItem
+from qwen3emb.synthesis.tasks.sentence import drawn_sentence
+
+ItemOf = Callable[..., tuple[SynthesisItem, Any]]
+TEXT = "The ferry does not run on Sundays. Dogs travel free of charge on all boats."
+
+
+def test_bitext_translates_a_sentence_into_another_language(item_of: ItemOf) -> None:
+    item, writer = item_of("bitext")
+    call = writer.call(item)
+    assert "German" in call.messages[-1]["content"]
+    assert (
+        writer.read(item, call.name, json.dumps({"translation": "Sonntags fährt die Fähre leider überhaupt nicht."}))
+        is None
+    )
+    assert writer.call(item) is None
+    [pair] = writer.pairs(item)
+    assert pair["query"] in TEXT and pair["document"].startswith("Sonntags")
+    assert (pair["language"], pair["dataset"]) == ("de", "synthetic_bitext")
+
+
+def test_bitext_refuses_the_sentence_itself_and_other_languages(item_of: ItemOf) -> None:
+    item, writer = item_of("bitext")
+    writer.call(item)
+    sentence = drawn_sentence(TEXT, 0.0)
+    assert parse_translation(json.dumps({"translation": sentence.upper()}), sentence).startswith("copied_source")
+    english = json.dumps({"translation": "The boats which carry people and cars do not go there at weekends."})
+    assert str(writer.read(item, "translation", english)).startswith("wrong_language")
+
+
+def test_bitext_without_another_language_is_a_reject_that_is_not_asked_again(item_of: ItemOf) -> None:
+    item, writer = item_of("bitext", languages={"en-GB": 1.0, "en-US": 1.0})
+    problem = writer.call(item)
+    item.fail(problem)
+    assert problem.startswith("no_other_language") and item.settled
