@@ -1,23 +1,30 @@
 """Quality gates: which written queries are not worth training on, each gate switchable and counted by its code.
 
-They see one query at a time, so a row that fails is asked again with another seed; `duplicate_queries` sees all.
+`Gates` see one query at a time, so an item that fails is asked again with another seed. What can only be seen over the
+whole stage is dropped at its end: queries that repeat others, and texts that overlap with what is evaluated on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from qwen3emb.config.data import GatesConfig
-from qwen3emb.synthesis.tasks.item import Requirement
+from qwen3emb.config.datasets import dataset_of
+from qwen3emb.core.records import PAIR, REJECT
+from qwen3emb.core.rejects import escaped
+from qwen3emb.core.storage import Storage
+from qwen3emb.synthesis.tasks.item import Requirement, item_key, reject_id
+from qwen3emb.text.decontamination import EvaluationNgrams
 from qwen3emb.text.identity import content_hash
 from qwen3emb.text.languages import language_identifier
 from qwen3emb.text.near_duplicates import is_unspaced, minhash, near_duplicates
 
-__all__ = ["Gates", "duplicate_queries", "word_count"]
+__all__ = ["Gates", "drop_overlapping", "drop_repeated", "duplicate_queries", "word_count"]
 
 _REFUSAL = re.compile(
     r"\b(i am|i'm|i’m|as) (sorry|unable|not able|an? (ai|language model|assistant))\b"
@@ -29,6 +36,7 @@ _PLACEHOLDER = re.compile(
     r"|\{\w*\}|\blorem ipsum\b|\byour (query|question|text) here\b|\bxxx+\b|_{3,}|\.\.\.\.+",
     re.IGNORECASE,
 )
+_SENTENCES = {dataset_of("bitext"), dataset_of("sts")}  # their queries are the corpus's sentences, nobody wrote them
 _CHARACTERS_PER_WORD = 1.7  # of scripts written without spaces, roughly what word segmenters give for Chinese
 
 
@@ -124,3 +132,65 @@ def duplicate_queries(ids: Sequence[str], queries: Sequence[str], threshold: flo
         for name, original in near_duplicates([name for name, _ in rest], signatures, threshold).items():
             found[name] = f"near_duplicate_query: of {original}"
     return found
+
+
+def drop_repeated(out: Storage, threshold: float) -> int:
+    """Move pairs whose query repeats an earlier one, in the order of the files, to the rejects; how many.
+
+    The driver holds all queries.
+
+    Args:
+        out: folder of the stage.
+        threshold: of `gates.duplicate_queries`.
+    """
+    written = [row for name in out.names("pairs", ".parquet") for row in _pairs(out, name, ["id", "query", "dataset"])]
+    generated = [row for row in written if row["dataset"] not in _SENTENCES]
+    repeated = duplicate_queries([row["id"] for row in generated], [row["query"] for row in generated], threshold)
+    _reject_rows(out, repeated)
+    return len(repeated)
+
+
+def drop_overlapping(out: Storage, evaluation: EvaluationNgrams) -> int:
+    """Move rows with a text that holds a query or document of the evaluation sets to the rejects; how many.
+
+    Args:
+        out: folder of the stage.
+        evaluation: what no training text may hold.
+    """
+    held: dict[str, str] = {}
+    for name in out.names("pairs", ".parquet"):
+        for row in _pairs(out, name, ["id", "query", "document", "dataset"]):
+            overlap = evaluation.held(row["query"]) or evaluation.held(row["document"])
+            if overlap:
+                held[item_key(row)] = f"heldout_overlap: {overlap}"
+    _reject_rows(out, held)
+    return len(held)
+
+
+def _pairs(out: Storage, name: str, columns: list[str]) -> list[dict[str, Any]]:
+    pairs: list[dict[str, Any]] = out.read_table(name, PAIR).select(columns).to_pylist()
+    return pairs
+
+
+def _reject_rows(out: Storage, reasons: Mapping[str, str]) -> None:
+    """Move rows, by `item_key` of their pairs, to the rejects, each once.
+
+    A run that is killed in between leaves a pair in both; the next call mends that.
+    """
+    for name in out.names("pairs", ".parquet") if reasons else []:
+        table = out.read_table(name)
+        rows = [item_key(row) for row in table.select(["id", "dataset"]).to_pylist()]
+        bad = {row: pair for row, pair in zip(rows, table.to_pylist(), strict=True) if row in reasons}
+        if not bad:
+            continue
+        place = name.replace("pairs/", "rejects/", 1)
+        before = out.read_table(place, REJECT).to_pylist()
+        rejected = {row["id"] for row in before}
+        added = [_reject(row, pair, reasons[row]) for row, pair in bad.items() if reject_id(row) not in rejected]
+        out.write_table(place, pa.Table.from_pylist([*before, *added], schema=REJECT))
+        out.write_table(name, table.filter(pa.array([row not in bad for row in rows])))
+
+
+def _reject(row: str, pair: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    where = {"id": reject_id(row), "stage": "synthesize", "source": "", "row": -1}
+    return where | {"reason": f"{reason}: {pair['query']}", "payload": escaped(str(pair["document"]))}

@@ -30,10 +30,10 @@ from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
 from qwen3emb.synthesis.blocks import Block, BlockPlan, Segment, plan_blocks, read_block
 from qwen3emb.synthesis.engine import EngineLost, VllmEngine, engine_resources
-from qwen3emb.synthesis.finish import drop_overlapping, drop_repeated, result
+from qwen3emb.synthesis.gates import drop_overlapping, drop_repeated
 from qwen3emb.synthesis.personas import index_name, nearest_personas, persona_vectors, read_personas
 from qwen3emb.synthesis.retrieval_model import embedded, retrieval_model
-from qwen3emb.synthesis.tally import counting, figures
+from qwen3emb.synthesis.tally import counting, figures, result
 from qwen3emb.synthesis.tasks.item import SynthesisItem, weighted_languages, weighted_words
 from qwen3emb.synthesis.writer import QueryWriter
 from qwen3emb.text.decontamination import EvaluationNgrams, evaluation_texts

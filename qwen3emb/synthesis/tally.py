@@ -1,19 +1,33 @@
-"""What the actors of a synthesis run have done so far, counted in one place and told every few seconds."""
+"""Counts of a synthesis: what its actors have done so far, told every few seconds, and what there is at its end."""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import ray
 
-__all__ = ["Tally", "counting", "figures"]
+from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.card import write_card
+from qwen3emb.core.records import PAIR, REJECT
+from qwen3emb.core.storage import Storage
+from qwen3emb.synthesis.gates import word_count
+from qwen3emb.synthesis.tasks.item import item_key
+
+__all__ = ["Tally", "counting", "figures", "result"]
 
 _SECONDS_PER_LINE = 5.0
 _QUIET_LINES = 6  # a line that says nothing new comes every sixth time
+_ASKED_FOR = re.compile(r"wrong_language: .*?, asked for ([\w-]+)")
+_KINDS = ("dataset", "question_type", "difficulty", "language", "words")
+_LENGTHS = (0, 5, 10, 15, 20, 30, 50, 100)
+_PROJECTED = 1_000_000
 
 
 class Tally:
@@ -107,3 +121,50 @@ def figures(tally: Any, seconds: float) -> dict[str, Any]:
         "engine_load_seconds": round(counts.get("load_seconds", 0) / max(1, counts.get("engines", 1)), 1),
         "seconds": round(seconds, 1),
     }
+
+
+def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
+    """Count what lies on storage, whatever run wrote it, and write the card.
+
+    Args:
+        rows: rows that were to be written.
+        out: folder of the stage.
+        metrics: figures of this run.
+    """
+    kinds: dict[str, Counter[str]] = {kind: Counter() for kind in _KINDS}
+    lengths: list[float] = []
+    pairs, done, rejected, foreign = 0, 0, Counter[str](), Counter[str]()
+    for name in out.names("pairs", ".parquet"):
+        table = out.read_table(name, PAIR)
+        pairs += table.num_rows
+        done += len({item_key(row) for row in table.select(["id", "dataset"]).to_pylist()})
+        for column, counts in kinds.items():
+            counts.update(table.column(column).to_pylist())
+        lengths += [word_count(query) for query in table.column("query").to_pylist()]
+    for name in out.names("rejects", ".parquet"):
+        reasons = out.read_table(name, REJECT).column("reason").to_pylist()
+        rejected.update(reason.partition(":")[0] for reason in reasons)
+        foreign.update(hit[1] for hit in map(_ASKED_FOR.match, reasons) if hit)
+    shares = {f"pairs_by_{column}": dict(sorted(counts.items())) for column, counts in kinds.items()}
+    by_reason = dict(sorted(rejected.items()))
+    card = {"asked": rows, "pairs": pairs, "rejected": by_reason, **shares, **_card(lengths, metrics)}
+    card["refused_as_another_language_by_language"] = dict(sorted(foreign.items()))
+    write_card(out, "Synthetic pairs", card)
+    return StageResult(rows, done, by_reason, metrics | shares | {"pairs": pairs})
+
+
+def _card(lengths: list[float], metrics: dict[str, Any]) -> dict[str, Any]:
+    """Histogram of query lengths, and what a thousand pairs cost; costs are those of the run that ended the stage."""
+    counts, _ = np.histogram(lengths, bins=[*_LENGTHS, np.inf])
+    edges = [f"{low}-{high}" for low, high in zip(_LENGTHS, (*_LENGTHS[1:], ""), strict=True)]
+    card: dict[str, Any] = {"query_words": dict(zip(edges, counts.tolist(), strict=True))}
+    rate, made = metrics.get("pairs_per_engine_s"), metrics.get("pairs_written", 0)
+    if rate and made:
+        card["per_1000_pairs"] = {
+            "prompt_tokens": round(1000 * metrics["prompt_tokens"] / made),
+            "generated_tokens": round(1000 * metrics["generated_tokens"] / made),
+            "engine_seconds": round(1000 / rate, 1),
+        }
+        card["prefix_cache_hit_rate"] = metrics["prefix_cache_hit_rate"]
+        card[f"engine_hours_for_{_PROJECTED}_pairs"] = round(_PROJECTED / rate / 3600, 1)
+    return card

@@ -24,7 +24,9 @@ __all__ = [
     "Writer",
     "choose",
     "draw_requirement",
+    "item_key",
     "language_name",
+    "reject_id",
     "weighted_languages",
     "weighted_words",
 ]
@@ -136,6 +138,17 @@ class Writer(Protocol):
     def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
         """The pairs of a row with all answers."""
         ...
+
+
+def reject_id(key: str) -> str:
+    """The id that the item with this `item_key` has among the rejects: `SynthesisItem.key`."""
+    return key.removesuffix("#0")
+
+
+def item_key(pair: Mapping[str, Any]) -> str:
+    """What tells the item that a pair is of from others, `passage#number`; an STS item has several pairs."""
+    name = str(pair["id"])
+    return name.rpartition("/")[0] if pair["dataset"] == dataset_of("sts") else name
 
 
 def draw_requirement(

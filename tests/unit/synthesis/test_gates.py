@@ -1,14 +1,21 @@
-"""Each gate refuses what it is for, lets good queries pass, and can be switched off."""
+"""Each gate refuses what it is for, lets good queries pass, and can be switched off; what is dropped goes once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from qwen3emb.config.data import GatesConfig
-from qwen3emb.synthesis.gates import Gates, duplicate_queries, word_count
+from qwen3emb.core.records import PAIR, REJECT
+from qwen3emb.core.storage import Storage
+from qwen3emb.synthesis.gates import Gates, drop_overlapping, drop_repeated, duplicate_queries, word_count
 from qwen3emb.synthesis.tasks.item import Requirement
+from qwen3emb.text.decontamination import EvaluationNgrams
+
+WrittenStage = Callable[..., Storage]
 
 PASSAGE = "The level of the river rose to nine metres in August and the old town was flooded for two days."
 ENGLISH = Requirement("5-10", "en", "English")
@@ -78,3 +85,46 @@ def test_repeated_queries_are_named_with_the_first_one() -> None:
     near = duplicate_queries(ids, queries, 0.6)
     assert near == {"b": "duplicate_query: of a", "c": "near_duplicate_query: of a"}
     assert duplicate_queries([], [], 0.9) == {}
+
+
+def names(out: Storage, folder: str, column: str) -> list[str]:
+    return out.read_table(folder).column(column).to_pylist()
+
+
+def test_the_first_of_equal_queries_stays_and_a_second_call_changes_nothing(written_stage: WrittenStage) -> None:
+    out = written_stage()
+    assert drop_repeated(out, 1.0) == 2
+    assert names(out, "pairs", "document_id") == ["d0", "d1", "d3"]
+    assert names(out, "rejects", "id") == ["d2", "d4"]
+    assert all(reason.startswith("duplicate_query: of d") for reason in names(out, "rejects", "reason"))
+    before = {name: out.read_bytes(name) for name in out.names()}
+    assert drop_repeated(out, 1.0) == 0
+    assert {name: out.read_bytes(name) for name in out.names()} == before
+
+
+def test_a_kill_between_rejects_and_pairs_leaves_no_row_twice(written_stage: WrittenStage) -> None:
+    out = written_stage()
+    killed = out.read_table("pairs/1.parquet")
+    drop_repeated(out, 1.0)
+    out.write_table("pairs/1.parquet", killed)  # the rejects were written, the pairs not yet
+    assert drop_repeated(out, 1.0) == 1
+    assert sorted([*names(out, "pairs", "document_id"), *names(out, "rejects", "id")]) == [f"d{i}" for i in range(5)]
+
+
+def test_rows_that_hold_evaluation_texts_go_whole(
+    written_stage: WrittenStage, pair: Callable[[int, str], dict[str, Any]]
+) -> None:
+    asked = "which function of this module reads the whole file into one string of text"
+    out = written_stage(["how to open a file", f"Well, {asked}?"], ["a third", "a fourth"])
+    rows = [pair(9, "x") | {"id": f"d9#1{kind}", "dataset": "synthetic_sts"} for kind in ("", "/partial", "/distant")]
+    rows = [{**row, "id": row["id"] if "/" in row["id"] else f"{row['id']}/same"} for row in rows]
+    rows[1]["document"] = f"It is asked {asked} again and again."
+    out.write_table("pairs/2.parquet", pa.Table.from_pylist(rows, schema=PAIR))
+    out.write_table("rejects/2.parquet", pa.Table.from_pylist([], schema=REJECT))
+    evaluation = EvaluationNgrams(["heldout query 7", "dev document 1"], [asked, "something else " * 9], 0.5)
+    assert drop_overlapping(out, evaluation) == 2
+    assert names(out, "pairs", "id") == ["d0#0", "d2#0", "d3#0"]
+    rejects = out.read_table("rejects").to_pylist()
+    assert [row["id"] for row in rejects] == ["d1", "d9#1"]
+    assert all(row["reason"].startswith("heldout_overlap: heldout query 7, 100% of its runs of 8") for row in rejects)
+    assert drop_overlapping(out, evaluation) == 0
