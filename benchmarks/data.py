@@ -31,7 +31,7 @@ MODEL = "smollm2-135m-instruct"
 PARTS = ("mining", "corpus", "synthesis")
 ROUNDS = 3
 THREADS = 2
-PEOPLE = [f"a {who}" for who in ("nurse", "sailor", "clerk", "teacher", "smith", "pilot", "cook", "judge")]
+PERSONAS = [f"a {who}" for who in ("nurse", "sailor", "clerk", "teacher", "smith", "pilot", "cook", "judge")]
 
 
 class Recorder:
@@ -66,9 +66,9 @@ def passages(count: int, shortest: int) -> list[dict[str, str]]:
     return [{"id": f"p{i}", "text": text, **shared} for i, text in enumerate(chosen)]
 
 
-def rows_of(writer: QueryWriter, found: list[dict[str, str]]) -> list[SynthesisItem]:
-    """Fresh rows of all passages."""
-    return [row for passage in found for row in writer.rows(passage, passage["text"], PEOPLE)]
+def items_of(writer: QueryWriter, texts: list[dict[str, str]]) -> list[SynthesisItem]:
+    """Fresh items of all passages."""
+    return [item for passage in texts for item in writer.items(passage, passage["text"], PERSONAS)]
 
 
 def synthesis(engine: VllmEngine, cfg: SynthesizeConfig) -> Any:
@@ -76,12 +76,12 @@ def synthesis(engine: VllmEngine, cfg: SynthesizeConfig) -> Any:
     found = passages(64, 200)
     recorder = Recorder(engine)
     first = QueryWriter(recorder, cfg, seed=0)  # type: ignore[arg-type]  # it has the two methods that are used
-    first.write(rows_of(first, found))
+    first.write(items_of(first, found))
 
     def ours() -> float:
         engine.llm.reset_prefix_cache()
         writer = QueryWriter(engine, cfg, seed=0)
-        rows = rows_of(writer, found)
+        rows = items_of(writer, found)
         took = seconds(lambda: writer.write(rows))
         return writer.tokens["generated"] / took
 
@@ -107,7 +107,7 @@ def order(engine: VllmEngine) -> Any:
     def side(name: str) -> float:
         engine.llm.reset_prefix_cache()
         writer = QueryWriter(engine, config(queries_per_passage=4, prompt_order=name), seed=0)
-        rows = rows_of(writer, found)
+        rows = items_of(writer, found)
         took = seconds(lambda: writer.write(rows))
         share = writer.tokens["cached"] / writer.tokens["prompt"]
         done = sum(row.problem is None for row in rows)

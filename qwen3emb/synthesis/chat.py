@@ -26,6 +26,7 @@ __all__ = [
     "defused",
     "example_chat",
     "json_object",
+    "longest_text",
     "object_schema",
     "one_line",
     "plain",
@@ -55,6 +56,11 @@ def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
 def text_schema(most: int) -> dict[str, Any]:
     """JSON schema of a text of 1 to `most` characters."""
     return {"type": "string", "minLength": 1, "maxLength": most}
+
+
+def longest_text(words: str) -> int:
+    """Characters that a text of `low-high` words may have, generously; one that needs more is rambling."""
+    return 10 * int(words.partition("-")[2]) + 20
 
 
 def compact_json(content: dict[str, Any]) -> str:

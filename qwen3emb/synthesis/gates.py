@@ -24,7 +24,7 @@ from qwen3emb.text.identity import content_hash
 from qwen3emb.text.languages import language_identifier
 from qwen3emb.text.near_duplicates import is_unspaced, minhash, near_duplicates
 
-__all__ = ["Gates", "drop_overlapping", "drop_repeated", "duplicate_queries", "word_count"]
+__all__ = ["Gates", "copies_passage", "drop_overlapping", "drop_repeated", "duplicate_queries", "word_count"]
 
 _REFUSAL = re.compile(
     r"\b(i am|i'm|i’m|as) (sorry|unable|not able|an? (ai|language model|assistant))\b"
@@ -37,6 +37,7 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _SENTENCES = {dataset_of("bitext"), dataset_of("sts")}  # their queries are the corpus's sentences, nobody wrote them
+_COPIED_RUN = 12  # words; a query that holds a longer run of the passage was copied, not written
 _CHARACTERS_PER_WORD = 1.7  # of scripts written without spaces, roughly what word segmenters give for Chinese
 
 
@@ -63,46 +64,51 @@ class Gates:
             self._identifier = language_identifier()
             self._known = set(self._identifier.labels)
 
-    def problem(self, query: str, passage: str, wanted: Requirement) -> str | None:
+    def problem(self, query: str, passage: str, requirement: Requirement) -> str | None:
         """Why a query cannot be used, as `<code>: <detail>`, or None.
 
         Args:
             query: as written.
             passage: as it was shown to the generator.
-            wanted: the length and language that were asked for.
+            requirement: the length and language that were asked for.
         """
         cfg = self._cfg
-        if cfg.refusals and (found := _REFUSAL.search(query)):
-            return f"refusal: {found[0]!r} in {query}"
-        if cfg.placeholders and (found := _PLACEHOLDER.search(query)):
-            return f"placeholder: {found[0]!r} in {query}"
-        return self._wrong_length(query, wanted) or self._copied(query, passage) or self._wrong_language(query, wanted)
+        if cfg.refusals and (refusal := _REFUSAL.search(query)):
+            return f"refusal: {refusal[0]!r} in {query}"
+        if cfg.placeholders and (placeholder := _PLACEHOLDER.search(query)):
+            return f"placeholder: {placeholder[0]!r} in {query}"
+        return (
+            self._wrong_length(query, requirement)
+            or self._copied(query, passage)
+            or self._wrong_language(query, requirement)
+        )
 
-    def _wrong_length(self, query: str, wanted: Requirement) -> str | None:
+    def _wrong_length(self, query: str, requirement: Requirement) -> str | None:
         if self._cfg.length_tolerance is None:
             return None
-        low, high = (int(n) for n in wanted.words.split("-"))
+        low, high = (int(n) for n in requirement.words.split("-"))
         slack, words = self._cfg.length_tolerance, word_count(query)
         if low * (1 - slack) <= words <= high * (1 + slack):
             return None
-        return f"wrong_length: {words:.0f} words, asked for {wanted.words}: {query}"
+        return f"wrong_length: {words:.0f} words, asked for {requirement.words}: {query}"
 
     def _copied(self, query: str, passage: str) -> str | None:
         limit = self._cfg.copied_share
         if limit is None:
             return None
-        runs, there = _runs(query), set(_runs(passage))
-        share = sum(run in there for run in runs) / len(runs) if runs else 0.0
+        runs, passage_runs = _runs(query), set(_runs(passage))
+        share = sum(run in passage_runs for run in runs) / len(runs) if runs else 0.0
         return f"copied_words: {share:.0%} of its runs of words are the passage's: {query}" if share > limit else None
 
-    def _wrong_language(self, query: str, wanted: Requirement) -> str | None:
-        code = wanted.language.partition("-")[0]
+    def _wrong_language(self, query: str, requirement: Requirement) -> str | None:
+        code = requirement.language.partition("-")[0]
         if self._identifier is None or code not in self._known:
             return None
-        found, confidence = self._identifier.classify(query)
-        if found == code or float(confidence) < self._cfg.language_confidence:
+        identified, confidence = self._identifier.classify(query)
+        if identified == code or float(confidence) < self._cfg.language_confidence:
             return None
-        return f"wrong_language: identified {found} ({float(confidence):.2f}), asked for {wanted.language}: {query}"
+        identification = f"identified {identified} ({float(confidence):.2f})"
+        return f"wrong_language: {identification}, asked for {requirement.language}: {query}"
 
 
 def _runs(text: str) -> list[str]:
@@ -114,24 +120,31 @@ def _runs(text: str) -> list[str]:
     return [joint.join(units[i : i + size]) for i in range(len(units) - size + 1)]
 
 
+def copies_passage(query: str, passage: str) -> bool:
+    """Whether a query is its passage, or holds a run of more than 12 of its words; both as `chat.plain` gives them."""
+    words = query.split()
+    runs = (" ".join(words[i : i + _COPIED_RUN + 1]) for i in range(len(words) - _COPIED_RUN))
+    return query == passage or any(f" {run} " in f" {passage} " for run in runs)
+
+
 def duplicate_queries(ids: Sequence[str], queries: Sequence[str], threshold: float) -> dict[str, str]:
     """Id of each query that repeats an earlier one -> `<code>: <detail>`.
 
     Codes: duplicate_query (the same text up to case and white space), near_duplicate_query (MinHash similarity of at
     least `threshold`; 1 compares texts only).
     """
-    found: dict[str, str] = {}
+    repeated: dict[str, str] = {}
     first: dict[str, str] = {}
     for name, query in zip(ids, queries, strict=True):
         original = first.setdefault(content_hash(query.lower()), name)
         if original != name:
-            found[name] = f"duplicate_query: of {original}"
-    rest = [(name, query) for name, query in zip(ids, queries, strict=True) if name not in found]
+            repeated[name] = f"duplicate_query: of {original}"
+    rest = [(name, query) for name, query in zip(ids, queries, strict=True) if name not in repeated]
     if threshold < 1 and rest:
         signatures = np.array([minhash(query, shingle=3) for _, query in rest])
         for name, original in near_duplicates([name for name, _ in rest], signatures, threshold).items():
-            found[name] = f"near_duplicate_query: of {original}"
-    return found
+            repeated[name] = f"near_duplicate_query: of {original}"
+    return repeated
 
 
 def drop_repeated(out: Storage, threshold: float) -> int:

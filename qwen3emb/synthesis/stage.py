@@ -194,7 +194,7 @@ class _Reader:
         vectors = self._encode(documents)
         found = nearest_personas(vectors, self._vectors, self._count)
         rows = [
-            {"passage": p, "document": d, "candidates": [self._personas[i] for i in near]}
+            {"passage": p, "document": d, "personas": [self._personas[i] for i in near]}
             for p, d, near in zip(passages, documents, found, strict=True)
         ]
         return pa.table({"block": [block.name], "rows": [json.dumps(rows)]})
@@ -240,7 +240,7 @@ class _Writer:
         return pa.table({"block": [name]})
 
     def _write(self, writer: QueryWriter, name: str, contents: list[dict[str, Any]]) -> None:
-        rows = [row for c in contents for row in writer.rows(c["passage"], c["document"], c["candidates"])]
+        rows = [row for c in contents for row in writer.items(c["passage"], c["document"], c["personas"])]
         deaths, guilty = ray.get(self._tally.begin.remote(name))
         for row in rows:
             if row.passage["id"] in guilty and not row.settled:

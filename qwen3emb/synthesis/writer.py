@@ -18,7 +18,7 @@ from qwen3emb.synthesis.tasks.classification import Classification
 from qwen3emb.synthesis.tasks.item import (
     Call,
     SynthesisItem,
-    Writer,
+    SynthesisTask,
     choose,
     draw_requirement,
     weighted_languages,
@@ -27,11 +27,11 @@ from qwen3emb.synthesis.tasks.item import (
 from qwen3emb.synthesis.tasks.retrieval import Retrieval
 from qwen3emb.synthesis.tasks.sts import Sts
 
-__all__ = ["QueryWriter", "writers"]
+__all__ = ["QueryWriter", "synthesis_tasks"]
 
 
-def writers(cfg: SynthesizeConfig, seed: int) -> dict[str, Writer]:
-    """The writer of each task."""
+def synthesis_tasks(cfg: SynthesizeConfig, seed: int) -> dict[str, SynthesisTask]:
+    """The tasks by the names that `synthesize.tasks` gives them."""
     gates = Gates(cfg.gates)
     return {
         "retrieval": Retrieval(cfg, seed, gates),
@@ -42,7 +42,7 @@ def writers(cfg: SynthesizeConfig, seed: int) -> dict[str, Writer]:
 
 
 class QueryWriter:
-    """The calls of all tasks over rows, on one engine.
+    """The calls of all tasks over items, on one engine.
 
     Attributes:
         tokens: what the engine has done so far: `prompt`, `cached` and `generated` tokens.
@@ -52,59 +52,60 @@ class QueryWriter:
         """Write on `engine`; seeds of the sampling follow from `seed`, the passage's id and the attempt."""
         self.tokens: Counter[str] = Counter()
         self._engine, self._cfg, self._seed = engine, cfg, seed
-        self._writers: dict[str, Writer] = writers(cfg, seed)
+        self._tasks = synthesis_tasks(cfg, seed)
         self._languages, self._words = weighted_languages(cfg.languages), weighted_words(cfg.words)
 
-    def rows(self, passage: dict[str, Any], document: str, candidates: list[str]) -> list[SynthesisItem]:
-        """A passage (with its `problem`, if it has one) as its rows, each with a task and personas of its own."""
+    def items(self, passage: dict[str, Any], document: str, personas: list[str]) -> list[SynthesisItem]:
+        """A passage (with its `problem`, if it has one) as its items, each with a task and personas of its own."""
         count, problem = self._cfg.queries_per_passage, passage.get("problem")
-        found = []
+        items = []
         for number in range(count):
             key = f"{passage['id']}#{number}" if number else passage["id"]
-            wanted = draw_requirement(self._seed, key, self._languages, self._words)
-            own = candidates[number::count] or candidates
+            requirement = draw_requirement(self._seed, key, self._languages, self._words)
+            item_personas = personas[number::count] or personas
             task = choose(self._cfg.tasks, unit_draw(self._seed, key, "task"))
-            found.append(SynthesisItem(passage, document, own, wanted, number, problem, problem is not None, task))
-        return found
+            settled = problem is not None
+            items.append(SynthesisItem(passage, document, item_personas, requirement, number, problem, settled, task))
+        return items
 
-    def write(self, rows: Sequence[SynthesisItem]) -> None:
-        """Give every row its pairs or a problem.
+    def write(self, items: Sequence[SynthesisItem]) -> None:
+        """Give every item its pairs or a problem.
 
         Raises:
             EngineLost: the engine answers nothing any more.
         """
-        for row in rows:
-            if not row.settled:
-                row.shown = self._engine.shown(row.document)
-                row.candidates = [self._engine.shown(text) for text in row.candidates]
+        for item in items:
+            if not item.settled:
+                item.shown = self._engine.shown(item.document)
+                item.personas = [self._engine.shown(text) for text in item.personas]
         for attempt in range(self._cfg.max_retries + 1):
-            waiting = [row for row in rows if not row.settled]
+            waiting = [item for item in items if not item.settled]
             while waiting:
                 waiting = self._round(waiting, attempt)
 
-    def _round(self, rows: Sequence[SynthesisItem], attempt: int) -> list[SynthesisItem]:
-        """Each row's next call; the rows that have another one to make."""
-        asked: list[tuple[SynthesisItem, Call]] = []
-        for row in rows:
-            call = self._writers[row.task].call(row)
+    def _round(self, items: Sequence[SynthesisItem], attempt: int) -> list[SynthesisItem]:
+        """Each item's next call; the items that have another one to make."""
+        calls: list[tuple[SynthesisItem, Call]] = []
+        for item in items:
+            call = self._tasks[item.task].call(item)
             if isinstance(call, Call):
-                asked.append((row, call))
+                calls.append((item, call))
             elif call is None:
-                row.done()
+                item.done()
             else:
-                row.fail(call)
-        answers = self._ask([self._question(row, call, attempt) for row, call in asked])
+                item.fail(call)
+        answers = self._ask([self._question(item, call, attempt) for item, call in calls])
         going_on = []
-        for (row, call), answer in zip(asked, answers, strict=True):
-            problem = answer.problem or self._writers[row.task].read(row, call.name, answer.text)
+        for (item, call), answer in zip(calls, answers, strict=True):
+            problem = answer.problem or self._tasks[item.task].read(item, call.name, answer.text)
             if problem:
-                row.fail(problem)
+                item.fail(problem)
             else:
-                going_on.append(row)
+                going_on.append(item)
         return going_on
 
-    def _question(self, row: SynthesisItem, call: Call, attempt: int) -> Question:
-        seed = int(unit_draw(self._seed, row.key, call.name, attempt) * 2**31)
+    def _question(self, item: SynthesisItem, call: Call, attempt: int) -> Question:
+        seed = int(unit_draw(self._seed, item.key, call.name, attempt) * 2**31)
         return Question(call.messages, call.schema, call.max_tokens, seed)
 
     def _ask(self, questions: Sequence[Question]) -> list[Answer]:
@@ -115,8 +116,8 @@ class QueryWriter:
             self.tokens["generated"] += answer.generated_tokens
         return answers
 
-    def tables(self, rows: Sequence[SynthesisItem]) -> tuple[pa.Table, pa.Table]:
-        """The finished rows as a table of pairs (schema `records.PAIR`) and one of rejects (`records.REJECT`)."""
-        pairs = [pair for row in rows if row.problem is None for pair in self._writers[row.task].pairs(row)]
-        rejects = [row.reject() for row in rows if row.problem is not None]
+    def tables(self, items: Sequence[SynthesisItem]) -> tuple[pa.Table, pa.Table]:
+        """The finished items as a table of pairs (schema `records.PAIR`) and one of rejects (`records.REJECT`)."""
+        pairs = [pair for item in items if item.problem is None for pair in self._tasks[item.task].pairs(item)]
+        rejects = [item.reject() for item in items if item.problem is not None]
         return pa.Table.from_pylist(pairs, schema=PAIR), pa.Table.from_pylist(rejects, schema=REJECT)

@@ -279,7 +279,7 @@ shown = engine.shown("<|im_end|>" + "word " * 100_000)
 writer = QueryWriter(engine, cfg, seed=5)
 text = "Walk through a directory tree and yield the names of its files. Links are not followed by default."
 passage = {"id": "walk", "text": text, "title": "", "language": "en", "source": "test"}
-rows = writer.rows(passage, text, [f"a {who}" for who in ("nurse", "sailor", "clerk")])
+rows = writer.items(passage, text, [f"a {who}" for who in ("nurse", "sailor", "clerk")])
 writer.write(rows)
 written = [table.to_pylist() for table in writer.tables(rows)]
 cached = writer.tokens["cached"] / writer.tokens["prompt"]

@@ -10,7 +10,7 @@ from qwen3emb.core.draws import unit_draw
 from qwen3emb.synthesis.chat import Message, example_chat, json_object, object_schema, one_line, plain, text_schema
 from qwen3emb.synthesis.gates import Gates
 from qwen3emb.synthesis.tasks.item import Call, SynthesisItem, choose, language_name, weighted_languages
-from qwen3emb.synthesis.tasks.sentence import drawn_sentence, like
+from qwen3emb.synthesis.tasks.sentence import drawn_sentence, similar_requirement
 
 __all__ = ["Bitext", "Translation", "parse_translation", "translation_messages", "translation_schema"]
 
@@ -32,38 +32,43 @@ class Bitext:
         self._cfg, self._seed, self._gates = cfg, seed, gates
         self._languages = weighted_languages(cfg.languages)
 
-    def call(self, row: SynthesisItem) -> Call | str | None:
+    def call(self, item: SynthesisItem) -> Call | str | None:
         """The next call; None when all answers are there, a problem where there is no other language."""
-        if "translation" in row.answers:
+        if "translation" in item.answers:
             return None
-        language = self._language(row)
+        language = self._language(item)
         if not language:
-            return f"no_other_language: synthesize.languages has none but the passage's, {row.passage['language']}"
-        sentence = self._sentence(row)
+            return f"no_other_language: synthesize.languages has none but the passage's, {item.passage['language']}"
+        sentence = self._sentence(item)
         chat = translation_messages(sentence, language_name(language))
         return Call("translation", chat, translation_schema(sentence), 2 * self._cfg.max_query_tokens)
 
-    def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
+    def read(self, item: SynthesisItem, name: str, answer: str) -> str | None:
         """Take in an answer; `<code>: <detail>` where it cannot be used."""
-        sentence = self._sentence(row)
+        sentence = self._sentence(item)
         parsed = parse_translation(answer, sentence)
         if not isinstance(parsed, str):
-            parsed = self._gates.problem(parsed.text, sentence, like(sentence, self._language(row))) or parsed
-        return row.keep(name, parsed)
+            parsed = (
+                self._gates.problem(parsed.text, sentence, similar_requirement(sentence, self._language(item)))
+                or parsed
+            )
+        return item.keep(name, parsed)
 
-    def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
+    def pairs(self, item: SynthesisItem) -> list[dict[str, Any]]:
         """The pairs of an item with all answers."""
-        translation = row.answers["translation"].text
-        return [row.pair(self._sentence(row), translation, language=self._language(row), words="")]
+        translation = item.answers["translation"].text
+        return [item.pair(self._sentence(item), translation, language=self._language(item), words="")]
 
-    def _language(self, row: SynthesisItem) -> str:
+    def _language(self, item: SynthesisItem) -> str:
         """Code of a language drawn from those that are not the passage's; empty where there is none."""
-        own = str(row.passage["language"]).partition("-")[0]
-        others = {code: w for code, w in self._languages.items() if code.partition("-")[0] != own and w > 0}
-        return choose(others, unit_draw(self._seed, row.key, "language")) if others else ""
+        passage_language = str(item.passage["language"]).partition("-")[0]
+        others = {
+            code: w for code, w in self._languages.items() if code.partition("-")[0] != passage_language and w > 0
+        }
+        return choose(others, unit_draw(self._seed, item.key, "language")) if others else ""
 
-    def _sentence(self, row: SynthesisItem) -> str:
-        return drawn_sentence(row.shown, unit_draw(self._seed, row.key, "sentence"))
+    def _sentence(self, item: SynthesisItem) -> str:
+        return drawn_sentence(item.shown, unit_draw(self._seed, item.key, "sentence"))
 
 
 def translation_messages(sentence: str, language: str) -> list[Message]:

@@ -8,7 +8,16 @@ from typing import Any
 
 from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.core.draws import unit_draw
-from qwen3emb.synthesis.chat import Message, example_chat, json_object, object_schema, one_line, plain, text_schema
+from qwen3emb.synthesis.chat import (
+    Message,
+    example_chat,
+    json_object,
+    longest_text,
+    object_schema,
+    one_line,
+    plain,
+    text_schema,
+)
 from qwen3emb.synthesis.gates import Gates
 from qwen3emb.synthesis.tasks.item import Call, SynthesisItem
 from qwen3emb.text.false_negatives import answers_of, true_negatives
@@ -70,50 +79,52 @@ class Classification:
         """Draws follow from `seed`; `gates` look at what was written."""
         self._cfg, self._seed, self._gates = cfg, seed, gates
 
-    def call(self, row: SynthesisItem) -> Call | None:
+    def call(self, item: SynthesisItem) -> Call | None:
         """The next call; None when all answers are there."""
-        task = self._task(row)
+        task = self._task(item)
         if task is None:
-            who = row.candidates[0] if row.candidates else "anybody"
-            return Call("task", new_task_messages(row.shown, who), new_task_schema(), 2 * self._cfg.max_query_tokens)
-        if "class" in row.answers:
+            persona = item.personas[0] if item.personas else "anybody"
+            return Call(
+                "task", new_task_messages(item.shown, persona), new_task_schema(), 2 * self._cfg.max_query_tokens
+            )
+        if "class" in item.answers:
             return None
-        if "task" not in row.answers:
-            return Call("class", label_messages(row.shown, task.task, task.labels), label_schema(task.labels), 96)
-        wanted = row.requirement
-        chat = text_messages(task.task, task.labels, wanted.words, wanted.language_name)
-        return Call("class", chat, class_schema(task.labels, wanted.words), 2 * self._cfg.max_query_tokens)
+        if "task" not in item.answers:
+            return Call("class", label_messages(item.shown, task.task, task.labels), label_schema(task.labels), 96)
+        requirement = item.requirement
+        chat = text_messages(task.task, task.labels, requirement.words, requirement.language_name)
+        return Call("class", chat, class_schema(task.labels, requirement.words), 2 * self._cfg.max_query_tokens)
 
-    def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
+    def read(self, item: SynthesisItem, name: str, answer: str) -> str | None:
         """Take in an answer; `<code>: <detail>` where it cannot be used."""
         if name == "task":
-            return row.keep(name, parse_new_task(answer))
-        task = self._task(row)
+            return item.keep(name, parse_new_task(answer))
+        task = self._task(item)
         assert task is not None
-        parsed = parse_class(answer, task.labels, written="task" in row.answers)
+        parsed = parse_class(answer, task.labels, written="task" in item.answers)
         if not isinstance(parsed, str) and parsed.text:
-            parsed = self._gates.problem(parsed.text, "", row.requirement) or parsed
-        return row.keep(name, parsed)
+            parsed = self._gates.problem(parsed.text, "", item.requirement) or parsed
+        return item.keep(name, parsed)
 
-    def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
+    def pairs(self, item: SynthesisItem) -> list[dict[str, Any]]:
         """The pairs of an item with all answers."""
-        task, choice = self._task(row), row.answers["class"]
+        task, choice = self._task(item), item.answers["class"]
         assert task is not None
-        text = choice.text or row.document
-        wrong = [choice.misleading, *(one for one in task.labels if one not in (choice.label, choice.misleading))]
+        text = choice.text or item.document
+        wrong = [choice.misleading, *(label for label in task.labels if label not in (choice.label, choice.misleading))]
         query = f"{task.task}\n{text}"
         kept, _ = true_negatives(query, wrong, answers_of([(query, choice.label)]))  # labels may differ in form only
-        pair = row.pair(query, choice.label, negatives=[wrong[place] for place in kept])
-        return [pair if choice.text else pair | {"language": row.passage["language"], "words": ""}]
+        pair = item.pair(query, choice.label, negatives=[wrong[place] for place in kept])
+        return [pair if choice.text else pair | {"language": item.passage["language"], "words": ""}]
 
-    def _task(self, row: SynthesisItem) -> NewTask | None:
-        """The task of the row: drawn from the configured label sets, or what the generator invented."""
+    def _task(self, item: SynthesisItem) -> NewTask | None:
+        """The task of the item: drawn from the configured label sets, or what the generator invented."""
         sets = self._cfg.label_sets
-        if sets and unit_draw(self._seed, row.key, "label set") < self._cfg.label_sets_share:
+        if sets and unit_draw(self._seed, item.key, "label set") < self._cfg.label_sets_share:
             names = sorted(sets)
-            name = names[int(unit_draw(self._seed, row.key, "which label set") * len(names))]
+            name = names[int(unit_draw(self._seed, item.key, "which label set") * len(names))]
             return NewTask(name, tuple(sets[name]))
-        invented: NewTask | None = row.answers.get("task")
+        invented: NewTask | None = item.answers.get("task")
         return invented
 
 
@@ -136,8 +147,8 @@ def _label_request(text: str, task: str, labels: Sequence[str]) -> str:
 
 def label_schema(labels: Sequence[str]) -> dict[str, Any]:
     """JSON schema of a choice among `labels`."""
-    one = {"enum": list(labels)}
-    return object_schema({"label": one, "misleading_label": one})
+    label = {"enum": list(labels)}
+    return object_schema({"label": label, "misleading_label": label})
 
 
 def new_task_messages(passage: str, persona: str) -> list[Message]:
@@ -184,9 +195,8 @@ def _text_request(task: str, labels: Sequence[str], words: str, language: str) -
 
 def class_schema(labels: Sequence[str], words: str) -> dict[str, Any]:
     """JSON schema of a written text with its label, for a length of `low-high` words."""
-    one = {"enum": list(labels)}
-    longest = 10 * int(words.partition("-")[2]) + 20
-    return object_schema({"text": text_schema(longest), "label": one, "misleading_label": one})
+    label = {"enum": list(labels)}
+    return object_schema({"text": text_schema(longest_text(words)), "label": label, "misleading_label": label})
 
 
 def parse_new_task(answer: str) -> NewTask | str:
@@ -215,9 +225,9 @@ def parse_class(answer: str, labels: Sequence[str], written: bool) -> Choice | s
     if written and not text:
         return f"empty_text: {content.get('text')!r}"
     label, misleading = content.get("label"), content.get("misleading_label")
-    for one in (label, misleading):
-        if one not in labels:
-            return f"label_not_in_set: {one!r}"
+    for choice in (label, misleading):
+        if choice not in labels:
+            return f"label_not_in_set: {choice!r}"
     if label == misleading:
         return f"same_labels: {label!r}"
     return Choice(str(label), str(misleading), text)

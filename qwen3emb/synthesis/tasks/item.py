@@ -21,7 +21,7 @@ __all__ = [
     "Call",
     "Requirement",
     "SynthesisItem",
-    "Writer",
+    "SynthesisTask",
     "choose",
     "draw_requirement",
     "item_key",
@@ -37,7 +37,7 @@ _Key = TypeVar("_Key", bound=str)
 
 @dataclass(frozen=True)
 class Call:
-    """One question to the generator about a row: `name` tells it from the row's other calls."""
+    """One question to the generator about an item: `name` tells it from the item's other calls."""
 
     name: str
     messages: list[dict[str, str]]
@@ -47,7 +47,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Requirement:
-    """What is drawn for a row: `words` as `low-high`, `language` as a code, `language_name` in English."""
+    """What is drawn for an item: `words` as `low-high`, `language` as a code, `language_name` in English."""
 
     words: str
     language: str
@@ -58,14 +58,14 @@ class Requirement:
 class SynthesisItem:
     """A passage on its way to pairs of one task.
 
-    `candidates` are persona texts, best first; `number` counts the rows of the passage from 0; `problem` is why
+    `personas` are those that may write, best first; `number` counts the items of the passage from 0; `problem` is why
     there is no pair yet, as `<code>: <detail>`, `settled` that this will not change; `shown` is the passage as
     prompts hold it, `answers` what the calls so far gave, by their names.
     """
 
     passage: dict[str, Any]
     document: str
-    candidates: list[str]
+    personas: list[str]
     requirement: Requirement
     number: int = 0
     problem: str | None = None
@@ -76,7 +76,7 @@ class SynthesisItem:
 
     @property
     def key(self) -> str:
-        """What the draws of this row depend on: the passage's id, with the number of a further row."""
+        """What the draws of this item depend on: the passage's id, with the number of a further item."""
         return f"{self.passage['id']}#{self.number}" if self.number else str(self.passage["id"])
 
     def keep(self, name: str, parsed: Any) -> str | None:
@@ -96,7 +96,7 @@ class SynthesisItem:
         self.problem, self.settled = None, True
 
     def pair(self, query: str, document: str, **more: Any) -> dict[str, Any]:
-        """A pair of the row (schema `records.PAIR`); `more` are further columns."""
+        """A pair of the item (schema `records.PAIR`); `more` are further columns."""
         return {
             "id": f"{self.passage['id']}#{self.number}",
             "query": query,
@@ -113,7 +113,7 @@ class SynthesisItem:
         }
 
     def reject(self) -> dict[str, Any]:
-        """The row as a reject."""
+        """The item as a reject."""
         return {
             "id": self.key,
             "stage": "synthesize",
@@ -124,19 +124,19 @@ class SynthesisItem:
         }
 
 
-class Writer(Protocol):
+class SynthesisTask(Protocol):
     """The calls of one task."""
 
-    def call(self, row: SynthesisItem) -> Call | str | None:
+    def call(self, item: SynthesisItem) -> Call | str | None:
         """The next call; None when all answers are there; a problem where nothing can be asked."""
         ...
 
-    def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
+    def read(self, item: SynthesisItem, name: str, answer: str) -> str | None:
         """Take in the answer to the call `name`; `<code>: <detail>` where it cannot be used."""
         ...
 
-    def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
-        """The pairs of a row with all answers."""
+    def pairs(self, item: SynthesisItem) -> list[dict[str, Any]]:
+        """The pairs of an item with all answers."""
         ...
 
 
@@ -154,7 +154,7 @@ def item_key(pair: Mapping[str, Any]) -> str:
 def draw_requirement(
     seed: int, passage_id: str, languages: Mapping[str, float], words: Mapping[str, float]
 ) -> Requirement:
-    """Length and language of a row's query: a pure function of (seed, passage id) and the distributions.
+    """Length and language of an item's text: a pure function of (seed, passage id) and the distributions.
 
     Args:
         languages: code -> weight, as `weighted_languages` returns them.
@@ -187,8 +187,8 @@ def weighted_words(words: Mapping[str, float]) -> dict[str, float]:
     """
     _check_weights("words", words)
     for key in words:
-        found = re.fullmatch(r"(\d+)-(\d+)", key)
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        bounds = re.fullmatch(r"(\d+)-(\d+)", key)
+        if bounds is None or not 1 <= int(bounds[1]) <= int(bounds[2]):
             raise UserError(f"synthesize.words: {key!r} is no range of words; write low-high, e.g. 5-10")
     return dict(words)
 

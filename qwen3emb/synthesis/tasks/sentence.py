@@ -7,7 +7,7 @@ import re
 from qwen3emb.synthesis.gates import word_count
 from qwen3emb.synthesis.tasks.item import Requirement, language_name
 
-__all__ = ["drawn_sentence", "like"]
+__all__ = ["drawn_sentence", "similar_requirement"]
 
 _SENTENCE_WORDS = (4, 40)
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？؟।])\s+|(?<=[。！？])|\n\s*\n")
@@ -28,7 +28,7 @@ def drawn_sentence(text: str, draw: float) -> str:
     return " ".join(text.split()[:high])[: high * 10]
 
 
-def like(sentence: str, language: str) -> Requirement:
-    """A text of `language` about as long as `sentence`."""
+def similar_requirement(sentence: str, language: str) -> Requirement:
+    """What is asked for of a text of `language` that is to be about as long as `sentence`."""
     words = word_count(sentence)
     return Requirement(f"{max(1, int(words / 2))}-{int(2 * words) + 2}", language, language_name(language))

@@ -11,7 +11,7 @@ from qwen3emb.core.draws import unit_draw
 from qwen3emb.synthesis.chat import Message, example_chat, json_object, object_schema, one_line, plain, text_schema
 from qwen3emb.synthesis.gates import Gates
 from qwen3emb.synthesis.tasks.item import Call, SynthesisItem, language_name
-from qwen3emb.synthesis.tasks.sentence import drawn_sentence, like
+from qwen3emb.synthesis.tasks.sentence import drawn_sentence, similar_requirement
 
 __all__ = ["GRADES", "Rewrite", "Sts", "parse_rewrites", "rewrites_messages", "rewrites_schema"]
 
@@ -20,7 +20,7 @@ GRADES = {
     "partial": "shares the subject and part of the meaning (score 2 to 3)",
     "distant": "shares the subject only and says something else (score 0 to 1)",
 }
-"""The rewrites of an STS row, from near to far."""
+"""The rewrites of an STS item, from near to far."""
 
 _REWRITES_TASK = (
     "You write sentences for a test of meaning. For the given sentence write three others in the same language, "
@@ -47,41 +47,41 @@ class Sts:
         """Draws follow from `seed`; `gates` look at what was written."""
         self._cfg, self._seed, self._gates = cfg, seed, gates
 
-    def call(self, row: SynthesisItem) -> Call | None:
+    def call(self, item: SynthesisItem) -> Call | None:
         """The next call; None when all answers are there."""
-        if "rewrites" in row.answers:
+        if "rewrites" in item.answers:
             return None
-        sentence, code = self._sentence(row), row.passage["language"]
+        sentence, code = self._sentence(item), item.passage["language"]
         chat = rewrites_messages(sentence, language_name(code))
         return Call("rewrites", chat, rewrites_schema(sentence), 4 * self._cfg.max_query_tokens)
 
-    def read(self, row: SynthesisItem, name: str, answer: str) -> str | None:
+    def read(self, item: SynthesisItem, name: str, answer: str) -> str | None:
         """Take in an answer; `<code>: <detail>` where it cannot be used."""
-        sentence = self._sentence(row)
+        sentence = self._sentence(item)
         parsed = parse_rewrites(answer, sentence)
         if isinstance(parsed, str):
             return parsed
-        wanted = like(sentence, str(row.passage["language"]))
-        problems = (self._gates.problem(one.text, "", wanted) for one in parsed.values())
-        return next(filter(None, problems), None) or row.keep(name, parsed)
+        requirement = similar_requirement(sentence, str(item.passage["language"]))
+        problems = (self._gates.problem(rewrite.text, "", requirement) for rewrite in parsed.values())
+        return next(filter(None, problems), None) or item.keep(name, parsed)
 
-    def pairs(self, row: SynthesisItem) -> list[dict[str, Any]]:
+    def pairs(self, item: SynthesisItem) -> list[dict[str, Any]]:
         """The pairs of an item with all answers."""
-        sentence, number = self._sentence(row), f"{row.passage['id']}#{row.number}"
+        sentence, number = self._sentence(item), f"{item.passage['id']}#{item.number}"
         return [
-            row.pair(
+            item.pair(
                 sentence,
-                one.text,
+                rewrite.text,
                 id=f"{number}/{name}",
-                grade=one.score,
-                language=row.passage["language"],
+                grade=rewrite.score,
+                language=item.passage["language"],
                 words="",
             )
-            for name, one in row.answers["rewrites"].items()
+            for name, rewrite in item.answers["rewrites"].items()
         ]
 
-    def _sentence(self, row: SynthesisItem) -> str:
-        return drawn_sentence(row.shown, unit_draw(self._seed, row.key, "sentence"))
+    def _sentence(self, item: SynthesisItem) -> str:
+        return drawn_sentence(item.shown, unit_draw(self._seed, item.key, "sentence"))
 
 
 def rewrites_messages(sentence: str, language: str) -> list[Message]:
@@ -101,10 +101,10 @@ def _rewrites_request(sentence: str, language: str) -> str:
 
 def rewrites_schema(sentence: str) -> dict[str, Any]:
     """JSON schema of the rewrites of `sentence`."""
-    one = object_schema(
+    rewrite = object_schema(
         {"text": text_schema(3 * len(sentence) + 40), "score": {"type": "number", "enum": [n / 2 for n in range(11)]}}
     )
-    return object_schema(dict.fromkeys(GRADES, one))
+    return object_schema(dict.fromkeys(GRADES, rewrite))
 
 
 def parse_rewrites(answer: str, sentence: str) -> dict[str, Rewrite] | str:
@@ -116,19 +116,19 @@ def parse_rewrites(answer: str, sentence: str) -> dict[str, Rewrite] | str:
     content = json_object(answer)
     if isinstance(content, str):
         return content
-    found: dict[str, Rewrite] = {}
+    rewrites: dict[str, Rewrite] = {}
     for name in GRADES:
-        one = content.get(name)
-        text = one_line(one.get("text")) if isinstance(one, dict) else ""
-        if not isinstance(one, dict) or not text:
-            return f"empty_text: {name} is {one!r}"
-        score = one.get("score")
+        value = content.get(name)
+        text = one_line(value.get("text")) if isinstance(value, dict) else ""
+        if not isinstance(value, dict) or not text:
+            return f"empty_text: {name} is {value!r}"
+        score = value.get("score")
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= _HIGHEST:
             return f"bad_score: {name} has {score!r}"
-        found[name] = Rewrite(text, float(score))
-    scores = [one.score for one in found.values()]
+        rewrites[name] = Rewrite(text, float(score))
+    scores = [rewrite.score for rewrite in rewrites.values()]
     if any(far >= near for near, far in pairwise(scores)):
         return f"sts_order: scores {scores} do not fall"
-    if len({plain(sentence), *(plain(one.text) for one in found.values())}) <= len(found):
-        return f"same_rewrites: {[one.text for one in found.values()]}"
-    return found
+    if len({plain(sentence), *(plain(rewrite.text) for rewrite in rewrites.values())}) <= len(rewrites):
+        return f"same_rewrites: {[rewrite.text for rewrite in rewrites.values()]}"
+    return rewrites

@@ -1,4 +1,4 @@
-"""An item of one passage and the writer of its task."""
+"""An item of one passage and its task."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.synthesis.tasks.item import Requirement, SynthesisItem
-from qwen3emb.synthesis.writer import writers
+from qwen3emb.synthesis.writer import synthesis_tasks
 
 TEXT = "The ferry does not run on Sundays. Dogs travel free of charge on all boats."
 PASSAGE: dict[str, Any] = {"id": "p/1", "text": TEXT, "title": "", "language": "en", "source": "s"}
@@ -17,12 +17,12 @@ PASSAGE: dict[str, Any] = {"id": "p/1", "text": TEXT, "title": "", "language": "
 
 @pytest.fixture
 def item_of() -> Callable[..., tuple[SynthesisItem, Any]]:
-    """An item of a task and the writer of the task, under further config keys."""
+    """An item and its task by the task's name, under further config keys."""
 
     def made(task: str, **config: Any) -> tuple[SynthesisItem, Any]:
         item = SynthesisItem(PASSAGE, TEXT, ["a sailor"], Requirement("5-10", "en", "English"), task=task, shown=TEXT)
         shared = {"personas": "-", "languages": {"English": 1.0, "German": 1.0}, "tasks": {task: 1.0}}
         cfg = SynthesizeConfig.model_validate(shared | config)
-        return item, writers(cfg, seed=1)[task]
+        return item, synthesis_tasks(cfg, seed=1)[task]
 
     return made

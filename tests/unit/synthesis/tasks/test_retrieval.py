@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 
 from qwen3emb.core.errors import UserError
+from qwen3emb.synthesis.chat import longest_text
 from qwen3emb.synthesis.tasks.item import Requirement
 from qwen3emb.synthesis.tasks.retrieval import (
     DIFFICULTIES,
@@ -15,13 +16,10 @@ from qwen3emb.synthesis.tasks.retrieval import (
     Configuration,
     Query,
     configuration_chat,
-    configuration_messages,
     configuration_schema,
-    longest_query,
     parse_configuration,
     parse_query,
     query_chat,
-    query_messages,
     query_schema,
 )
 
@@ -29,7 +27,7 @@ PASSAGE = (
     "Return the directory name of a path. Trailing slashes are dropped first, then everything after the last "
     "one that is left; the result of a bare file name is empty."
 )
-PEOPLE = ["a nurse in Peru", "a tram driver", "a shell script author", "a monk", "a chess coach"]
+PERSONAS = ["a nurse in Peru", "a tram driver", "a shell script author", "a monk", "a chess coach"]
 CHOSEN = Configuration(2, "yes_or_no", "phd")
 WANTED = Requirement("10-20", "sw", "Swahili")
 
@@ -44,36 +42,45 @@ def common_prefix(one: list[dict[str, str]], two: list[dict[str, str]]) -> int:
 
 
 def test_the_configuration_prompt_explains_every_option_and_shows_three_examples() -> None:
-    messages = configuration_messages(PASSAGE, PEOPLE)
+    messages = configuration_chat("passage_last", PASSAGE, PERSONAS)
     system, *turns, last = messages
     for name, meaning in (*QUESTION_TYPES.items(), *DIFFICULTIES.items()):
         assert f"{name} = {meaning}" in system["content"]
     assert [m["role"] for m in messages] == ["system", *["user", "assistant"] * 3, "user"]
     for question, reply in zip(turns[::2], turns[1::2], strict=True):
-        people = len(re.findall(r"^\d\. ", question["content"], re.MULTILINE))
-        assert isinstance(parse_configuration(reply["content"], people), Configuration)
+        personas = len(re.findall(r"^\d\. ", question["content"], re.MULTILINE))
+        assert isinstance(parse_configuration(reply["content"], personas), Configuration)
     assert PASSAGE in last["content"]
-    assert all(f"{n}. {person}" in last["content"] for n, person in enumerate(PEOPLE, 1))
+    assert all(f"{n}. {persona}" in last["content"] for n, persona in enumerate(PERSONAS, 1))
 
 
 def test_each_question_type_is_the_last_example_for_some_rows() -> None:
-    last = [json.loads(configuration_messages(PASSAGE, PEOPLE, n / 10)[-2]["content"]) for n in range(10)]
+    last = [json.loads(configuration_chat("passage_last", PASSAGE, PERSONAS, n / 10)[-2]["content"]) for n in range(10)]
     assert {e["Question_Type"] for e in last} == set(QUESTION_TYPES)
 
 
 def test_the_query_prompt_carries_person_passage_and_requirement_and_one_example() -> None:
-    messages = query_messages(PASSAGE, PEOPLE[2], CHOSEN, WANTED)
+    messages = query_chat("passage_last", PASSAGE, PERSONAS[2], CHOSEN, WANTED)
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
     assert json.loads(messages[2]["content"]) == {"query": EXAMPLE_QUERY}
-    for part in (PASSAGE, PEOPLE[2], "yes-or-no", "phd", DIFFICULTIES["phd"], "10-20 words", "Swahili"):
+    for part in (PASSAGE, PERSONAS[2], "yes-or-no", "phd", DIFFICULTIES["phd"], "10-20 words", "Swahili"):
         assert part in messages[-1]["content"]
 
 
 def test_all_that_is_fixed_comes_before_what_differs_between_rows() -> None:
     other = "Ein ganz anderer Text."
-    assert common_prefix(configuration_messages(PASSAGE, PEOPLE), configuration_messages(other, PEOPLE[:2])) == 7
-    one = query_messages(PASSAGE, PEOPLE[0], CHOSEN, WANTED)
-    assert common_prefix(one, query_messages(other, PEOPLE[1], Configuration(0, "summary", "phd"), WANTED)) == 3
+    assert (
+        common_prefix(
+            configuration_chat("passage_last", PASSAGE, PERSONAS),
+            configuration_chat("passage_last", other, PERSONAS[:2]),
+        )
+        == 7
+    )
+    one = query_chat("passage_last", PASSAGE, PERSONAS[0], CHOSEN, WANTED)
+    assert (
+        common_prefix(one, query_chat("passage_last", other, PERSONAS[1], Configuration(0, "summary", "phd"), WANTED))
+        == 3
+    )
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -97,10 +104,10 @@ def test_the_configuration_schema_admits_exactly_the_listed_choices(count: int) 
 
 
 def test_the_query_schema_bounds_the_query() -> None:
-    for text in ("", "x" * (longest_query("5-10") + 1)):
+    for text in ("", "x" * (longest_text("5-10") + 1)):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({"query": text}, query_schema("5-10"))
-    jsonschema.validate({"query": "x" * longest_query("5-10")}, query_schema("5-10"))
+    jsonschema.validate({"query": "x" * longest_text("5-10")}, query_schema("5-10"))
 
 
 def test_a_configuration_is_read_as_an_index_from_zero() -> None:
@@ -121,20 +128,20 @@ def test_a_configuration_is_read_as_an_index_from_zero() -> None:
     ],
 )
 def test_a_bad_configuration_gives_its_reason(text: str, code: str) -> None:
-    found = parse_configuration(text, 5)
-    assert isinstance(found, str)
-    assert found.startswith(f"{code}: ")
+    parsed = parse_configuration(text, 5)
+    assert isinstance(parsed, str)
+    assert parsed.startswith(f"{code}: ")
 
 
 def test_a_good_query_is_kept_with_its_white_space_collapsed() -> None:
-    found = parse_query(answer(" how do I get  the folder\nof a path? "), PASSAGE, PEOPLE[2], "5-10")
-    assert found == Query("how do I get the folder of a path?")
+    parsed = parse_query(answer(" how do I get  the folder\nof a path? "), PASSAGE, PERSONAS[2], "5-10")
+    assert parsed == Query("how do I get the folder of a path?")
     for text in (
         "dirname trailing slashes",
         "路径的目录名是什么",
         "What does a shell do with trailing slashes?",
     ):
-        assert parse_query(answer(text), PASSAGE, PEOPLE[2], "5-10") == Query(text)
+        assert parse_query(answer(text), PASSAGE, PERSONAS[2], "5-10") == Query(text)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +167,9 @@ def test_a_good_query_is_kept_with_its_white_space_collapsed() -> None:
     ],
 )
 def test_a_bad_query_gives_its_reason(text: str, code: str) -> None:
-    found = parse_query(text, PASSAGE, "a shell script author", "5-10")
-    assert isinstance(found, str)
-    assert found.startswith(f"{code}: ")
+    parsed = parse_query(text, PASSAGE, "a shell script author", "5-10")
+    assert isinstance(parsed, str)
+    assert parsed.startswith(f"{code}: ")
 
 
 def test_the_prompts_stay_short_in_a_real_tokenizer() -> None:
@@ -179,8 +186,8 @@ def test_the_prompts_stay_short_in_a_real_tokenizer() -> None:
     def count(messages: list[dict[str, str]]) -> int:
         return len(tokenizer.encode(tokenizer.apply_chat_template(messages, tokenize=False)))
 
-    assert max(count(configuration_messages("", [], n / 5)) for n in range(5)) <= 450
-    assert count(query_messages("", PEOPLE[0], CHOSEN, WANTED)) <= 300
+    assert max(count(configuration_chat("passage_last", "", [], n / 5)) for n in range(5)) <= 450
+    assert count(query_chat("passage_last", "", PERSONAS[0], CHOSEN, WANTED)) <= 300
 
 
 def test_passage_first_gives_both_calls_and_all_queries_one_beginning() -> None:

@@ -22,10 +22,10 @@ def rewrites(
 
 
 def test_sts_gives_three_graded_pairs_of_one_row(item_of: ItemOf) -> None:
-    item, writer = item_of("sts", gates={"language": False, "length_tolerance": None})
-    call = writer.call(item)
-    assert writer.read(item, call.name, rewrites(5, 2.5, 0)) is None
-    pairs = writer.pairs(item)
+    item, task = item_of("sts", gates={"language": False, "length_tolerance": None})
+    call = task.call(item)
+    assert task.read(item, call.name, rewrites(5, 2.5, 0)) is None
+    pairs = task.pairs(item)
     assert [pair["grade"] for pair in pairs] == [5, 2.5, 0]
     assert [pair["id"] for pair in pairs] == ["p/1#0/close", "p/1#0/partial", "p/1#0/distant"]
     assert len({pair["query"] for pair in pairs}) == 1
