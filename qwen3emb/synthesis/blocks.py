@@ -87,10 +87,10 @@ def plan_blocks(folder: Storage, seed: int, max_passages: int | None, rows_per_b
     new[first] = True
     ends = np.cumsum([len(h) for h in hashes])
     repeated = {
-        file: frozenset(np.flatnonzero(~new[end - len(own) : end]).tolist())
-        for file, own, end in zip(files, hashes, ends, strict=True)
+        file: frozenset(np.flatnonzero(~new[end - len(file_hashes) : end]).tolist())
+        for file, file_hashes, end in zip(files, hashes, ends, strict=True)
     }
-    chosen = {file: own[own <= limit] for file, own in zip(files, hashes, strict=True)}
+    chosen = {file: file_hashes[file_hashes <= limit] for file, file_hashes in zip(files, hashes, strict=True)}
     return BlockPlan(tuple(_split(chosen, rows_per_block)), seed, limit, {f: r for f, r in repeated.items() if r})
 
 

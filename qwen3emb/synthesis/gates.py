@@ -156,15 +156,16 @@ def drop_repeated(out: Storage, threshold: float) -> int:
         out: folder of the stage.
         threshold: of `gates.duplicate_queries`.
     """
-    written = [row for name in out.names("pairs", ".parquet") for row in _pairs(out, name, ["id", "query", "dataset"])]
-    generated = [row for row in written if row["dataset"] not in _SENTENCES]
-    repeated = duplicate_queries([row["id"] for row in generated], [row["query"] for row in generated], threshold)
-    _reject_rows(out, repeated)
+    files = out.names("pairs", ".parquet")
+    pairs = [pair for name in files for pair in _pairs(out, name, ["id", "query", "dataset"])]
+    generated = [pair for pair in pairs if pair["dataset"] not in _SENTENCES]
+    repeated = duplicate_queries([pair["id"] for pair in generated], [pair["query"] for pair in generated], threshold)
+    _reject_items(out, repeated)
     return len(repeated)
 
 
 def drop_overlapping(out: Storage, evaluation: EvaluationNgrams) -> int:
-    """Move rows with a text that holds a query or document of the evaluation sets to the rejects; how many.
+    """Move items with a text that holds a query or document of the evaluation sets to the rejects; how many.
 
     Args:
         out: folder of the stage.
@@ -172,11 +173,11 @@ def drop_overlapping(out: Storage, evaluation: EvaluationNgrams) -> int:
     """
     held: dict[str, str] = {}
     for name in out.names("pairs", ".parquet"):
-        for row in _pairs(out, name, ["id", "query", "document", "dataset"]):
-            overlap = evaluation.held(row["query"]) or evaluation.held(row["document"])
+        for pair in _pairs(out, name, ["id", "query", "document", "dataset"]):
+            overlap = evaluation.held(pair["query"]) or evaluation.held(pair["document"])
             if overlap:
-                held[item_key(row)] = f"heldout_overlap: {overlap}"
-    _reject_rows(out, held)
+                held[item_key(pair)] = f"heldout_overlap: {overlap}"
+    _reject_items(out, held)
     return len(held)
 
 
@@ -185,25 +186,25 @@ def _pairs(out: Storage, name: str, columns: list[str]) -> list[dict[str, Any]]:
     return pairs
 
 
-def _reject_rows(out: Storage, reasons: Mapping[str, str]) -> None:
-    """Move rows, by `item_key` of their pairs, to the rejects, each once.
+def _reject_items(out: Storage, reasons: Mapping[str, str]) -> None:
+    """Move items, by `item_key` of their pairs, to the rejects, each once.
 
     A run that is killed in between leaves a pair in both; the next call mends that.
     """
     for name in out.names("pairs", ".parquet") if reasons else []:
         table = out.read_table(name)
-        rows = [item_key(row) for row in table.select(["id", "dataset"]).to_pylist()]
-        bad = {row: pair for row, pair in zip(rows, table.to_pylist(), strict=True) if row in reasons}
+        keys = [item_key(pair) for pair in table.select(["id", "dataset"]).to_pylist()]
+        bad = {key: pair for key, pair in zip(keys, table.to_pylist(), strict=True) if key in reasons}
         if not bad:
             continue
-        place = name.replace("pairs/", "rejects/", 1)
-        before = out.read_table(place, REJECT).to_pylist()
-        rejected = {row["id"] for row in before}
-        added = [_reject(row, pair, reasons[row]) for row, pair in bad.items() if reject_id(row) not in rejected]
-        out.write_table(place, pa.Table.from_pylist([*before, *added], schema=REJECT))
-        out.write_table(name, table.filter(pa.array([row not in bad for row in rows])))
+        rejects_file = name.replace("pairs/", "rejects/", 1)
+        rejects = out.read_table(rejects_file, REJECT).to_pylist()
+        rejected = {reject["id"] for reject in rejects}
+        added = [_reject(key, pair, reasons[key]) for key, pair in bad.items() if reject_id(key) not in rejected]
+        out.write_table(rejects_file, pa.Table.from_pylist([*rejects, *added], schema=REJECT))
+        out.write_table(name, table.filter(pa.array([key not in bad for key in keys])))
 
 
-def _reject(row: str, pair: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    where = {"id": reject_id(row), "stage": "synthesize", "source": "", "row": -1}
+def _reject(key: str, pair: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    where = {"id": reject_id(key), "stage": "synthesize", "source": "", "row": -1}
     return where | {"reason": f"{reason}: {pair['query']}", "payload": escaped(str(pair["document"]))}

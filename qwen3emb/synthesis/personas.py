@@ -1,4 +1,4 @@
-"""The persona library, and the candidate personas of a passage (paper section 3)."""
+"""The persona library, and the personas that may write for a passage (paper section 3)."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ def _persona(line: bytes) -> tuple[str, str | None]:
 
 
 def nearest_personas(passages: NDArray[np.float32], personas: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The candidates of each passage: indices of the `count` personas with the highest cosine, best first.
+    """The personas of each passage: indices of the `count` personas with the highest cosine, best first.
 
-    Equal cosines are ordered by index. Where there are fewer personas than `count`, all are candidates.
+    Equal cosines are ordered by index. Where there are fewer personas than `count`, a passage has all of them.
 
     Args:
         passages: (N, dim), personas: (P, dim); rows need not be normalised, a zero row has cosine 0 to all.
-        count: candidates wanted.
+        count: personas of a passage.
 
     Returns:
         (N, min(count, P)) indices into `personas`.

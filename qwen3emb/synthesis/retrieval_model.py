@@ -1,4 +1,4 @@
-"""The model of `models.retrieval`: what finds the candidate personas of a passage."""
+"""The model of `models.retrieval`: what finds the personas of a passage."""
 
 from __future__ import annotations
 

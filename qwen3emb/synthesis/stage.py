@@ -192,10 +192,10 @@ class _Reader:
             self._vectors = persona_vectors(self._run, name, lambda: self._encode(self._personas))
         documents = [document_text(p["title"] or "", p["text"] or "") for p in passages]
         vectors = self._encode(documents)
-        found = nearest_personas(vectors, self._vectors, self._count)
+        nearest = nearest_personas(vectors, self._vectors, self._count)
         rows = [
             {"passage": p, "document": d, "personas": [self._personas[i] for i in near]}
-            for p, d, near in zip(passages, documents, found, strict=True)
+            for p, d, near in zip(passages, documents, nearest, strict=True)
         ]
         return pa.table({"block": [block.name], "rows": [json.dumps(rows)]})
 

@@ -137,7 +137,7 @@ def result(rows: int, out: Storage, metrics: dict[str, Any]) -> StageResult:
     for name in out.names("pairs", ".parquet"):
         table = out.read_table(name, PAIR)
         pairs += table.num_rows
-        done += len({item_key(row) for row in table.select(["id", "dataset"]).to_pylist()})
+        done += len({item_key(pair) for pair in table.select(["id", "dataset"]).to_pylist()})
         for column, counts in kinds.items():
             counts.update(table.column(column).to_pylist())
         lengths += [word_count(query) for query in table.column("query").to_pylist()]
