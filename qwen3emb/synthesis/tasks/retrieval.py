@@ -4,7 +4,7 @@ The configuration call chooses who asks (one of the passage's personas), what ki
 call writes it. Everything fixed comes first in a chat - instructions, then examples as earlier turns - so that an
 engine with a prefix cache computes it once. The passage keeps its language, everything else is English.
 
-`passage_last` gives each call a prompt of its own, with its instructions, examples and the person before the passage:
+`passage_last` gives each call a prompt of its own, with its instructions, examples and the persona before the passage:
 small models write best so. `passage_first` gives both calls, and all queries of a passage, one beginning: the
 instructions and examples of both, then the passage; an engine with a prefix cache reads each passage once.
 """
@@ -216,7 +216,7 @@ def query_chat(
 ) -> list[Message]:
     """The chat of the query call.
 
-    The person stands before the passage in `passage_last`: with it behind, small models ask about the person.
+    The persona stands before the passage in `passage_last`: with it behind, small models ask about the persona.
 
     Args:
         order: `passage_first` or `passage_last`, as above.
@@ -247,8 +247,8 @@ def _shared_instructions() -> str:
     """Both tasks with their examples: the same text for every item and call."""
     parts = ["You get a passage, then one of two tasks.", f"Task CHOOSE. {_CONFIGURATION_TASK}"]
     for text, personas, configuration in _CONFIGURATION_EXAMPLES[:_EXAMPLES_SHOWN]:
-        people = "; ".join(_numbered(personas))
-        parts.append(f"Example. Passage: {text} People: {people} Answer: {_configuration_answer(configuration)}")
+        listed = "; ".join(_numbered(personas))
+        parts.append(f"Example. Passage: {text} People: {listed} Answer: {_configuration_answer(configuration)}")
     text, persona, configuration, requirement, query = _QUERY_EXAMPLE
     request = _query_request(configuration, requirement)
     parts.append(f"Task WRITE. {_QUERY_TASK}")
@@ -302,9 +302,9 @@ def parse_configuration(answer: str, personas: int) -> Configuration | str:
     persona, question_type, difficulty = map(content.get, _CONFIGURATION_KEYS)
     if not isinstance(persona, int) or isinstance(persona, bool) or not 1 <= persona <= personas:
         return f"bad_configuration: Character is {persona!r}, not 1 to {personas}"
-    if question_type not in QUESTION_TYPES:
+    if question_type not in list(QUESTION_TYPES):  # as a list: the answer may hold what has no hash
         return f"bad_configuration: Question_Type is {question_type!r}"
-    if difficulty not in DIFFICULTIES:
+    if difficulty not in list(DIFFICULTIES):
         return f"bad_configuration: Difficulty is {difficulty!r}"
     return Configuration(persona - 1, str(question_type), str(difficulty))
 

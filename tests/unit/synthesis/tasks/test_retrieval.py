@@ -125,6 +125,8 @@ def test_a_configuration_is_read_as_an_index_from_zero() -> None:
         ('{"Character": "3", "Question_Type": "summary", "Difficulty": "phd"}', "bad_configuration"),
         ('{"Character": 3, "Question_Type": "poem", "Difficulty": "phd"}', "bad_configuration"),
         ('{"Character": 3, "Question_Type": "summary"}', "bad_configuration"),
+        ('{"Character": 3, "Question_Type": ["summary"], "Difficulty": "phd"}', "bad_configuration"),
+        ('{"Character": 3, "Question_Type": "summary", "Difficulty": {}}', "bad_configuration"),
     ],
 )
 def test_a_bad_configuration_gives_its_reason(text: str, code: str) -> None:
