@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.labelled.labelled_datasets import read, written
 
 from qwen3emb.text.false_negatives import FALSE, answers_of, told, true_negatives
+from tests.unit.labelled.labelled_datasets import read, written
 
 texts = st.sampled_from(["a", "a ", " a", "A", "b", "b\nc", "b c", "caf\u00e9", "cafe\u0301", "d", ""])
 
