@@ -112,7 +112,7 @@ class SynthesizeConfig(Section):
     candidates: int = Field(default=5, ge=1)
     """Candidate personas per query, by cosine with the passage."""
     queries_per_passage: int = Field(default=1, ge=1)
-    """Rows for each passage, by different characters: each has `candidates` personas of its own, and a drawn task."""
+    """Rows for each passage, by different personas: each has `candidates` personas of its own, and a drawn task."""
     tasks: dict[Literal["retrieval", "bitext", "sts", "classification"], float] = Field(default={"retrieval": 1.0})
     """What is written, and the weights: a query that finds the passage (two calls); a sentence of the passage in
     another of the `languages`; a sentence with three rewrites, graded 0 to 5; a text with its class."""
