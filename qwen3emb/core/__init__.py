@@ -1,1 +1,1 @@
-"""What everything stands on: errors, records, storage, artifacts, leases. Imports nothing of ours."""
+"""Errors, records, storage, artifacts and leases, which all other packages use; imports none of them."""

@@ -1,4 +1,4 @@
-"""What a stage leaves behind, and when it may be used again.
+"""The record of a stage's folder: what the output was made from, and whether it may be used again.
 
 A stage folder has `started.json` (written first) and `artifact.json` (written last). Both carry the stage's
 identity: its resolved configuration, the fingerprints of its inputs and the code version.
@@ -26,7 +26,7 @@ from qwen3emb.core.storage import Storage
 __all__ = ["Identity", "StageResult", "State", "complete", "finished", "read_record", "start", "state_of"]
 
 _CLEARED = "(being cleared)"
-"""In place of the fingerprint in `started.json`: what else lies in the folder is the rest of replaced output."""
+"""Stands for the fingerprint in `started.json` while replaced output is deleted: files that are left belong to it."""
 
 State = Literal["new", "unfinished", "done", "different"]
 STARTED, FINISHED = "started.json", "artifact.json"
@@ -34,7 +34,14 @@ STARTED, FINISHED = "started.json", "artifact.json"
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that decides what a stage produces."""
+    """Everything that decides what a stage produces.
+
+    Attributes:
+        stage: its name.
+        version: version of the code.
+        config: resolved configuration, as far as the output depends on it.
+        inputs: name of an input -> its fingerprint.
+    """
 
     stage: str
     version: str
@@ -43,13 +50,13 @@ class Identity:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over the identity."""
+        """16 hexadecimal digits of a hash of all fields."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage reports when it is done.
+    """Row counts and figures that a stage returns when it is done.
 
     Attributes:
         rows_in: rows read.
@@ -67,7 +74,7 @@ class StageResult:
 
 
 def state_of(folder: Storage, identity: Identity) -> State:
-    """Where the stage in `folder` stands, compared with `identity`."""
+    """Compare the records in `folder` with `identity`: "different" where they are of another identity."""
     for name, same in ((FINISHED, "done"), (STARTED, "unfinished")):
         if not folder.exists(name):
             continue
@@ -99,7 +106,7 @@ def start(folder: Storage, identity: Identity, replace: bool = False) -> State:
 
 
 def _clear(folder: Storage) -> None:
-    """Remove what is left of replaced output, the record first: without it nothing counts as complete."""
+    """Delete what is left of replaced output, the record first: without it nothing counts as complete."""
     if not folder.exists(STARTED):
         return
     folder.delete(FINISHED)
@@ -124,7 +131,7 @@ def complete(folder: Storage, identity: Identity, result: StageResult, seconds: 
     record = _record(identity) | {key: value for key, value in facts.items() if key != "scratch"}
     record |= {"seconds": round(seconds, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     folder.write_json(FINISHED, record)
-    for name in result.scratch:  # not before: a kill in between would leave some of it, which a resume takes for all
+    for name in result.scratch:  # last: a resumed run would take a half-deleted folder for a whole one
         folder.delete(name)
 
 

@@ -1,4 +1,4 @@
-"""Data cards: what an artifact's rows are, as numbers (`card.json`) and as a page to read (`card.md`)."""
+"""Data cards: counts and lengths of an artifact's rows, as JSON (`card.json`) and as a page to read (`card.md`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CARD, PAGE = "card.json", "card.md"
 _COUNTED = ("dataset", "language", "question_type", "difficulty")
 _MEASURED = ("text", "query", "document", "positive")
 _CHARACTERS = (0, 50, 100, 200, 500, 1000, 2000, 5000)
-_MOST = 40  # values of a column that are listed
+_MOST = 40  # the most frequent values of a column are listed, up to this many
 
 
 def count_rows(out: Storage, folders: Sequence[str]) -> dict[str, Any]:
@@ -46,12 +46,12 @@ def count_rows(out: Storage, folders: Sequence[str]) -> dict[str, Any]:
             for name in set(_MEASURED) & set(table.column_names):
                 lengths[name] += _bins(_lengths(table[name]))
         card[folder] = rows
-        kinds = {name: found for name, found in counts.items() if any(found)}
-        card |= {f"{folder}_by_{name}": dict(found.most_common(_MOST)) for name, found in kinds.items()}
-        measured = {name: found for name, found in lengths.items() if found.sum()}
+        nonempty = {name: counter for name, counter in counts.items() if any(counter)}
+        card |= {f"{folder}_by_{name}": dict(counter.most_common(_MOST)) for name, counter in nonempty.items()}
+        histograms = {name: bins for name, bins in lengths.items() if bins.sum()}
         names = [f"{low}-{high}" for low, high in zip(_CHARACTERS, (*_CHARACTERS[1:], ""), strict=True)]
         card[f"characters_of_{folder}"] = {
-            edge: {name: int(found[i]) for name, found in measured.items()} for i, edge in enumerate(names)
+            edge: {name: int(bins[i]) for name, bins in histograms.items()} for i, edge in enumerate(names)
         }
     return card
 
@@ -64,8 +64,8 @@ def write_card(out: Storage, title: str, card: Mapping[str, Any]) -> None:
 
 
 def _lengths(column: pa.ChunkedArray) -> list[int]:
-    found: list[int] = pc.utf8_length(column).drop_null().to_pylist()
-    return found
+    lengths: list[int] = pc.utf8_length(column).drop_null().to_pylist()
+    return lengths
 
 
 def _bins(lengths: Sequence[int]) -> np.ndarray:
@@ -84,7 +84,7 @@ def markdown_card(title: str, card: Mapping[str, Any]) -> str:
     parts = [f"# {title}", _pairs(single)]
     for name, value in card.items():
         if isinstance(value, Mapping) and value:
-            nested = all(isinstance(one, Mapping) for one in value.values())
+            nested = all(isinstance(entry, Mapping) for entry in value.values())
             parts += [f"## {_words(name)}", _rows(value) if nested else _pairs(value)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

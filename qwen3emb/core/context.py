@@ -1,4 +1,4 @@
-"""What a running stage is given: the same for every stage, so that none of them knows the graph of stages."""
+"""The arguments of a running stage: the same type for every stage, so that no stage needs to know the others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ConfigT = TypeVar("ConfigT")
 
 @dataclass(frozen=True)
 class StageContext(Generic[ConfigT]):
-    """What a running stage is given.
+    """Configuration, name and folders of a running stage.
 
     Attributes:
-        cfg: the run.
-        name: of the stage.
-        out: its folder.
-        inputs: the folders of the stages before it that the run has, by name.
+        cfg: configuration of the run.
+        name: of the stage, as in the pipeline.
+        out: the folder that the stage writes.
+        inputs: name -> folder of the stages that this one reads, as far as the run has them.
     """
 
     cfg: ConfigT

@@ -19,12 +19,12 @@ def usable_cores() -> int:
 
 
 def threads_of(cores: int, processes: int) -> int:
-    """Threads of one of so many processes that share the cores, at least one."""
+    """Threads for each of `processes` processes that share `cores` cores, at least one."""
     return max(1, cores // max(1, processes))
 
 
 def cpu_quota(mounts: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Cores' worth of time that the kernel gives this process, the least of its cgroups; None where nothing limits it.
+    """The CPU quota of this process in cores: the smallest one of its cgroups; None where none of them has a quota.
 
     Args:
         mounts: where cgroups are mounted: version 2 itself, version 1 with a folder for each controller.
@@ -35,18 +35,18 @@ def cpu_quota(mounts: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/
         lines = [line.split(":", 2) for line in groups.read_text().splitlines()]
     except OSError:
         return None
-    found = []
+    quotas = []
     for number, controllers, path in (line for line in lines if len(line) == 3):
         if number == "0" and not controllers:
-            found += [_version_2(folder) for folder in _ancestors(mounts, path)]
+            quotas += [_version_2(folder) for folder in _ancestors(mounts, path)]
         elif "cpu" in controllers.split(","):
             mount = next((m for m in (mounts / controllers, mounts / "cpu") if m.is_dir()), mounts / "cpu,cpuacct")
-            found += [_version_1(folder) for folder in _ancestors(mount, path)]
-    return min((quota for quota in found if quota is not None), default=None)
+            quotas += [_version_1(folder) for folder in _ancestors(mount, path)]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _ancestors(mount: Path, path: str) -> list[Path]:
-    """The folders of a group and of all groups that it is in."""
+    """The folders of a cgroup and of its ancestors."""
     below = PurePosixPath(path.lstrip("/"))
     return [mount / part for part in (below, *below.parents) if ".." not in part.parts]
 

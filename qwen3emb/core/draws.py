@@ -8,9 +8,9 @@ from hashlib import blake2b
 __all__ = ["chosen_by_hash", "hash_place", "unit_draw"]
 
 
-def unit_draw(*what: object) -> float:
+def unit_draw(*parts: object) -> float:
     """A number in [0, 1) that depends on the arguments only, the same in every process."""
-    digest = blake2b("\x1f".join(map(str, what)).encode("utf-8", "surrogatepass"), digest_size=7).digest()
+    digest = blake2b("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=7).digest()
     return int.from_bytes(digest, "big") / 2**56
 
 
@@ -26,5 +26,5 @@ def chosen_by_hash(names: Iterable[str], count: int | None, seed: int) -> set[st
 
 
 def hash_place(name: str, seed: int) -> bytes:
-    """Where a name stands in a draw by `seed`."""
+    """16 bytes that names are sorted by in a draw: a hash of `seed` and `name`."""
     return blake2b(f"{seed}:{name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -1,12 +1,12 @@
-"""One driver at a time writes a stage's folder: `lease.json` in it says who, for as long as it shows life.
+"""A lease on a stage's folder, so that one driver at a time writes to it: `lease.json` names the driver that holds it.
 
-The holder changes the file every `BEAT` seconds. Whoever finds one that does not change for `EXPIRY` seconds of its own
-clock takes the folder over; clocks of two machines are never compared. A holder on this machine whose process is gone
-is known to be dead, and its folder is free at once.
+The holder rewrites the file every `BEAT` seconds. A driver that sees it unchanged for `EXPIRY` seconds of its own clock
+takes the folder over; clocks of two machines are never compared. A holder on this machine whose process has ended is
+known to be dead, and its folder is free at once.
 
-Storage offers no "create unless it is there", so taking is: write one's own, wait, read who won. A driver that was
-stopped for longer than `EXPIRY` (a sleeping laptop) finds another's name when it goes on, and ends; what it wrote in
-the seconds before is the limit of this.
+Storage has no "create unless it exists", so a driver takes a folder in three steps: it writes its own lease, waits, and
+reads which driver's lease is there. A driver that was suspended for longer than `EXPIRY` (a sleeping laptop) finds
+another driver's lease when it goes on, and ends; what it writes in the seconds before that is not prevented.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ LEASE = "lease.json"
 """Name of the file in the stage's folder."""
 
 BEAT = 15.0
-"""Seconds between two signs of life."""
+"""Seconds between two renewals of a lease."""
 
 EXPIRY = 75.0
-"""Seconds without a sign of life after which another driver may take the folder."""
+"""Seconds without a renewal after which another driver may take the folder over."""
 
-_LOOK = 1.0
-_SETTLE_LOCAL, _SETTLE_REMOTE = 0.2, 2.0
+_POLL = 1.0  # seconds between two reads of another driver's lease
+_SETTLE_LOCAL, _SETTLE_REMOTE = 0.2, 2.0  # seconds in which drivers that take a folder at once see each other
 
 
 class Lease:
     """A folder's lease, held by this process until `release`."""
 
     def __init__(self, folder: Storage, content: dict[str, Any]) -> None:
-        """Begin to show life; `content` has just been written."""
+        """Start to renew the lease in a thread; `content` has just been written to the file."""
         self._folder, self._content = folder, content
         self._renewed = time.monotonic()
         self._ended, self._lost = threading.Event(), threading.Event()
@@ -57,11 +57,11 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another driver has the folder, or this one could not show life for too long."""
+        """Whether another driver took the folder over, or this one could not renew its lease for too long."""
         return self._lost.is_set()
 
     def check(self) -> None:
-        """Read the file, before something is written that others rely on.
+        """Read the file again; to be called before something is written that other stages rely on.
 
         Raises:
             StageFailure: the lease is lost.
@@ -72,28 +72,28 @@ class Lease:
             raise StageFailure(f"{self._folder}{self._why_lost()}")
 
     def release(self) -> None:
-        """Let go of the folder, where it is still this driver's."""
+        """Stop renewing, and delete the lease where it is still this driver's."""
         self._ended.set()
         self._thread.join(EXPIRY)  # storage that hangs must not hold the driver; the thread is a daemon
         if not self.lost and _read(self._folder).get("token") == self._content["token"]:
             self._folder.delete(LEASE)
 
     def _stands(self) -> bool:
-        """Whether the file is this driver's, or damaged: then nobody took the folder, who would have written anew."""
-        found = _found(self._folder)
-        return found is not None and found.get("token", self._content["token"]) == self._content["token"]
+        """Whether the lease is this driver's. A damaged one is: a driver that takes over writes a readable one."""
+        lease = _parsed(self._folder)
+        return lease is not None and lease.get("token", self._content["token"]) == self._content["token"]
 
     def _why_lost(self) -> str:
-        found = _read(self._folder)
-        if found.get("token") == self._content["token"]:
+        holder = _read(self._folder)
+        if holder.get("token") == self._content["token"]:
             return f": this driver showed no life for {EXPIRY:.0f} s, so that another may take it; it stops here"
-        if not found:
+        if not holder:
             return (
                 f": its {LEASE} was removed or damaged, by hand or by a driver that took over and has ended; this "
                 "driver stops here"
             )
         return (
-            f" was taken over by {_who(found)}, since this driver showed no life for {EXPIRY:.0f} s; it stops here "
+            f" was taken over by {_who(holder)}, since this driver showed no life for {EXPIRY:.0f} s; it stops here "
             "and leaves the folder to that one"
         )
 
@@ -110,7 +110,7 @@ class Lease:
             _interrupt()  # `held` turns it into a StageFailure
 
     def _renew(self) -> bool:
-        """Show life once; false where the folder is another's. Storage that does not answer is asked again."""
+        """Rewrite the file; false where the lease is another driver's. Errors of storage are left to the next beat."""
         try:
             if not self._stands():
                 return False
@@ -128,7 +128,7 @@ def held(folder: Storage, say: Callable[[str], None]) -> Iterator[Lease]:
 
     Args:
         folder: the stage's folder.
-        say: told when it has to be waited for whether another driver is alive.
+        say: called with a sentence before a wait that shows whether another driver is alive.
 
     Raises:
         UserError: another driver has it.
@@ -148,7 +148,7 @@ def held(folder: Storage, say: Callable[[str], None]) -> Iterator[Lease]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let `_interrupt` end what the main thread waits for. SIGINT may be ignored, as for jobs in the background."""
+    """Let `_interrupt` raise KeyboardInterrupt in the main thread. By SIGUSR1: background jobs may ignore SIGINT."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -165,7 +165,11 @@ def _interrupt() -> None:
 
 
 def _taken(folder: Storage, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write a lease of this process and see that it stands."""
+    """Write a lease of this process, and return its content when no other driver has written over it.
+
+    Raises:
+        UserError: another driver holds the folder or took it at the same time, or `lease.json` is a folder.
+    """
     _wait_until_free(folder, say)
     since = datetime.now(UTC).isoformat(timespec="seconds")
     mine = {"token": secrets.token_hex(8), **_myself(), "since": since, "beat": 0}
@@ -188,7 +192,7 @@ def _wait_until_free(folder: Storage, say: Callable[[str], None]) -> None:
     """Return when nobody has the folder.
 
     Raises:
-        UserError: somebody has, and is alive.
+        UserError: another driver has it, and is alive.
     """
     first = _read(folder)
     if not first or _is_dead(first):
@@ -198,7 +202,7 @@ def _wait_until_free(folder: Storage, say: Callable[[str], None]) -> None:
     say(f"{folder} was last written by {_who(first)}; waiting up to {EXPIRY:.0f} s whether it shows life")
     seen = time.monotonic()
     while time.monotonic() - seen < EXPIRY:
-        time.sleep(min(_LOOK, BEAT / 2))
+        time.sleep(min(_POLL, BEAT / 2))
         now = _read(folder)
         if not now:
             return
@@ -223,10 +227,10 @@ def _who(holder: dict[str, Any]) -> str:
 
 def _read(folder: Storage) -> dict[str, Any]:
     """The lease in the folder; empty where there is none that can be read."""
-    return _found(folder) or {}
+    return _parsed(folder) or {}
 
 
-def _found(folder: Storage) -> dict[str, Any] | None:
+def _parsed(folder: Storage) -> dict[str, Any] | None:
     """The lease in the folder; empty where it is damaged (no JSON, no token, not a file), None where there is none."""
     try:
         content = folder.read_json(LEASE)
@@ -247,12 +251,12 @@ def _myself() -> dict[str, Any]:
 
 
 def _is_here(holder: dict[str, Any]) -> bool:
-    """Whether the holder's process id means something here: same machine, same boot, same container."""
+    """Whether the holder's process id can be looked up on this machine: same machine, same boot, same container."""
     return holder.get("machine") == _machine()
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether it is known to be gone; a lease of this machine that names no process is nobody's."""
+    """Whether the holder is known to have ended: its process on this machine is gone, or its lease names none."""
     return _is_here(holder) and _started(holder.get("pid")) != (holder.get("started") or "unknown")
 
 
@@ -264,7 +268,7 @@ def _machine() -> str:
 
 
 def _started(pid: Any) -> str:
-    """When a process of this machine began, in ticks since the boot; "" where there is none, or only its remains."""
+    """When a process of this machine began, in ticks since the boot; "" where there is none, or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""URIs of files and folders: joining a name to one, what it is called in messages, the file it names.
+"""Paths and URIs of files and folders: checking and joining them, and hiding their secrets in messages.
 
 `s3://bucket/run?region=eu-central-1` has a path and options. Names are joined to the path, the options stay, and
 neither options with a secret nor a password are shown or recorded.
@@ -28,8 +28,8 @@ _SECRET = re.compile(
     r"([?&][^=&]*(?:key|secret|token|pass|pwd|auth|credential|signature|\bsig)[^=&]*=)[^&\s]+", re.IGNORECASE
 )
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-# A secret may hold `/`, `@` or a blank that should have been encoded: all up to the last `@`, but not of a next URI.
-# `host:8000/` of a server has a port, and is no user with a secret.
+# A password may hold `/`, `@` or a blank that should have been percent-encoded, so this takes all up to the last `@`,
+# but nothing of a second URI. In `http://host:8000/` the number is a port, and `host` no user with a password.
 _RAW_PASSWORD = re.compile(
     r"(?<=://)(?!(?<=http://)[^/:]*:\d+/)(?!(?<=https://)[^/:]*:\d+/)[^/:@?\s'\"]*:(?:(?!\w+://)[^?'\"\n])*(?=@)"
 )
@@ -44,7 +44,7 @@ def is_uri(place: str) -> bool:
 
 
 def checked_place(place: str) -> str:
-    """A path or URI as it was given.
+    """`place` as it is, after a check of its form.
 
     Raises:
         UserError: a URI without its two slashes, which would be taken for a local folder, or a `file://` URI with a
@@ -64,7 +64,7 @@ def checked_place(place: str) -> str:
 
 
 def encoded(uri: str) -> str:
-    """A URI as parsers want it: blanks and letters beyond ASCII percent-encoded, no slash at the end of the path.
+    """A URI as pyarrow parses it: blanks and letters beyond ASCII percent-encoded, no slash at the end of the path.
 
     Raises:
         UserError: it has a `#`, behind which parsers drop everything, so that several places would be one.
@@ -127,10 +127,10 @@ def redacted(content: Any) -> Any:
 
 
 def with_secrets_of(known: str, place: str) -> str:
-    """A redacted URI with the credentials and options of `known`, which is of the same bucket.
+    """`place`, a redacted URI with the credentials and options of `known`, a URI of the same bucket.
 
     Raises:
-        UserError: `known` is of another one, so that its credentials do not help.
+        UserError: `known` is of another bucket, whose credentials do not open `place`.
     """
     if _HIDDEN not in place:
         return place

@@ -1,4 +1,4 @@
-"""The two rows that reading yields, a passage or a reject, and the checks that every text passes."""
+"""`Passage` and `Reject`, which readers of files yield, and the checks of every text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Reject:
-    """One row that was refused, with what is needed to find and mend it.
+    """One row that was refused, with what is needed to find it in its file and to correct it.
 
     `stage` is the stage that refused it, `reason` is "<code>: <detail>", `source` the file's path or URI,
     `row` its 1-based row in that file, `payload` the row's text (escaped, at most 10,000 characters).
@@ -75,9 +75,9 @@ def text_problem(text: str) -> str | None:
     Codes: lone_surrogate (not encodable as UTF-8), control_character (any of category Cc but LF and TAB).
     """
     for code, pattern in (("lone_surrogate", _SURROGATE), ("control_character", _CONTROL)):
-        found = pattern.search(text)
-        if found is not None:
-            return f"{code}: U+{ord(found.group()):04X} at character {found.start()}"
+        match = pattern.search(text)
+        if match is not None:
+            return f"{code}: U+{ord(match.group()):04X} at character {match.start()}"
     return None
 
 

@@ -30,7 +30,7 @@ _HASHED_FILE, _HASHED_FOLDER = 64 << 20, 512 << 20  # bytes: half a second, and 
 
 
 def project_root() -> Path:
-    """What relative paths of a config are relative to: the current folder.
+    """The folder that relative paths of a configuration start from: the current one.
 
     A Ray job runs in a temporary copy of the working directory. What it wrote there would be lost, so there it is
     the checkout that this environment was installed from (`pip install -e`).
@@ -38,9 +38,9 @@ def project_root() -> Path:
     Raises:
         UserError: a Ray job on a machine without such a checkout.
     """
-    here = Path.cwd()
-    if "working_dir_files" not in here.parts:
-        return here
+    current = Path.cwd()
+    if "working_dir_files" not in current.parts:
+        return current
     try:
         origin = metadata.distribution("qwen3emb").read_text("direct_url.json")
     except metadata.PackageNotFoundError:
@@ -72,12 +72,12 @@ def absolute_uri(uri: str) -> str:
 class Storage:
     """A folder on a file system; names below are relative to it, with forward slashes.
 
-    `uri` is what another process opens it by, with its options and credentials; `str()` is for messages and records
-    and has no secrets.
+    Another process opens the same folder by `uri`, which has the options and credentials; `str()`, for messages and
+    records, has no secrets.
     """
 
     def __init__(self, uri: str) -> None:
-        """Open a folder, which need not be there.
+        """Open a folder, which need not exist.
 
         Raises:
             UserError: no file system is known for the URI, or it cannot be parsed.
@@ -104,11 +104,11 @@ class Storage:
         return below
 
     def __str__(self) -> str:
-        """Where it is, without passwords and secret options."""
+        """The URI or path, without passwords and secret options."""
         return str(redacted(self.uri))
 
     def path(self, name: str = "") -> str:
-        """The path of `name` as `self.filesystem` wants it.
+        """The path of `name` within `self.filesystem`.
 
         Raises:
             UserError: the name leads out of the folder.
@@ -133,7 +133,7 @@ class Storage:
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file so that readers see all of it or nothing, whoever else writes it at the same time."""
         target = self.path(name)
-        whole = memoryview(content)  # a stream that was opened on S3 replaces the file, also when nothing is written
+        whole = memoryview(content)  # fails here on a wrong type: opening a stream on S3 already replaces the file
         self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
         temporary = f"{target}{_TEMPORARY}{_writer()}" if self.is_local else target
         with self.filesystem.open_output_stream(temporary) as stream:
@@ -164,7 +164,7 @@ class Storage:
     def delete(self, name: str = "") -> None:
         """Remove a file or folder; nothing happens where it does not exist.
 
-        A kill leaves some of a folder's files, in no order. What says that the others are complete goes first, alone.
+        A kill leaves any of a folder's files: a record that marks the others as complete has to be deleted before them.
         """
         kind = self.filesystem.get_file_info(self.path(name)).type
         if kind == pafs.FileType.Directory:
@@ -173,7 +173,7 @@ class Storage:
             self.filesystem.delete_file(self.path(name))
 
     def read_table(self, name: str, schema: pa.Schema | None = None) -> pa.Table:
-        """All Parquet files below a folder (or one file) in name order; `schema` is what an empty folder gives.
+        """The rows of all Parquet files below a folder in name order, or of one file; none, of `schema`, without files.
 
         Raises:
             UserError: there is no such file or folder and no schema was given.
@@ -198,7 +198,8 @@ class Storage:
     def local(self, name: str = "") -> Path:
         """A local folder with the content of `name`; downloaded once to a temporary cache where storage is remote.
 
-        Several processes of one machine may ask at once: the folder appears whole, and anew when its files changed.
+        Several processes of a machine may call it at once: the folder appears when it is complete, and another one
+        when the files on storage have changed.
         """
         if self.is_local:
             return Path(self.path(name))
@@ -234,16 +235,16 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _writer() -> str:
-    """Host, process and chance: two hosts with the same pid may write one file on a shared disk."""
+    """A name for one write, of host, process and chance: processes of two hosts may have the same number."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def external_fingerprint(uri: str, suffix: str = "", contents: bool = True) -> str:
-    """What tells one state of an input from another.
+    """A fingerprint of an input, 16 hexadecimal digits that change with its files.
 
-    Of a file up to 64 MiB its content, of a larger one its size and the time of its last change. Of a folder of this
-    machine the names and contents of its files where they make up 512 MiB or less; else, and on other storage, where
-    the content would have to be fetched, names, sizes and times.
+    It is made of a file's content up to 64 MiB, of a larger file's size and time of change. Of a local folder it is
+    made of the names and contents of its files where they have 512 MiB or less together; of a larger folder, and of
+    one on other storage, whose contents would have to be fetched, of names, sizes and times.
 
     Args:
         uri: file or folder.
@@ -267,7 +268,7 @@ def external_fingerprint(uri: str, suffix: str = "", contents: bool = True) -> s
 def files_fingerprint(
     filesystem: pafs.FileSystem, root: str, files: Sequence[pafs.FileInfo], contents: bool = True
 ) -> str:
-    """What tells one state of `files` below `root` from another; as `external_fingerprint` of a folder."""
+    """A fingerprint of `files` below `root`, made as `external_fingerprint` of a folder is."""
     local = isinstance(filesystem, pafs.LocalFileSystem)
     hashed = contents and local and sum(i.size for i in files) <= _HASHED_FOLDER
     lines = []
