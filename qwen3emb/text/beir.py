@@ -1,4 +1,4 @@
-"""BEIR folders: queries, documents and judgments. A row that cannot be used is handed to the caller, who decides."""
+"""BEIR folders: queries, documents and judgments. The caller decides what happens to a row that cannot be used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Text = Callable[[object, str], str]
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used: of which file, and why, as `<code>: <detail>`."""
+    """A row that cannot be used, the file it is in, and the reason, as `<code>: <detail>`."""
 
     source: str
     row: RawRow
@@ -41,13 +41,13 @@ class BadRow:
 
 @dataclass
 class BeirData:
-    """What a folder holds for one split.
+    """Queries, documents and judgments of one split of a BEIR folder.
 
     Attributes:
         queries: id -> text, of those that are judged.
         languages: id -> code, of the queries whose language the data says.
         corpus: id -> (title, text).
-        qrels: query id -> {document id: grade}; either may be in no file.
+        qrels: query id -> {document id: grade}; `queries` or `corpus` may lack an id.
     """
 
     queries: dict[str, str] = field(default_factory=dict)
@@ -57,24 +57,24 @@ class BeirData:
 
 
 def has_beir_corpus(folder: Storage) -> bool:
-    """Whether a folder looks like a BEIR folder."""
+    """Whether a folder has a table `corpus`, as BEIR folders do."""
     return find_table(folder, "corpus", _KINDS) is not None
 
 
 def read_beir_data(folder: Storage, split: str, text: Text, bad: Callable[[BadRow], None]) -> BeirData:
     """Read `corpus`, `queries` and `qrels/SPLIT`, each JSONL, Parquet, TSV or CSV, maybe compressed.
 
-    Ids are `_id` or `id`; a whole number is the id that its digits are. Judgments have the columns query-id, corpus-id,
-    score; without a header row they are three columns, or TREC's four. A row that says again what stands above is
-    passed over.
+    Ids are `_id` or `id`; a whole number is taken as the text of its digits. Judgments have the columns query-id,
+    corpus-id, score; without a header row they are three columns, or TREC's four. A row that repeats an earlier one is
+    skipped.
 
     Args:
-        folder: where.
-        split: whose judgments.
-        text: takes titles, texts and languages; `exact_text` leaves them as they are.
-        bad: takes the rows that cannot be used; codes: those of `text` and of `raw_rows`, missing_field, not_a_string,
-            empty_field, bad_grade, duplicate_id, control_character (in an
-            id), conflicting_grade (such a pair counts as not judged).
+        folder: the BEIR folder.
+        split: the split whose judgments are read.
+        text: turns titles, texts and languages into the strings that are kept; `exact_text` keeps them as they are.
+        bad: called with each row that cannot be used; codes: those of `text` and of `raw_rows`, missing_field,
+            not_a_string, empty_field, bad_grade, duplicate_id, control_character (in an id), conflicting_grade (such a
+            pair counts as not judged).
 
     Raises:
         NotThere: a file is missing.
@@ -98,7 +98,7 @@ def read_beir_data(folder: Storage, split: str, text: Text, bad: Callable[[BadRo
 
 
 def exact_text(value: object, name: str) -> str:
-    """A text as it is, as mteb takes it; only what no file could hold is refused.
+    """A text unchanged, as mteb reads it; refused is what is no text, or cannot be encoded as UTF-8.
 
     Raises:
         BadRecord: codes missing_field, not_a_string, invalid_utf8, lone_surrogate.
@@ -133,8 +133,8 @@ def _add_query(values: Mapping[str, object], data: BeirData, text: Text) -> None
     query = _body(values.get("text"), text)
     if not query.strip():
         raise BadRecord("empty_field: 'text'")
-    said = values.get("language")
-    language = text(said, "language") if said and digits(said) is not None else ""
+    code = values.get("language")
+    language = text(code, "language") if code and digits(code) is not None else ""
     _add(data.queries, name, query)
     if language:
         data.languages[name] = language
@@ -190,7 +190,7 @@ def _read_qrels(file: TableFile, qrels: dict[str, dict[str, int]], bad: Callable
 
 
 def _named(values: Mapping[str, object], names: tuple[str, ...]) -> tuple[object, str]:
-    """(value, name) of the first of the fields that is there."""
+    """(value, name) of the first of the fields that the row has."""
     name = next((n for n in names if n in values), names[0])
     return values.get(name), name
 
@@ -229,19 +229,19 @@ def _bare_columns(file: TableFile) -> tuple[str, ...]:
 
 
 def _judgments(folder: Storage, split: str) -> TableFile:
-    found = find_table(folder, f"qrels/{split}", _QRELS_KINDS)
-    if found is None:
+    table = find_table(folder, f"qrels/{split}", _QRELS_KINDS)
+    if table is None:
         others = sorted({posixpath.basename(name).partition(".")[0] for name in folder.names("qrels")})
         hint = f"; there are judgments of {', '.join(others)}" if others else "; a BEIR folder has qrels/SPLIT.tsv"
         raise NotThere(f"{folder.uri}/qrels/{split}.tsv: no such file{hint}")
-    return found
+    return table
 
 
 def _needed(folder: Storage, stem: str) -> TableFile:
-    found = find_table(folder, stem, _KINDS)
-    if found is None:
+    table = find_table(folder, stem, _KINDS)
+    if table is None:
         raise NotThere(
             f"{folder.uri}/{stem}.jsonl: no such file, nor .gz or .parquet; a BEIR folder has corpus.jsonl, "
             "queries.jsonl, qrels/"
         )
-    return found
+    return table

@@ -1,4 +1,4 @@
-"""Long texts into chunks of a token budget, cut where a reader would cut."""
+"""Long texts into chunks of a token budget, cut between paragraphs, sentences or words where possible."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def chunk_text(text: str, count_tokens: TokenOffsets, max_tokens: int, overlap_t
 
 @dataclass(frozen=True)
 class _Places:
-    """Where a text may be cut: ascending characters, the tokens before each, and how good each is."""
+    """Where a text may be cut: character offsets (ascending), the number of tokens before each, and its rank."""
 
     characters: list[int]
     tokens: list[int]
@@ -81,18 +81,19 @@ def _places(text: str, offsets: list[tuple[int, int]]) -> _Places:
 
 
 def _ranks(text: str, characters: list[int]) -> list[int]:
+    """How good a place to cut each offset is: within a word, at a blank, after a sentence, between paragraphs."""
     ranks = [_NOWHERE] * len(characters)
-    for found in _UNSPACED_SENTENCE_END.finditer(text):
-        place = bisect_left(characters, found.end())
-        if place < len(characters) and characters[place] == found.end():
+    for match in _UNSPACED_SENTENCE_END.finditer(text):
+        place = bisect_left(characters, match.end())
+        if place < len(characters) and characters[place] == match.end():
             ranks[place] = _SENTENCE
-    for found in _SPACES.finditer(text):
+    for match in _SPACES.finditer(text):
         rank = _BLANK
-        if _PARAGRAPH.search(found.group()):
+        if _PARAGRAPH.search(match.group()):
             rank = _BREAK
-        elif _SENTENCE_END.search(text, max(0, found.start() - 8), found.start()):
+        elif _SENTENCE_END.search(text, max(0, match.start() - 8), match.start()):
             rank = _SENTENCE
-        for place in range(bisect_left(characters, found.start()), bisect_right(characters, found.end())):
+        for place in range(bisect_left(characters, match.start()), bisect_right(characters, match.end())):
             ranks[place] = max(rank, ranks[place])
     return ranks
 
@@ -102,7 +103,7 @@ def _fitting_end(
 ) -> int | None:
     """The place where the chunk that begins at `start` ends, after `covered`; None where none fits.
 
-    A chunk alone may count more tokens than it had within the text, so each is counted again.
+    A chunk may have more tokens by itself than within the text, so the tokens of each are counted again.
     """
     budget = max_tokens
     while True:
@@ -118,6 +119,7 @@ def _fitting_end(
 
 
 def _best_end(places: _Places, start: int, covered: int, last: int, max_tokens: int) -> int:
+    """The place to end a chunk at, after `covered` and up to `last`, by the rule of `chunk_text`."""
     if last == len(places.characters) - 1:
         return last
     half = bisect_left(places.tokens, places.tokens[start] + (max_tokens + 1) // 2)

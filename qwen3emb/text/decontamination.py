@@ -1,4 +1,4 @@
-"""Training texts that are like evaluation texts: near duplicates by MinHash signatures, and parts by runs of words."""
+"""Training texts that are like evaluation texts: near duplicates by MinHash, and containment by word n-grams."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def near_matches(signatures: NDArray[np.uint64], against: NDArray[np.uint64], th
     Returns:
         (n,) rows of `against`.
     """
-    found = np.full(len(signatures), -1, dtype=np.int64)
+    matches = np.full(len(signatures), -1, dtype=np.int64)
     if not len(signatures) or not len(against):
-        return found
+        return matches
     places = signatures.shape[1]
     needed = int(np.ceil(threshold * places - 1e-9))
     others, rows = np.unique(against, axis=0, return_index=True)
@@ -39,40 +39,43 @@ def near_matches(signatures: NDArray[np.uint64], against: NDArray[np.uint64], th
     for columns in np.array_split(np.arange(places), bands):
         keys = band_keys(others[:, columns])
         order = np.argsort(keys, kind="stable")
-        keys, asked = keys[order], band_keys(signatures[:, columns])
-        first, end = (np.searchsorted(keys, asked, side) for side in ("left", "right"))
-        for i in np.flatnonzero((found < 0) & (first < end)).tolist():
+        keys, signature_keys = keys[order], band_keys(signatures[:, columns])
+        first, end = (np.searchsorted(keys, signature_keys, side) for side in ("left", "right"))
+        for i in np.flatnonzero((matches < 0) & (first < end)).tolist():
             candidates = order[first[i] : end[i]]
             similar = (others[candidates] == signatures[i]).sum(axis=1) >= needed
-            found[i] = rows[candidates[int(similar.argmax())]] if similar.any() else -1
-    return found
+            matches[i] = rows[candidates[int(similar.argmax())]] if similar.any() else -1
+    return matches
 
 
 class EvaluationNgrams:
-    """The runs of words of evaluation texts, to find training texts that hold one of them, whole or in part."""
+    """An index of the word n-grams of evaluation texts, to find training texts that contain one, whole or in part."""
 
     def __init__(self, names: Sequence[str], texts: Sequence[str], share: float, size: int = 8) -> None:
         """Index the texts.
 
         Args:
-            names: what to call each text.
+            names: a name for each text, for reasons of rejects.
             texts: queries and documents that are evaluated on.
-            share: in (0, 1]; from this share of an evaluation text's runs on a training text holds it.
-            size: words of a run; characters in scripts without spaces and in texts with fewer words, so that a short
-                query is found in a training text that is as short.
+            share: in (0, 1]; a training text contains an evaluation text if it has this share of its distinct n-grams.
+            size: words of an n-gram; characters in scripts without spaces and in texts with fewer words, so that a
+                short query is found in a training text that is as short.
         """
-        runs = [shingles(text, size) for text in texts]
+        ngrams = [shingles(text, size) for text in texts]
         self._names, self._share, self._size = list(names), share, size
-        self._counts = np.array([len(found) for found in runs], dtype=np.int64)
-        owners = np.repeat(np.arange(len(runs)), self._counts)
-        everything = np.concatenate([np.empty(0, dtype=np.uint64), *runs])
-        order = np.argsort(everything, kind="stable")
-        self._runs, self._owners = everything[order], owners[order]
+        self._counts = np.array([len(hashes) for hashes in ngrams], dtype=np.int64)
+        owners = np.repeat(np.arange(len(ngrams)), self._counts)
+        hashes = np.concatenate([np.empty(0, dtype=np.uint64), *ngrams])
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._owners = hashes[order], owners[order]
 
     def held(self, text: str) -> str | None:
-        """The evaluation text that a training text holds the largest share of, in words; None where it holds none."""
-        found = shingles(text, self._size)
-        low, high = (np.searchsorted(self._runs, found, side=side) for side in ("left", "right"))
+        """The evaluation text that `text` contains the largest share of, and the share, as a phrase for a reject.
+
+        None where the share of no evaluation text's n-grams reaches `share`.
+        """
+        hashes = shingles(text, self._size)
+        low, high = (np.searchsorted(self._hashes, hashes, side=side) for side in ("left", "right"))
         hits = np.concatenate([np.empty(0, dtype=np.int64), *map(np.arange, low[high > low], high[high > low])])
         if not len(hits):
             return None
@@ -92,7 +95,7 @@ def evaluation_texts(corpus: Storage) -> dict[str, str]:
     texts: dict[str, str] = {}
     for split in ("heldout", "dev"):
         if (corpus / split).exists():
-            found = read_retrieval_set(corpus / split)
-            texts |= {f"{split} query {i}": text for i, text in found.queries.items()}
-            texts |= {f"{split} document {i}": text for i, text in zip(found.corpus, found.texts(), strict=True)}
+            dataset = read_retrieval_set(corpus / split)
+            texts |= {f"{split} query {i}": text for i, text in dataset.queries.items()}
+            texts |= {f"{split} document {i}": text for i, text in zip(dataset.corpus, dataset.texts(), strict=True)}
     return texts

@@ -1,4 +1,4 @@
-"""What a model reads of a document: the one join of title and text."""
+"""How title and text of a document are joined, for every model and stage."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ __all__ = ["document_text"]
 
 
 def document_text(title: str, text: str) -> str:
-    """What is embedded and reranked of a document: title and text joined by one space, as in evaluation."""
+    """The text of a document that is embedded and reranked: its title and text, joined by one space."""
     return f"{title} {text}".strip()

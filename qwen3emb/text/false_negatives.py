@@ -1,4 +1,4 @@
-"""Negatives that are none: answers of the query, the query itself, repeated ones. Texts are compared by content."""
+"""False negatives: those that answer the query, are the query itself, or are repeated. Compared by `content_id`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 ANSWERS = "answers"
-"""Folder of what answers each query, by sets: also positives without a row (`max_rows`, `max_positives`, ...)."""
+"""Folder with the positives of each query, by dataset: also those without a row (`max_rows`, `max_positives`, ...)."""
 
 _SHARD = 1_000_000
 
@@ -33,14 +33,14 @@ Answers = dict[int, set[int]]
 """Content id of a query -> content ids of the texts that answer it."""
 
 FALSE = ("negatives_that_are_positives", "negatives_that_are_the_query", "repeated_negatives")
-"""Why a negative is left out, as the metrics of the stages call it."""
+"""Reasons for which a negative is left out, by their names in the metrics of the stages."""
 
 SEARCHED = ("retrieval", "bitext")
-"""Tasks whose positives answer the query whatever set they are in; the classes of one set say nothing about another."""
+"""Tasks whose positives answer their query in every dataset; a class of one dataset says nothing about another."""
 
 
 def answers_of(pairs: Iterable[tuple[str, str]]) -> Answers:
-    """What answers each query, of all (query, positive) pairs."""
+    """The positives of each query, from (query, positive) pairs of texts."""
     answers: Answers = {}
     for query, positive in pairs:
         answers.setdefault(content_id(query), set()).add(content_id(positive))
@@ -50,23 +50,24 @@ def answers_of(pairs: Iterable[tuple[str, str]]) -> Answers:
 def true_negatives(
     query: str, negatives: Sequence[str], answers: Mapping[int, Collection[int]]
 ) -> tuple[list[int], Counter[str]]:
-    """(places of the negatives that may be trained against, in their order; how many others there are, by `FALSE`).
-
-    A text that is both positive and negative of a query is a positive.
+    """Find the negatives of a query that may be trained against. A text that is also a positive of it is a positive.
 
     Args:
-        query: the query.
-        negatives: its negatives.
-        answers: of all data, see `answers_of`.
+        query: text of the query.
+        negatives: texts of its negatives.
+        answers: positives of the queries of all data, see `answers_of`.
+
+    Returns:
+        (indices of the true negatives, in their order; number of the others by reason, see `FALSE`).
     """
     if not negatives:
         return [], Counter()
-    own = content_id(query)
-    positives, seen = answers.get(own, ()), set[int]()
+    query_id = content_id(query)
+    positives, seen = answers.get(query_id, ()), set[int]()
     kept, left_out = [], Counter[str]()
     for place, text in enumerate(negatives):
         number = content_id(text)
-        tests = (number in positives, number == own, number in seen)
+        tests = (number in positives, number == query_id, number in seen)
         if any(tests):
             left_out[FALSE[tests.index(True)]] += 1
         else:
@@ -76,7 +77,7 @@ def true_negatives(
 
 
 def told(left_out: Mapping[str, int]) -> str:
-    """The counts as a sentence; "" where nothing was left out."""
+    """Counts of `true_negatives` as a phrase for the log; "" where nothing was left out."""
     positives, queries, repeated = (left_out.get(name, 0) for name in FALSE)
     if not positives + queries + repeated:
         return ""
@@ -85,19 +86,19 @@ def told(left_out: Mapping[str, int]) -> str:
 
 
 def write_answers(out: Storage, name: str, answers: Answers) -> None:
-    """Write what answers the queries of the set `name`."""
+    """Write the positives of the queries of the dataset `name`."""
     queries = [query for query, positives in answers.items() for _ in positives]
     columns = [queries, [positive for positives in answers.values() for positive in positives]]
     out.write_parts(f"{ANSWERS}/{name}", pa.table(columns, schema=ANSWER), _SHARD)
 
 
 def read_answers(out: Storage) -> Answers:
-    """What answers each query, of all sets of the stage `labelled`; empty where an older one did not write it."""
+    """The positives of each query, from all datasets of the stage `labelled`; empty where an older version ran it."""
     return answers_in_table(out.read_table(ANSWERS, ANSWER))
 
 
 def answers_in_table(table: pa.Table) -> Answers:
-    """What answers each query, of a table of the schema `records.ANSWER`."""
+    """The positives of each query, from a table of the schema `records.ANSWER`."""
     answers: Answers = {}
     for query, positive in zip(table["query"].to_pylist(), table["positive"].to_pylist(), strict=True):
         answers.setdefault(query, set()).add(positive)

@@ -46,10 +46,10 @@ def resolve(path_or_uri: str, filesystem: pafs.FileSystem | None = None) -> tupl
     if not _is_uri(checked_place(path_or_uri)):
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path_or_uri))
     try:
-        found, path = pafs.FileSystem.from_uri(path_or_uri)
+        system, path = pafs.FileSystem.from_uri(path_or_uri)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise UserError(f"{path_or_uri} is not a URI that can be opened ({first_line(error)}).") from error
-    return found, str(path)
+    return system, str(path)
 
 
 def list_files(uri: str, kind: str, filesystem: pafs.FileSystem | None = None) -> list[str]:
@@ -65,23 +65,23 @@ def list_files(uri: str, kind: str, filesystem: pafs.FileSystem | None = None) -
     system, path = resolve(base or ".", filesystem)
     try:
         info = _info(system, path, uri)
-        found = _search(system, info, pattern, kind)
+        names = _search(system, info, pattern, kind)
     except OSError as error:
-        kind_of_error = NotThere if _is_uri(uri) else UserError  # behind a URI it is the connection or the rights
+        kind_of_error = NotThere if _is_uri(uri) else UserError  # of a URI it is the connection or the permissions
         raise kind_of_error(f"{uri} cannot be listed ({first_line(error)}).") from error
     if info.type == pafs.FileType.File and pattern is None:
         return [uri]
-    if not found:
+    if not names:
         wanted = "matching files" if pattern is not None else " or ".join(SUFFIXES[kind]) + " files"
         problem = "does not exist" if info.type == pafs.FileType.NotFound else f"holds no {wanted}"
         raise NotThere(f"{uri} {problem}; give a {kind} file, a directory of them, or a glob.")
-    return sorted(_join(base, found))
+    return sorted(_join(base, names))
 
 
 def _info(system: pafs.FileSystem, path: str, uri: str) -> pafs.FileInfo:
     try:
         return system.get_file_info([path])[0]
-    except ValueError as error:  # huggingface_hub's, of a name that is none
+    except ValueError as error:  # huggingface_hub, for a malformed name
         raise UserError(f"{uri} is not a URI that can be opened ({first_line(error)}).") from error
 
 
@@ -118,9 +118,9 @@ _Item = TypeVar("_Item")
 
 
 def reached(items: Iterator[_Item], uri: str) -> Iterator[_Item]:
-    """What `items` yields from `uri`, with what its file system raises where it cannot be reached as `NotThere`.
+    """Yield `items`, which are read from `uri`; an error of a remote file system is raised as `NotThere`.
 
-    Only a URI is remote, and any other error than a file system's is a mistake of ours, which stays what it is.
+    Only a URI is remote. An error that is not a file system's is a fault of this program, and is raised as it is.
     """
     try:
         yield from items
@@ -133,7 +133,7 @@ def reached(items: Iterator[_Item], uri: str) -> Iterator[_Item]:
 def _of_file_system(error: Exception) -> bool:
     """Whether an error is what file systems raise: OSError (pyarrow, huggingface_hub), or their HTTP library's.
 
-    Those of HTTP libraries are told by their module, since which one fsspec's file systems use changes: httpx's
+    Errors of HTTP libraries are recognised by their module, since fsspec's file systems use different ones: httpx's
     ConnectError and aiohttp's ClientPayloadError are no OSError.
     """
     modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}

@@ -1,6 +1,6 @@
-"""When two texts are the same text: the one rule that duplicates, mining, and the masks of the losses go by.
+"""When two texts count as the same text: one rule for duplicates, mining, and the masks of the losses.
 
-What is kept of a text for later, as its vector, goes by `exact_hash`: another space is another text there.
+What is stored for a text, such as its vector, is stored by its `exact_hash`, for which white space counts too.
 """
 
 from __future__ import annotations

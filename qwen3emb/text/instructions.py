@@ -1,9 +1,9 @@
-"""Which instruction the queries of a dataset carry: the one decision that all stages go by.
+"""The instruction that the queries of each dataset get, the same in all stages.
 
-A dataset's own is that of the labelled dataset, or of the kind of synthetic rows, unless the stage's `datasets` says
-another; every other set has the run's. Training, the thresholds of `filter`, the negatives of `mine` with their veto,
-the teacher and the evaluation on held-out rows must ask alike: a negative that is hard for another prompt may be an
-easy one, or an answer.
+It is the one in `datasets` of the supervised stage, else that of the labelled dataset or of the synthetic task, else
+the run's (`models.instruction`). Training, the thresholds of `filter`, the negatives of `mine` with their veto, the
+teacher and the evaluation on held-out rows must use the same one: a negative that is hard under another instruction may
+be an easy one, or an answer.
 """
 
 from __future__ import annotations
@@ -19,43 +19,53 @@ __all__ = ["dataset_settings", "given_instructions", "instructions", "labelled_d
 
 
 def labelled_datasets(cfg: RunConfig) -> dict[str, DatasetConfig]:
-    """How the sets of the stage `labelled` are trained on."""
+    """Training settings of the datasets of the stage `labelled`, by name."""
     return {
-        name: DatasetConfig(weight=one.weight, task=one.task, instruction=one.instruction)
-        for name, one in chosen_datasets(cfg.labelled).items()
+        name: DatasetConfig(weight=labelled.weight, task=labelled.task, instruction=labelled.instruction)
+        for name, labelled in chosen_datasets(cfg.labelled).items()
     }
 
 
 def dataset_settings(
-    sets: Mapping[str, DatasetConfig], there: Collection[str], cfg: TrainEmbeddingConfig
+    sets: Mapping[str, DatasetConfig], names: Collection[str], cfg: TrainEmbeddingConfig
 ) -> dict[str, DatasetConfig]:
-    """How each dataset is trained on: as its kind says (`sets`, `trained_as`), then as the stage's `datasets`."""
-    found = {name: own for name, own in (dict(sets) | trained_as(set(there))).items() if name in there}
-    for name, own in cfg.datasets.items():
-        given = own.model_dump(exclude_unset=True)
-        found[name] = found[name].model_copy(update={k: getattr(own, k) for k in given}) if name in found else own
-    return found
+    """Training settings of each dataset: those of `sets` and `trained_as`, overridden by the stage's `datasets`.
+
+    Args:
+        sets: settings of labelled datasets, by name.
+        names: of the datasets that the rows are from; others are left out, save those in the stage's `datasets`.
+        cfg: the training stage.
+    """
+    settings = {name: kind for name, kind in (dict(sets) | trained_as(set(names))).items() if name in names}
+    for name, stage in cfg.datasets.items():
+        changed = {key: getattr(stage, key) for key in stage.model_dump(exclude_unset=True)}
+        settings[name] = settings[name].model_copy(update=changed) if name in settings else stage
+    return settings
 
 
 def instructions(cfg: RunConfig, datasets: Collection[str]) -> dict[str, str]:
     """Dataset -> the instruction of its queries, as the supervised stage trains with it."""
     sets = dataset_settings(labelled_datasets(cfg), datasets, cfg.supervised)
-    found = {}
+    chosen = {}
     for name in datasets:
-        own = sets[name].instruction if name in sets else None
-        found[name] = cfg.models.instruction if own is None else own
-    return found
+        instruction = sets[name].instruction if name in sets else None
+        chosen[name] = cfg.models.instruction if instruction is None else instruction
+    return chosen
 
 
 def given_instructions(cfg: RunConfig, stage: str) -> dict[str, str]:
-    """Those of `instructions` that the config gives a dataset whose queries `filter` or `mine` asks.
+    """Those of `instructions` that are configured for a dataset, where `stage` is `filter` or `mine`; else none.
 
-    They are part of the identity of these two stages, which ask before the supervised stage does.
+    They are part of the identity of these two stages, which embed queries before the supervised stage does.
     """
     if stage not in ("filter", "mine"):
         return {}
     sets = labelled_datasets(cfg) if stage == "mine" else {}
-    asked = instructions(cfg, [*(RESERVED if stage == "mine" else SYNTHETIC_DATASETS), *sets])
-    own = {name: one.instruction for name, one in sets.items()}
-    own |= {n: one.instruction for n, one in cfg.supervised.datasets.items() if "instruction" in one.model_fields_set}
-    return {name: asked[name] for name in sorted(own) if own[name] is not None and name in asked}
+    chosen = instructions(cfg, [*(RESERVED if stage == "mine" else SYNTHETIC_DATASETS), *sets])
+    configured = {name: dataset.instruction for name, dataset in sets.items()}
+    configured |= {
+        name: dataset.instruction
+        for name, dataset in cfg.supervised.datasets.items()
+        if "instruction" in dataset.model_fields_set
+    }
+    return {name: chosen[name] for name in sorted(configured) if configured[name] is not None and name in chosen}

@@ -1,4 +1,4 @@
-"""The text and the class that a field of a labelled record holds."""
+"""The text or the class in a field of a labelled record, cleaned."""
 
 from __future__ import annotations
 

@@ -59,14 +59,14 @@ def check_language(code: str | None) -> str:
     """
     if code is None:
         return UNDETERMINED
-    found = _CODE.fullmatch(code)
-    language = found["language"].lower() if found else ""
-    if found is None or (len(language) == 2 and language not in LANGUAGES):
+    match = _CODE.fullmatch(code)
+    language = match["language"].lower() if match else ""
+    if match is None or (len(language) == 2 and language not in LANGUAGES):
         raise UserError(
             f"unknown language {code!r}; use {_nearest(code)}, another code such as "
             f'"en" or "zh-Hans", or "{UNDETERMINED}" where it is not known.'
         )
-    script, region = found["script"], found["region"]
+    script, region = match["script"], match["region"]
     parts = (language, script.title() if script else None, region.upper() if region else None)
     return "-".join(part for part in parts if part)
 
@@ -75,8 +75,8 @@ def _nearest(code: str) -> str:
     """The known code, or the language of that name, closest to what was written, quoted with its name."""
     head, *rest = re.split(r"[-_]", code.strip())
     spelled = "-".join([head.lower(), *rest])
-    found = _CODE.fullmatch(spelled)
-    if found is not None and found["language"] in LANGUAGES:
+    match = _CODE.fullmatch(spelled)
+    if match is not None and match["language"] in LANGUAGES:
         return f'"{check_language(spelled)}"'
     by_name = {name.lower(): known for known, name in LANGUAGES.items()}
     names = difflib.get_close_matches(code.lower(), by_name, n=1, cutoff=0.75)
@@ -95,5 +95,5 @@ def language_identifier() -> Any:
 
 def identified(texts: Sequence[str], sure: float) -> list[str]:
     """The code of each text's language, `und` where the probability is below `sure`."""
-    found = (language_identifier().classify(text) for text in texts)
-    return [code if float(probability) >= sure else UNDETERMINED for code, probability in found]
+    guesses = (language_identifier().classify(text) for text in texts)
+    return [code if float(probability) >= sure else UNDETERMINED for code, probability in guesses]

@@ -1,4 +1,4 @@
-"""Near duplicates by MinHash (Broder, 1997) and LSH; exact ones are `text.identity`."""
+"""Near duplicates by MinHash (Broder, 1997) and LSH; for exact ones see `text.identity`."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def near_duplicates(
     bands = _bands(rows.shape[1], needed)
     index = MinHashLSH(num_perm=rows.shape[1], params=bands)
     duplicates: dict[str, str] = {}
-    for i in np.flatnonzero(_sharing_a_band(rows, *bands)).tolist():  # no other is a candidate for any
+    for i in np.flatnonzero(_sharing_a_band(rows, *bands)).tolist():  # no other signature can be similar to one
         sketch = LeanMinHash(seed=_SEED, hashvalues=rows[i], scheme=_SCHEME)
         candidates = np.sort(np.array(index.query(sketch), dtype=np.int64))
         similar = candidates[(rows[candidates] == rows[i]).sum(axis=1) >= needed]

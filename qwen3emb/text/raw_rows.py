@@ -1,4 +1,4 @@
-"""Rows of JSONL, Parquet, CSV and TSV files as mappings, before anybody asks what they mean.
+"""Rows of JSONL, Parquet, CSV and TSV files as mappings of field to value, without interpretation.
 
 Files stream: one row or one Parquet batch is held at a time.
 """
@@ -34,11 +34,11 @@ class RawRow:
     """One row of a file.
 
     Attributes:
-        number: from 1; lines of JSONL, records of the others after the header.
+        number: counted from 1: lines of JSONL, records after the header of the other kinds.
         values: field -> value; None where the row cannot be read.
-        problem: why not, as `<code>: <detail>`; codes: invalid_utf8, invalid_json, invalid_csv.
+        problem: why the row cannot be read, as `<code>: <detail>`; codes: invalid_utf8, invalid_json, invalid_csv.
         raw: the row as it stands in the file; None for Parquet.
-        line: of the file, from 1, which the row ends on; 0 for Parquet.
+        line: number of the line that the row ends on, from 1; 0 for Parquet.
     """
 
     number: int
@@ -49,7 +49,7 @@ class RawRow:
 
     @property
     def where(self) -> str:
-        """Its place in the file, for messages."""
+        """The place of the row in its file, for messages."""
         return f"line {self.line}" if self.line else f"row {self.number}"
 
 
@@ -88,7 +88,7 @@ _Row = TypeVar("_Row")
 
 
 def user_read_errors(rows: Iterator[_Row], source: str) -> Iterator[_Row]:
-    """What `rows` yields, with the errors of an unreadable file told as the user's to mend.
+    """Yield `rows`, and raise the errors of an unreadable file as errors of the user.
 
     Raises:
         NotThere: a remote file is gone, or its connection.
@@ -220,7 +220,7 @@ def parquet_rows(
 ) -> Iterator[dict[str, object]]:
     """The values of `fields` (default all) row by row, and of those of `optional` that are there.
 
-    A text that is not UTF-8, which Arrow does not promise, is bytes, also within lists and structs.
+    A text that is not UTF-8, which Arrow does not check, comes as bytes, also within lists and structs.
 
     Raises UserError where a column is missing, and pyarrow's own errors where the file is not Parquet.
     """
@@ -241,7 +241,7 @@ def parquet_rows(
 def _values(column: pa.Array) -> list[object]:
     try:
         values: list[object] = column.to_pylist()
-    except UnicodeDecodeError:  # of one value; the others are to be had one by one
+    except UnicodeDecodeError:  # some value is not UTF-8: convert them one by one
         return [_lenient(value) for value in column]
     return values
 

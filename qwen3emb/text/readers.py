@@ -1,6 +1,6 @@
 """Readers of one file each: JSONL, Parquet, CSV/TSV, Markdown and text into passages and rejects.
 
-A bad row becomes a `Reject` and the others go on; a file that cannot be read at all is the user's to mend.
+A bad row becomes a `Reject` and the others are read on; a file that cannot be read at all raises UserError.
 Files stream: a reader holds one row, one Parquet batch, or one megabyte of a text file.
 """
 
@@ -143,11 +143,11 @@ def _row(values: Mapping[str, object], row: int, spec: _Spec, raw: bytes | str |
         if problem:
             return _reject(spec, row, problem, repr(values) if raw is None else raw)
         taken[name] = value
-    own = taken[spec.language_field].strip() if spec.language_field else ""
+    code = taken[spec.language_field].strip() if spec.language_field else ""
     try:
-        language = check_language(own) if own else spec.language
+        language = check_language(code) if code else spec.language
     except UserError:
-        return _reject(spec, row, f"unknown_language: {own[:40]!r}", repr(values) if raw is None else raw)
+        return _reject(spec, row, f"unknown_language: {code[:40]!r}", repr(values) if raw is None else raw)
     return Passage(
         id=taken[spec.id_field] if spec.id_field else f"{spec.prefix}:{row}",
         text=taken[spec.text_field],
@@ -237,9 +237,9 @@ def _title(lines: Iterable[bytes]) -> str:
     for line in lines:
         if _FENCE.match(line):
             fenced = not fenced
-        found = None if fenced else _HEADING.match(line)
-        if found:
-            return found.group(1).decode("utf-8", "replace").strip()
+        heading = None if fenced else _HEADING.match(line)
+        if heading:
+            return heading.group(1).decode("utf-8", "replace").strip()
         if not fenced and _UNDERLINE.match(line) and previous.strip():
             return previous.decode("utf-8", "replace").strip()
         previous = b"" if _UNDERLINE.match(line) or _FENCE.match(line) else line

@@ -33,7 +33,7 @@ class RetrievalSet:
         corpus: document id -> (title, text).
         qrels: query id -> {document id: grade}, grades above 0 are relevant.
         languages: query id -> code, of the queries whose language the data says.
-        notes: what is odd about the data, for the log.
+        notes: sentences on oddities of the data, for the log.
     """
 
     queries: dict[str, str]
@@ -51,7 +51,7 @@ def write_retrieval_set(folder: Storage, data: RetrievalSet) -> None:
     """Write queries.parquet, corpus.parquet and qrels.parquet."""
     queries = [{"id": i, "text": t, "language": data.languages.get(i)} for i, t in data.queries.items()]
     corpus = [{"id": i, "title": title, "text": text} for i, (title, text) in data.corpus.items()]
-    qrels = [{"query_id": q, "corpus_id": d, "score": s} for q, found in data.qrels.items() for d, s in found.items()]
+    qrels = [{"query_id": q, "corpus_id": d, "score": s} for q, judged in data.qrels.items() for d, s in judged.items()]
     for name, rows, schema in (("queries", queries, QUERIES), ("corpus", corpus, CORPUS), ("qrels", qrels, QRELS)):
         folder.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
 
@@ -72,7 +72,7 @@ def read_retrieval_set(folder: Storage) -> RetrievalSet:
         {r["id"]: r["text"] for r in queries},
         {r["id"]: (r["title"] or "", r["text"]) for r in corpus},
         judged,
-        {r["id"]: r["language"] for r in queries if r.get("language")},  # sets of before have no such column
+        {r["id"]: r["language"] for r in queries if r.get("language")},  # sets of older versions lack the column
     )
 
 
@@ -111,22 +111,22 @@ def _refuse(bad: BadRow) -> None:
 
 
 def check_retrieval_set(data: RetrievalSet, folder: Storage, judgments: str, advice: str = "") -> None:
-    """Whether a model can be told from another on a set; the one check of the stage and of `qwen3emb evaluate`.
+    """Refuse a set on which all models would score the same; for the stage and for `qwen3emb evaluate`.
 
     Args:
         data: the set.
-        folder: where it was read.
-        judgments: name of its judgments there, without a suffix.
-        advice: what else to do, for the message.
+        folder: where the set was read from.
+        judgments: name of the table of judgments in the folder, without a suffix.
+        advice: what the user can do, for the end of the message.
 
     Raises:
         UserError: no documents, no judged queries, or no document that is relevant to any.
     """
     end = f"; {advice}" if advice else ""
     judged, corpus = (_source(folder, stem) for stem in (judgments, "corpus"))
-    found = f"{len(data.queries)} queries and {len(data.corpus)} documents to evaluate on"
+    counts = f"{len(data.queries)} queries and {len(data.corpus)} documents to evaluate on"
     if not data.queries or not data.corpus:
-        raise UserError(f"{corpus if data.queries else judged}: {found}{end}")
+        raise UserError(f"{corpus if data.queries else judged}: {counts}{end}")
     relevant = [name for grades in data.qrels.values() for name, grade in grades.items() if grade > 0]
     if not relevant:
         raise UserError(f"{judged}: no grade above 0, so every model would score 0{end}")
@@ -136,15 +136,15 @@ def check_retrieval_set(data: RetrievalSet, folder: Storage, judgments: str, adv
 
 def _source(folder: Storage, stem: str) -> str:
     """A table of a folder, as messages name it."""
-    found = find_table(folder, stem)
-    return found.source if found else f"{folder.uri}/{stem}"
+    table = find_table(folder, stem)
+    return table.source if table else f"{folder.uri}/{stem}"
 
 
 def evaluation_set(cfg: EvaluateConfig, corpus: Storage) -> RetrievalSet:
-    """What a run is evaluated on.
+    """The retrieval set that a run is evaluated on.
 
     Args:
-        cfg: names it.
+        cfg: names the set.
         corpus: folder of the stage `corpus`, which holds the held-out set.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What tells one state of a corpus source or dataset from another."""
+"""Fingerprints of the files of a corpus source or labelled dataset."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def source_fingerprint(place: str, kind: str = "") -> str:
         return str(redacted(place))
     if place in _INSTALLED:
         return external_fingerprint(sysconfig.get_paths()[_INSTALLED[place]], ".py", contents=False)
-    found = absolute_uri(place)
-    if not kind and not _has_wildcard(found):
-        return external_fingerprint(found)
-    paths = list_files(found, kind or "text")
-    if paths == [found]:
-        return external_fingerprint(found)
+    uri = absolute_uri(place)
+    if not kind and not _has_wildcard(uri):
+        return external_fingerprint(uri)
+    paths = list_files(uri, kind or "text")
+    if paths == [uri]:
+        return external_fingerprint(uri)
     return _of_files(paths)
 
 
@@ -49,7 +49,7 @@ def _has_wildcard(place: str) -> bool:
 
 
 def _of_files(uris: list[str]) -> str:
-    """Of several files, by their names below the folder that holds them all."""
+    """The fingerprint of several files, with their names relative to their common folder."""
     inside = [resolve(uri)[1] for uri in uris]
     common = posixpath.commonpath([posixpath.dirname(path) for path in inside])
     system, _ = resolve(uris[0])

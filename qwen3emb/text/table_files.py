@@ -36,17 +36,17 @@ def find_table(folder: Storage, stem: str, kinds: Sequence[str] = TABLE_KINDS) -
     """The table called `stem`, with a suffix of one of the kinds (earlier ones first), maybe compressed, or None.
 
     Raises:
-        UserError: there is none, but a folder of such a name.
+        UserError: there is no such file, but a folder of that name.
     """
     taken: str | None = None
     for kind in kinds:
         for suffix in SUFFIXES[kind]:
             for packed in ("", *(COMPRESSED if kind != "parquet" else ())):
                 name = stem + suffix + packed
-                found = folder.filesystem.get_file_info(folder.path(name)).type
-                if found == FileType.Directory:
+                file_type = folder.filesystem.get_file_info(folder.path(name)).type
+                if file_type == FileType.Directory:
                     taken = taken or name
-                elif found != FileType.NotFound:
+                elif file_type != FileType.NotFound:
                     return TableFile(folder, name, kind)
     if taken is not None:
         raise UserError(f"{folder}/{taken} is a folder; put a file of that name there, or remove it")
@@ -70,7 +70,7 @@ def table_rows(file: TableFile, header: Sequence[str] = ()) -> Iterator[RawRow]:
     """The rows of a table, in its order.
 
     Args:
-        file: where.
+        file: the table.
         header: names of the columns of a CSV or TSV file that has no header row.
 
     Raises:

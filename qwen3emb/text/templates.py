@@ -1,4 +1,4 @@
-"""The only query, document and reranker formats, and the yes / no ids (RECIPE: paper section 2, released models).
+"""The formats of queries, documents and the reranker's input, and the yes / no ids (paper section 2, released models).
 
 Training, mining, evaluation, export and serving all call these functions, so that a served score is the trained
 score. Token ids are returned instead of strings where truncation matters: only the text of the user is ever cut,
@@ -47,7 +47,7 @@ _RERANK_TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 class TextLimits(NamedTuple):
-    """How many tokens a text may have: the one rule, by what the text is.
+    """How many tokens a text may have, for queries and for documents.
 
     - A query that is embedded: `query`, counted with the prompt that its instruction makes, and the end token.
     - A document that is embedded, which has no instruction: `document`, counted with the end token.
@@ -63,12 +63,12 @@ class TextLimits(NamedTuple):
 
     @classmethod
     def of(cls, cfg: EvaluateConfig | ServeConfig | TrainEmbeddingConfig) -> TextLimits:
-        """Those of a section of the configuration."""
+        """The limits of a section of the configuration."""
         return cls(cfg.max_query_tokens, cfg.max_document_tokens)
 
 
 def query_prompt(instruction: str) -> str:
-    """What stands before a query: `Instruct: {instruction}\\nQuery:`, with no space after the colon."""
+    """The prompt before a query: `Instruct: {instruction}\\nQuery:`, with no space after the colon."""
     return f"Instruct: {instruction}\nQuery:"
 
 
@@ -90,12 +90,12 @@ def token_id(tokenizer: Any, token: str) -> int:
 
 
 def _template_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of our own text, whose control tokens are meant, even where the tokenizer was saved with them split."""
+    """Ids of a template's text, in which control tokens are meant, even where the tokenizer was saved to split them."""
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False))
 
 
 def control_ids(backend: Any) -> frozenset[int]:
-    """Ids of what no text may turn into: special tokens, and other added ones in brackets (Qwen3's `<think>`).
+    """Ids of the tokens that no user's text may produce: special ones, and other added ones in brackets (`<think>`).
 
     Added tokens that are words or runs of spaces are ordinary parts of a text.
     """
@@ -125,27 +125,27 @@ class TextTokenizer:
     """Tokenises what users wrote, for templates and everything that counts tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """With a fast Hugging Face tokenizer."""
+        """Use a fast Hugging Face tokenizer."""
         self._tokenizer = tokenizer
         self.control = control_ids(tokenizer.backend_tokenizer)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, none of them a control token's.
 
-        The tokenizer reads all texts as it does; those in which it found a control token are read again without.
+        Texts in which the tokenizer finds a control token are tokenised again with its characters as plain text.
         """
         if not texts:
             return []
-        found = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=False)["input_ids"]
-        again = [i for i, ids in enumerate(found) if not self.control.isdisjoint(ids)]
+        batch = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=False)["input_ids"]
+        again = [i for i, ids in enumerate(batch) if not self.control.isdisjoint(ids)]
         if again:
             plain = self._plain.encode_batch([texts[i] for i in again], add_special_tokens=False)
             for i, encoding in zip(again, plain, strict=True):
-                found[i] = encoding.ids
-        return list(found)
+                batch[i] = encoding.ids
+        return list(batch)
 
     def __reduce__(self) -> tuple[type[TextTokenizer], tuple[Any]]:
-        return TextTokenizer, (self._tokenizer,)  # a pickled tokenizer forgets what it was told to read as text
+        return TextTokenizer, (self._tokenizer,)  # a pickled one loses encode_special_tokens
 
     @cached_property
     def _plain(self) -> Any:
@@ -158,7 +158,7 @@ class EmbeddingTemplate:
 
     Attributes:
         tokenizer: a Hugging Face tokenizer.
-        end_token: what the embedding is read at; `<|endoftext|>` for Qwen3, `<|im_end|>` for SmolLM2.
+        end_token: the token that the embedding is read at; `<|endoftext|>` for Qwen3, `<|im_end|>` for SmolLM2.
     """
 
     tokenizer: Any
@@ -176,11 +176,11 @@ class EmbeddingTemplate:
     def queries(
         self, texts: Sequence[str], limits: TextLimits, instruction: str | None
     ) -> tuple[list[int], list[list[int]]]:
-        """`encode` of what is asked."""
+        """(shared prefix ids, leaf ids of each query), see `encode`."""
         return self.encode(texts, limits.query, instruction or None)
 
     def documents(self, texts: Sequence[str], limits: TextLimits) -> list[list[int]]:
-        """Leaves of `encode` of what may answer; there is no prefix."""
+        """Ids of each document with the end token, see `encode`; documents have no prefix."""
         return self.encode(texts, limits.document)[1]
 
     def encode(
@@ -191,7 +191,10 @@ class EmbeddingTemplate:
         prefix + leaf are the ids of prompt and text tokenised as one, as the released models and other engines do it,
         at most `max_tokens` of them; the text loses tokens from its end, never the end token. A token may cross the
         border between the two (`:string` in Qwen3's vocabulary), so the prompt's last token is part of the leaves, and
-        more of it where a text asks for that.
+        earlier ones are where a text changes them.
+
+        Raises:
+            UserError: `max_tokens` leaves no room for a text after the prompt.
         """
         prompt = self.prompt(instruction)
         if max_tokens - len(prompt) < 2:
@@ -212,7 +215,7 @@ class EmbeddingTemplate:
 
 @dataclass(frozen=True)
 class RerankTemplate:
-    """Token ids of the yes / no reranker's input for one tokenizer (RECIPE section 1).
+    """Token ids of the yes / no reranker's input for one tokenizer (paper section 2).
 
     Attributes:
         tokenizer: a Hugging Face tokenizer with `<|im_start|>` and `<|im_end|>` as special tokens.
@@ -289,7 +292,7 @@ def score_template(instruction: str) -> str:
     """The reranker's input as a Jinja template over messages of the roles `query` and `document`.
 
     What vLLM's score runner, sentence-transformers' CrossEncoder and `apply_chat_template` render a pair with. The
-    instruction is the variable `instruction`, else the message of the role `system`, else the one given here.
+    instruction is the variable `instruction`, else the message of the role `system`, else the argument.
     """
 
     def content(role: str) -> str:
@@ -302,5 +305,5 @@ def score_template(instruction: str) -> str:
         f"({variables[piece]})" if piece in variables else json.dumps(piece, ensure_ascii=False) for piece in pieces
     ]
     default = json.dumps(instruction or DEFAULT_RERANK_INSTRUCTION, ensure_ascii=False)
-    asked = f"instruction | default(({content('system')}) | default({default}, true), true)"
-    return f"{{%- set asked = {asked} -%}}\n{{{{- {' ~ '.join(written)} -}}}}\n"
+    chosen = f"instruction | default(({content('system')}) | default({default}, true), true)"
+    return f"{{%- set asked = {chosen} -%}}\n{{{{- {' ~ '.join(written)} -}}}}\n"
