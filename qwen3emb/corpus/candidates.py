@@ -1,6 +1,6 @@
 """One file into candidate rows: passages, docstring pairs, evaluation functions and rejects, with signatures.
 
-Nothing is decided here that needs another file: duplicates, overlaps and caps are `split`'s.
+What depends on other files is decided in `corpus.split`: duplicates, overlaps and caps.
 """
 
 from __future__ import annotations
@@ -61,15 +61,21 @@ CANDIDATE = pa.schema(
         ("row", pa.int64()),
     ]
 )
-"""What one file yields. Roles: `passage` and `pair` are to train on; `function` is a function of a dev or
-held-out module, its text the code and its query empty where it cannot be one; `shadow` is a docstring of such
-a module, of which only the signatures count (of all of it, of its first paragraph); `reject` has a reason."""
+"""The rows that one file yields. Roles: `passage` and `pair` are for training; `function` is a function of a dev or
+held-out module, with the code as text and a query where its docstring gives one, else ""; `shadow` is a docstring of
+such a module, which has only its hashes and signatures (`text_*` of all of it, `query_*` of its first paragraph);
+`reject` has a reason."""
 
 KEYS = ["role", "split", "id", "text_hash", "query_hash", "text_signature", "query_signature", "reason"]
-"""The columns that deciding needs: none of the texts."""
+"""The columns that `split.decide` needs: none of the texts."""
 
 _LONGEST_CODE = 20_000  # characters; beyond are generated tables and vendored blobs
-_NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what the parser says to odd files
+_NOT_PYTHON = (
+    SyntaxError,
+    ValueError,
+    RecursionError,
+    MemoryError,
+)  # raised for text that is not Python
 
 
 def file_rows(file: CorpusFile, cfg: CorpusConfig, seed: int, chunk: Chunker) -> Iterator[Row]:
@@ -95,7 +101,7 @@ def file_rows(file: CorpusFile, cfg: CorpusConfig, seed: int, chunk: Chunker) ->
 
 
 def text_rows(items: Iterable[Passage | Reject], chunk: Chunker) -> Iterator[Row]:
-    """What a reader gave as candidate rows: one per chunk, "<id>/1", "<id>/2" where a text has several."""
+    """A reader's passages and rejects as candidate rows: one per chunk, "<id>/1", "<id>/2" where a text has several."""
     for item in items:
         if isinstance(item, Reject):
             yield _row("reject", item.id, item.source, text=item.payload, reason=item.reason, row=item.row)
@@ -220,7 +226,7 @@ def _row(
     reason: str = "",
     row: int = -1,
 ) -> Row:
-    """A dict of `CANDIDATE`, with the hashes and signatures of what there is."""
+    """A dict of `CANDIDATE`, with hashes and signatures: of the text except for rejects, of the query if any."""
     signed = role != "reject"
     return {
         "role": role,
@@ -257,7 +263,7 @@ def chunker(model: str, max_tokens: int, overlap_tokens: int) -> Chunker:
 
 @lru_cache(maxsize=1)
 def token_offsets(model: str) -> TokenOffsets:
-    """The tokenizer of a model as `chunk_text` wants it, control tokens read as text; loaded once per process.
+    """The tokenizer of a model as `chunk_text` takes it, control tokens read as text; loaded once per process.
 
     Raises:
         UserError: there is no such model, or it cannot tell where tokens begin and end.
@@ -274,8 +280,8 @@ def token_offsets(model: str) -> TokenOffsets:
         encoding = backend.encode(text, add_special_tokens=False)
         if not control.isdisjoint(encoding.ids):
             encoding = plain().encode(text, add_special_tokens=False)
-        found: list[tuple[int, int]] = encoding.offsets
-        return found
+        spans: list[tuple[int, int]] = encoding.offsets
+        return spans
 
     return offsets
 

@@ -1,4 +1,4 @@
-"""How much prose a docstring holds: its first paragraph and its count of natural-language words."""
+"""The prose of a docstring: its first paragraph, its prose lines and the number of their words."""
 
 from __future__ import annotations
 

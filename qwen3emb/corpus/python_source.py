@@ -115,7 +115,7 @@ def _code_without_docstring(node: _Function, lines: list[str]) -> str:
     # ast's columns count UTF-8 bytes.
     before = lines[doc.lineno - 1].encode()[: doc.col_offset].decode()
     after = lines[doc_end - 1].encode()[end_column:].decode().lstrip()
-    if after.startswith("\\"):  # a docstring and its statement joined by a backslash: nobody's real code
+    if after.startswith("\\"):  # a docstring and its statement joined by a backslash: not worth supporting
         return ""
     if after.startswith(";"):
         kept = [(doc.lineno, before + after[1:].lstrip())]

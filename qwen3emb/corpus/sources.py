@@ -29,7 +29,7 @@ class CorpusFile:
 
     Attributes:
         path: absolute path or URI.
-        source: number of its source in the config, from 0.
+        source: index of its source in `corpus.sources`, from 0.
         module: dotted module name of a Python file, which decides its split; "" for other kinds.
         prefix: what its ids begin with; no other file of the corpus has the same.
     """
@@ -48,7 +48,7 @@ def corpus_files(sources: Sequence[SourceConfig], seed: int) -> list[CorpusFile]
     would have the same, the name of the source comes before it ("site-packages:typing_extensions").
 
     Raises:
-        UserError: a source names nothing.
+        UserError: a source names no files.
     """
     files: list[CorpusFile] = []
     labels: list[str] = []

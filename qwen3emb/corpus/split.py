@@ -1,6 +1,6 @@
 """Which candidate rows are used: no overlap of training with evaluation, no duplicates, caps.
 
-Sub-quadratic and without the texts: content hashes, MinHash signatures and ids are enough.
+Content hashes, MinHash signatures and ids are enough for it, so no texts are read; the cost is less than quadratic.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Verdict", "decide"]
 
 @dataclass
 class Verdict:
-    """What becomes of the candidate rows.
+    """Which candidate rows are used, and why the others are not.
 
     Attributes:
-        reasons: row -> "<code>: <detail>" for each row that is not used; shadows are in neither.
-        queries: the `function` rows whose query is asked, by split.
-        ambiguous: functions that are kept but not asked for, since another's query says the same, by split.
+        reasons: row -> "<code>: <detail>" for each row that is not used, except shadows.
+        queries: split -> the `function` rows whose query is one of the split's queries.
+        ambiguous: split -> number of functions whose query is none, since another function's query is nearly the same.
     """
 
     reasons: dict[int, str] = field(default_factory=dict)
@@ -51,12 +51,12 @@ def decide(candidates: pa.Table, cfg: CorpusConfig, seed: int) -> Verdict:
     """Decide on the candidates, a table with the columns `candidates.KEYS`; earlier rows win over later ones.
 
     Evaluation functions (held-out before dev): duplicates of another, then those beyond `max_*_documents`.
-    A query is asked only where no other function of its split has one like it, as there is one right answer.
+    A query is used only where no other function of its split has a similar one, as a query has one right answer.
     Training rows: texts or queries like anything in a dev or held-out module ("heldout_overlap"), then
     duplicates, then those beyond `max_passages` and `max_pairs`. Caps draw by a hash of the ids.
 
     Reason codes: heldout_overlap, exact_duplicate, near_duplicate, duplicate_id, over_max_passages,
-    over_max_pairs, over_max_dev_documents, over_max_heldout_documents, and what rejects came with.
+    over_max_pairs, over_max_dev_documents, over_max_heldout_documents, and the reasons that rejects already have.
     """
     roles = np.array(candidates.column("role").to_pylist(), dtype=object)
     splits = np.array(candidates.column("split").to_pylist(), dtype=object)
@@ -105,12 +105,12 @@ def _without_overlap(
     keys: _Keys, rows: list[int], columns: Sequence[str], forbidden: list[int], verdict: Verdict
 ) -> list[int]:
     """The rows that are not like any text or query of `forbidden`."""
-    asking = [row for row in forbidden if keys.has_query[row]]
-    against = np.concatenate([keys.signatures["text"][forbidden], keys.signatures["query"][asking]])
-    names = [keys.ids[row] for row in [*forbidden, *asking]]
+    with_query = [row for row in forbidden if keys.has_query[row]]
+    against = np.concatenate([keys.signatures["text"][forbidden], keys.signatures["query"][with_query]])
+    names = [keys.ids[row] for row in [*forbidden, *with_query]]
     for column in columns:
-        found = near_matches(keys.signatures[column][rows], against, keys.threshold).tolist()
-        for row, match in zip(rows, found, strict=True):
+        matches = near_matches(keys.signatures[column][rows], against, keys.threshold).tolist()
+        for row, match in zip(rows, matches, strict=True):
             if match >= 0:
                 verdict.reasons[row] = f"heldout_overlap: its {column} is like {names[match]}"
         rows = [row for row in rows if row not in verdict.reasons]
@@ -122,10 +122,10 @@ def _without_duplicates(keys: _Keys, rows: list[int], columns: Sequence[str], ve
     rows = _without_exact_duplicates(keys, rows, columns, verdict)
     for column in columns:
         ids = [keys.ids[row] for row in rows]
-        found = near_duplicates(ids, keys.signatures[column][rows], keys.threshold)
+        duplicates = near_duplicates(ids, keys.signatures[column][rows], keys.threshold)
         for row in rows:
-            if keys.ids[row] in found:
-                verdict.reasons[row] = f"near_duplicate: its {column} is like {found[keys.ids[row]]}"
+            if keys.ids[row] in duplicates:
+                verdict.reasons[row] = f"near_duplicate: its {column} is like {duplicates[keys.ids[row]]}"
         rows = [row for row in rows if row not in verdict.reasons]
     return rows
 
@@ -151,16 +151,16 @@ def _without_exact_duplicates(keys: _Keys, rows: list[int], columns: Sequence[st
 def _choose_evaluation(
     keys: _Keys, split: str, rows: list[int], limits: tuple[int, int], seed: int, verdict: Verdict
 ) -> None:
-    """Draw the queries, then fill up the documents around those that answer them."""
+    """Draw the queries; the documents are their functions and others, drawn up to the limit."""
     most_queries, most_documents = limits
-    asking = [row for row in rows if keys.has_query[row]]
-    names = [keys.ids[row] for row in asking]
-    alike = near_duplicates(names, keys.signatures["query"][asking], keys.threshold)
+    with_query = [row for row in rows if keys.has_query[row]]
+    names = [keys.ids[row] for row in with_query]
+    alike = near_duplicates(names, keys.signatures["query"][with_query], keys.threshold)
     ambiguous = alike.keys() | set(alike.values())
     queries = chosen_by_hash(set(names) - ambiguous, min(most_queries, most_documents), seed)
     others = {keys.ids[row] for row in rows} - queries
     documents = queries | chosen_by_hash(others, most_documents - len(queries), seed)
-    verdict.queries[split] = {row for row in asking if keys.ids[row] in queries}
+    verdict.queries[split] = {row for row in with_query if keys.ids[row] in queries}
     verdict.ambiguous[split] = len(ambiguous)
     for row in rows:
         if keys.ids[row] not in documents:

@@ -6,7 +6,7 @@ next is a millisecond instead of a tenth of a second, as long as the reading of 
 candidates without their texts and decides (`split`). Then it goes through them once more, a part at a time, and writes
 what is used. The order is that of the files, so the output is the same whatever the number of workers.
 
-One row of the record (rows in = out + rejected) is one item that was found: a passage candidate (a chunk of a
+A row that the record counts (rows in = out + rejected) is one item of a file: a passage candidate (a chunk of a
 text, a docstring with enough words in a training module), a pair candidate (a training function with a usable
 summary), a documented function of a dev or held-out module (out: it is a document of that set), or a file or
 row that could not be read. A training function may be both a passage and a pair. Docstrings that are too
@@ -56,7 +56,7 @@ _TEXTS = ["role", "split", "id", "text", "title", "query", "language", "source",
 
 
 def build_corpus(ctx: StageContext[RunConfig], progress: Progress | None = None) -> StageResult:
-    """Read the configured sources into `ctx.out`; `progress` is told files read and files in all.
+    """Read the configured sources into `ctx.out`; `progress` is called with the numbers of files read and of all files.
 
     Raises:
         UserError: a source is missing or unreadable, or gives no passage at all.
@@ -110,7 +110,7 @@ class _Parts:
 
 
 def _write(out: Storage, parts: Sequence[str], verdict: Verdict, files: int) -> StageResult:
-    """The candidates as the verdict has it; rows beyond a cap are only counted.
+    """Write the candidates by the verdict: used rows and rejects; rows beyond a cap are only counted.
 
     Raises:
         UserError: there is no passage.
@@ -141,11 +141,11 @@ def _write(out: Storage, parts: Sequence[str], verdict: Verdict, files: int) -> 
             f"corpus.sources: {files} files give no passage ({rows} rows, {why}; see {out.uri}/rejects); "
             "name other sources, or lower corpus.min_words, dev_share or heldout_share"
         )
-    for split, found in sets.items():
-        write_retrieval_set(out / split, found)
+    for split, retrieval_set in sets.items():
+        write_retrieval_set(out / split, retrieval_set)
     kept = {name: tables[name].total for name in ("passages", "pairs")}
-    documents = {f"{split}_documents": len(found.corpus) for split, found in sets.items()}
-    queries = {f"{split}_queries": len(found.queries) for split, found in sets.items()}
+    documents = {f"{split}_documents": len(retrieval_set.corpus) for split, retrieval_set in sets.items()}
+    queries = {f"{split}_queries": len(retrieval_set.queries) for split, retrieval_set in sets.items()}
     ambiguous = {f"{split}_ambiguous_queries": count for split, count in verdict.ambiguous.items()}
     metrics = {"files": files} | kept | documents | queries | ambiguous
     return StageResult(rows, sum(kept.values()) + sum(documents.values()), counts, metrics)
@@ -156,13 +156,13 @@ def _candidates(out: Storage, parts: Iterable[str]) -> Iterator[Row]:
         yield from pq.read_table(out.path(part), filesystem=out.filesystem, columns=_TEXTS).to_pylist()
 
 
-def _add_document(found: RetrievalSet, row: Row, asked: bool) -> None:
-    found.corpus[row["id"]] = ("", row["text"])
-    if asked:  # ids of queries differ from those of documents: evaluators drop a query's own id
+def _add_document(retrieval_set: RetrievalSet, row: Row, with_query: bool) -> None:
+    retrieval_set.corpus[row["id"]] = ("", row["text"])
+    if with_query:  # ids of queries differ from those of documents: evaluators drop a query's own id
         query = f"query:{row['id']}"
-        found.queries[query] = row["query"]
-        found.languages[query] = row["language"]
-        found.qrels[query] = {row["id"]: 1}
+        retrieval_set.queries[query] = row["query"]
+        retrieval_set.languages[query] = row["language"]
+        retrieval_set.qrels[query] = {row["id"]: 1}
 
 
 def _pair(row: Row) -> Row:
@@ -212,7 +212,7 @@ def _raise_again(row: Row) -> None:
 
 
 def _reading_units(files: Sequence[CorpusFile], cfg: CorpusConfig) -> dict[str, list[CorpusFile]]:
-    """The files in groups for one task each; names sort in the order of the files and tell their content."""
+    """The files in groups for one task each; names sort in the order of the files and change with the group."""
     groups: list[list[CorpusFile]] = []
     for file in files:
         size = _FILES_PER_TASK.get(cfg.sources[file.source].kind, 1)
@@ -230,7 +230,7 @@ def _reading_units(files: Sequence[CorpusFile], cfg: CorpusConfig) -> dict[str, 
 def _read_unit(unit: str, files: list[CorpusFile], uri: str, cfg: CorpusConfig, seed: int, model: str) -> Row:
     """Task: write the candidates of one unit's files; a repeated task writes the same files again.
 
-    Ray keeps only the text of what a task raises, so errors that are the user's to mend are returned.
+    Ray keeps only the text of what a task raises, so errors of the user are returned.
     """
     try:
         _write_unit(Storage(uri), unit, files, cfg, seed, model)
