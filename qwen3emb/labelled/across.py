@@ -1,4 +1,4 @@
-"""What the sets of a run say about one another: a positive of one set is no negative of the same query in another."""
+"""False negatives across datasets: a positive of a query in one of them is no negative of that query in another."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["drop_false_negatives", "shared_answers"]
 
 
 def shared_answers(out: Storage, names: Sequence[str]) -> Answers:
-    """What answers those queries that more than one of the sets has."""
+    """The positives of the queries that occur in more than one of the datasets `names`."""
     tables = [out.read_table(f"{ANSWERS}/{name}", ANSWER) for name in names]
     if len(tables) < 2:
         return {}
-    asked = np.concatenate([np.unique(table["query"].to_numpy()) for table in tables])
-    queries, counts = np.unique(asked, return_counts=True)
+    query_ids = np.concatenate([np.unique(table["query"].to_numpy()) for table in tables])
+    queries, counts = np.unique(query_ids, return_counts=True)
     common = queries[counts > 1]
     return answers_in_table(
         pa.concat_tables([t.filter(pa.array(np.isin(t["query"].to_numpy(), common))) for t in tables])
@@ -34,22 +34,25 @@ def shared_answers(out: Storage, names: Sequence[str]) -> Answers:
 
 
 def drop_false_negatives(uri: str, name: str, answers: Answers) -> Counter[str]:
-    """Take out of the rows of the set `name` what answers their query; how many negatives, by `false_negatives.FALSE`.
+    """Remove the false negatives from the written rows of one dataset, file by file.
 
     Args:
-        uri: of the stage `labelled`.
-        name: of the set.
-        answers: of all sets.
+        uri: folder of the stage `labelled`.
+        name: of the dataset.
+        answers: positives of the queries of all datasets, see `shared_answers`.
+
+    Returns:
+        Number of negatives removed, by reason (`false_negatives.FALSE`).
     """
     out, left_out = Storage(uri), Counter[str]()
     for file in out.names(f"rows/{name}", ".parquet"):
         rows = out.read_table(file).to_pylist()
-        found = Counter[str]()
+        file_counts = Counter[str]()
         for row in rows:
             kept, dropped = true_negatives(row["query"], row["negatives"], answers)
             row["negatives"] = [row["negatives"][place] for place in kept]
-            found += dropped
-        if found:
+            file_counts += dropped
+        if file_counts:
             out.write_table(file, pa.Table.from_pylist(rows, schema=TRAINING_ROW))
-        left_out += found
+        left_out += file_counts
     return left_out

@@ -17,45 +17,46 @@ __all__ = ["beir_rows"]
 
 
 def beir_rows(name: str, cfg: LabelledDatasetConfig) -> Iterator[LabelledRow | Reject]:
-    """One row for each judged pair with a grade above 0, and of `min_grade`; documents graded 0 are negatives.
+    """One row for each judged pair with a grade above 0 and of `min_grade` or more; the query's other judged documents
+    with grades of 0 or below are negatives.
 
     Raises:
         UserError: a file is missing or cannot be read.
     """
     rejects: list[Reject] = []
-    found = read_beir_data(
+    beir = read_beir_data(
         Storage(absolute_uri(cfg.path)), cfg.split, clean_text, lambda bad: rejects.append(_bad(name, bad))
     )
     yield from rejects
-    for query, judged in found.qrels.items():
-        yield from _of_query(name, query, found, judged, cfg)
+    for query, judged in beir.qrels.items():
+        yield from _of_query(name, query, beir, judged, cfg)
 
 
 def _bad(name: str, bad: BadRow) -> Reject:
     row = bad.row
     payload = repr(row.values) if row.raw is None else row.raw
     stem = posixpath.basename(bad.source).partition(".")[0]
-    where = row.line or row.number
-    return Reject(f"{name}/{stem}/{where}", STAGE, escaped(bad.reason), bad.source, where, escaped(payload))
+    number = row.line or row.number
+    return Reject(f"{name}/{stem}/{number}", STAGE, escaped(bad.reason), bad.source, number, escaped(payload))
 
 
 def _of_query(
-    name: str, query: str, found: BeirData, judged: dict[str, int], cfg: LabelledDatasetConfig
+    name: str, query: str, beir: BeirData, judged: dict[str, int], cfg: LabelledDatasetConfig
 ) -> Iterator[LabelledRow | Reject]:
-    texts = {d: document_text(*found.corpus[d]) for d in judged if d in found.corpus}
+    texts = {d: document_text(*beir.corpus[d]) for d in judged if d in beir.corpus}
     bad = tuple(texts[d] for d, grade in judged.items() if grade <= 0 and texts.get(d))
     good = [d for d, grade in judged.items() if grade > 0 and (cfg.min_grade is None or grade >= cfg.min_grade)]
     others = tuple(texts[d] for d in good if texts.get(d)) if bad else ()
     for document in good:
-        where = f"{name}/{query}/{document}"
-        if query not in found.queries:
+        row_id = f"{name}/{query}/{document}"
+        if query not in beir.queries:
             problem = f"missing_query: {query}"
         elif document not in texts:
             problem = f"missing_document: {document}"
         elif not texts[document]:
             problem = f"empty_field: document {document}"
         else:
-            yield LabelledRow(where, found.queries[query], texts[document], bad, others=others)
+            yield LabelledRow(row_id, beir.queries[query], texts[document], bad, others=others)
             continue
-        payload = escaped(f"{found.queries.get(query, query)}\t{document}")
-        yield Reject(escaped(where), STAGE, escaped(problem), cfg.path, -1, payload)
+        payload = escaped(f"{beir.queries.get(query, query)}\t{document}")
+        yield Reject(escaped(row_id), STAGE, escaped(problem), cfg.path, -1, payload)

@@ -1,4 +1,4 @@
-"""Labelled rows that must not be trained on: repeated ones, and those that are like what is evaluated on."""
+"""Labelled rows that must not be trained on: repeated ones, and those that are like evaluation texts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Evaluation", "decontaminated", "evaluation_of", "without_duplicates"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What no training row may resemble.
+    """The evaluation texts, indexed, which no training row may resemble.
 
     Attributes:
         signatures: (n, places) MinHash of the held-out and dev queries and documents; n is 0 where there are none.
-        names: where each came from.
+        names: name of each text.
         threshold: share of equal places from which on a text is a near duplicate.
-        ngrams: their runs of words.
+        ngrams: index of their word n-grams.
     """
 
     signatures: NDArray[np.uint64]
@@ -36,7 +36,7 @@ class Evaluation:
 
 
 def evaluation_of(texts: Mapping[str, str], cfg: LabelledConfig) -> Evaluation:
-    """The evaluation texts, by name (`decontamination.evaluation_texts`; there may be none), ready to compare with."""
+    """Index evaluation texts by name (`decontamination.evaluation_texts`; there may be none)."""
     names, contents = list(texts), list(texts.values())
     ngrams = EvaluationNgrams(names, contents, cfg.decontaminate_ngrams)
     return Evaluation(minhashes(contents), names, cfg.decontaminate, ngrams)
@@ -56,14 +56,14 @@ def without_duplicates(rows: Sequence[LabelledRow], rejects: list[Reject]) -> li
 
 
 def decontaminated(rows: Sequence[LabelledRow], evaluation: Evaluation, rejects: list[Reject]) -> list[LabelledRow]:
-    """Rows whose query and positive are like nothing that is evaluated on, and hold nothing of it.
+    """The rows whose query and positive are no near duplicates of evaluation texts, and contain none of them.
 
     The others are added to `rejects`.
     """
     hits = np.full(len(rows), -1)
     for texts in ([row.query for row in rows], [row.positive for row in rows]):
-        found = near_matches(minhashes(texts), evaluation.signatures, evaluation.threshold)
-        hits = np.where(hits < 0, found, hits)
+        matches = near_matches(minhashes(texts), evaluation.signatures, evaluation.threshold)
+        hits = np.where(hits < 0, matches, hits)
     clean = []
     for row, hit in zip(rows, hits.tolist(), strict=True):
         name = evaluation.names[hit] if hit >= 0 else None

@@ -1,4 +1,4 @@
-"""Records of labelled datasets as others write them: one mapping in, query, positives and negatives out.
+"""Records of labelled datasets in the formats of other projects: query, positives and negatives of each.
 
 Formats: sentence-transformers' columns, FlagEmbedding, tevatron, ms-swift, and texts with a class label.
 """
@@ -20,16 +20,16 @@ __all__ = ["FORMATS", "Record", "detect", "read_record"]
 
 @dataclass(frozen=True)
 class Record:
-    """What one record of a labelled dataset says.
+    """One record of a labelled dataset, in whatever format it was written.
 
     Attributes:
-        query: or the first sentence.
+        query: the query, or the first sentence of a pair.
         positives: documents that answer it; none for a text with a label.
         negatives: documents that do not.
-        marks: fields that may say whether they are positives.
-        closed: the format says what its labels mean (ms-swift, NLI), so a record without one is no positive where
-            others have one.
-        nli: the pair is one of NLI.
+        marks: grades and labels, which may say whether the positives are positives.
+        closed: the format defines what its labels mean (ms-swift, NLI), so a record without a label is no positive
+            where others have one.
+        nli: the pair is a premise and a hypothesis (NLI).
         label: class of the text, where the set has classes.
     """
 
@@ -53,7 +53,7 @@ _LABELS = ("label_text", "label", "class", "intent", "category")
 
 
 def detect(values: Mapping[str, object]) -> str | None:
-    """The format of a record by its fields, or None where it is none of them."""
+    """The format of a record, by the names of its fields; None where it is no known one."""
     fields = values.keys()
     if "positive_passages" in fields:
         return "tevatron"
@@ -74,7 +74,7 @@ def read_record(values: Mapping[str, object], form: str, columns: ColumnNames) -
     Args:
         values: field -> value of one row.
         form: one of `FORMATS`.
-        columns: names that differ from the usual ones (`columns` and `classification`).
+        columns: field names that differ from the usual ones, for the forms `columns` and `classification`.
 
     Raises:
         BadRecord: codes missing_field, not_a_string, empty_field, no_positive, lone_surrogate, control_character,
@@ -125,14 +125,15 @@ def _tevatron(values: Mapping[str, object], names: ColumnNames) -> Record:
 
 def _passages(value: object, name: str) -> tuple[str, ...]:
     """The documents of a list of passages, those without a text left out."""
-    found = []
+    documents = []
     for passage in _list(value, name):
         if not isinstance(passage, Mapping):
             raise BadRecord(f"not_a_list: field {name!r} is no list of passages")
         title, text = passage.get("title"), clean_text(passage.get("text"), f"{name}.text")
         if text:
-            found.append(document_text(str(title) if type(title) is int else clean_text(title, f"{name}.title"), text))
-    return tuple(found)
+            title = str(title) if type(title) is int else clean_text(title, f"{name}.title")
+            documents.append(document_text(title, text))
+    return tuple(documents)
 
 
 def _swift(values: Mapping[str, object], names: ColumnNames) -> Record:
@@ -164,8 +165,8 @@ def _chat(value: object, name: str) -> str:
     if not all(isinstance(t, Mapping) for t in turns):
         raise BadRecord(f"not_a_list: field {name!r} is no list of messages")
     roles = [(clean_text(t.get("role"), f"{name}.role"), t.get("content")) for t in turns if isinstance(t, Mapping)]
-    said = [clean_text(content, f"{name}.content") for role, content in roles if role != "system"]
-    return "\n".join(text for text in said if text)
+    texts = [clean_text(content, f"{name}.content") for role, content in roles if role != "system"]
+    return "\n".join(text for text in texts if text)
 
 
 def _classification(values: Mapping[str, object], names: ColumnNames) -> Record:
@@ -181,7 +182,7 @@ FORMATS: dict[str, Callable[[Mapping[str, object], ColumnNames], Record]] = {
     "swift": _swift,
     "classification": _classification,
 }
-"""How the records of a file are read."""
+"""Format -> the function that reads its records."""
 
 
 def _list(value: object, name: str) -> list[object]:

@@ -1,4 +1,4 @@
-"""What the fields beside a pair say of it: a grade, or that it is a positive or none."""
+"""Fields that grade or label a pair: their numbers, and whether they say that the pair is a positive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qwen3emb.core.rejects import BadRecord
 
-__all__ = ["NLI_NUMBERS", "SWIFT_NUMBERS", "Mark", "Said", "field_named", "marks_of", "said_by"]
+__all__ = ["NLI_NUMBERS", "SWIFT_NUMBERS", "Mark", "Meaning", "field_named", "marks_of", "meanings_of"]
 
 LABELS = (
     *("label", "labels", "gold_label", "gold", "label_text", "entailment_judgment", "judgement", "judgment", "target"),
@@ -34,19 +34,19 @@ _WORDS = {
     **{f"non{word}": f"no {word}" for word in _YES},
     "-": "no agreement",
 }
-"""Word -> what it says instead of a positive; "" where it says that it is one."""
+"""Word of a label -> what the pair is instead of a positive; "" where it is one."""
 _TRUTH = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A field that may say what a pair is.
+    """A field with a score or label of a pair.
 
     Attributes:
         field: its name.
         value: as it stands in the record.
-        score: it is named as scores are, not as labels.
-        numbers: what its numbers mean, where the format says it: "" is a positive.
+        score: whether its name is that of a score, not of a label.
+        numbers: number -> what it says (see `Meaning.instead`), where the format defines it.
     """
 
     field: str
@@ -56,11 +56,11 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a mark says.
+class Meaning:
+    """What a mark says of its pair.
 
     Attributes:
-        mark: where it stands.
+        mark: the mark.
         grade: its number, or None where it is a word.
         instead: what the pair is instead of a positive; "" where it is one, None where the mark alone cannot say.
     """
@@ -79,11 +79,11 @@ _ORDER = {name: place for place, name in enumerate(map(_plain, (*LABELS, *SCORES
 
 
 def field_named(fields: Iterable[str], names: Iterable[str]) -> str | None:
-    """The field that has the first of the names that any has; case, `_`, `-` and blanks do not count."""
-    there: dict[str, str] = {}
+    """The field with the first of `names` that occurs, or None; case, `_`, `-` and blanks do not count."""
+    by_name: dict[str, str] = {}
     for field in fields:
-        there.setdefault(_plain(field), field)
-    return next((there[_plain(name)] for name in names if _plain(name) in there), None)
+        by_name.setdefault(_plain(field), field)
+    return next((by_name[_plain(name)] for name in names if _plain(name) in by_name), None)
 
 
 def marks_of(
@@ -94,8 +94,8 @@ def marks_of(
     Args:
         values: the record.
         configured: the only field that counts, where the config names one.
-        taken: fields that are texts.
-        numbers: what the numbers of a label mean, where the format says it.
+        taken: fields that hold texts, and are no marks.
+        numbers: what the numbers of a label mean, where the format defines it.
     """
     if configured:
         scale = numbers if _plain(configured) in _NUMBERED_PLAIN else None
@@ -110,8 +110,8 @@ def marks_of(
 _NUMBERED_PLAIN = {_plain(name) for name in _NUMBERED}
 
 
-def said_by(marks: Iterable[Mark]) -> Iterator[Said]:
-    """What marks say, those without a value left out.
+def meanings_of(marks: Iterable[Mark]) -> Iterator[Meaning]:
+    """The meanings of marks; those without a value are left out.
 
     Raises:
         BadRecord: code bad_grade, a value that is neither a number nor a known word.
@@ -122,15 +122,16 @@ def said_by(marks: Iterable[Mark]) -> Iterator[Said]:
             word = value.strip().casefold()
             word = word if word == "-" else re.sub(r"[\s_-]+", "_", word)
             if word in _WORDS:
-                yield Said(mark, None, _WORDS[word])
+                yield Meaning(mark, None, _WORDS[word])
                 continue
             value = _TRUTH.get(word, value)
         grade = _number(value, mark.field)
         if grade is not None:
-            yield Said(mark, grade, _meaning(mark, grade))
+            yield Meaning(mark, grade, _instead(mark, grade))
 
 
-def _meaning(mark: Mark, grade: float) -> str | None:
+def _instead(mark: Mark, grade: float) -> str | None:
+    """What a number says that the pair is instead of a positive, see `Meaning.instead`."""
     instead = (mark.numbers or {}).get(grade)
     return "" if instead == "entailment" else instead
 

@@ -1,4 +1,4 @@
-"""Rows of labelled datasets, and what is left of their negatives once the whole set is known."""
+"""Rows of labelled datasets, and the removal of their false negatives once the whole set is known."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STAGE = "labelled"
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """One query, one positive and the negatives its set gives it.
+    """One query, one positive, and the negatives that the dataset has for it.
 
     Attributes:
         id: `SET/record`, and `#n` for the n-th positive of a record that has several.
         query, positive, negatives: texts.
         grade: human score of the pair; None where the set has none.
         others: further positives of the record, which may have no row (`max_positives`).
-        left_out: how many negatives of the record were none, see `false_negatives`.
+        left_out: number of false negatives that were removed, by reason, see `false_negatives`.
     """
 
     id: str
@@ -35,7 +35,7 @@ class LabelledRow:
 
 
 def answers_in(rows: Sequence[LabelledRow]) -> Answers:
-    """What answers each query, of all rows of a set."""
+    """The positives of each query, from all rows of a set."""
     return answers_of((row.query, text) for row in rows for text in (row.positive, *row.others))
 
 

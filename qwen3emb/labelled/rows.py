@@ -28,9 +28,12 @@ _NESTED = {"positive_passages", "messages", "positive_messages"}  # no texts, so
 
 @dataclass
 class _Labels:
-    """Classes met so far; the negatives of a class are the others, so rows wait until all are known.
+    """Records that wait until the whole set has been read.
 
-    `unlabelled` records wait too: whether they are positives shows when the set has been read.
+    Attributes:
+        waiting: (row id, record) of texts with a class: their negatives are the other classes.
+        names: content id -> name of the classes so far.
+        unlabelled: (rows, reject) of records without a label: which of the two is used depends on the other records.
     """
 
     waiting: list[tuple[str, Record]] = field(default_factory=list)
@@ -51,7 +54,7 @@ def read_labelled(
         name: of the set; ids begin with it.
         cfg: where it is and what its fields mean.
         seed: of the draw of labels.
-        most: look at this many rows and rejects only.
+        most: stop after this many rows and rejects.
 
     Raises:
         NotThere: nothing is there, or it cannot be reached.
@@ -60,8 +63,8 @@ def read_labelled(
     """
     rows: list[LabelledRow] = []
     grades = Grades(name, cfg)
-    found = beir_rows(name, cfg) if cfg.format == "beir" else _read(grades, seed, most)
-    for item in islice(reached(found, cfg.path), most):
+    items = beir_rows(name, cfg) if cfg.format == "beir" else _read(grades, seed, most)
+    for item in islice(reached(items, cfg.path), most):
         if isinstance(item, Reject):
             yield item
         else:
@@ -76,12 +79,12 @@ def _read(grades: Grades, seed: int, most: int | None) -> Iterator[LabelledRow |
     files = list_files(cfg.path, kind)
     prefixes = file_prefixes(files)
     for file in files:
-        where = name if len(files) == 1 else f"{name}/{prefixes[file]}"
+        prefix = name if len(files) == 1 else f"{name}/{prefixes[file]}"
         form = _configured(cfg)
         for raw in user_read_errors(raw_rows(*resolve(file), kind, file), file):
             if form is None and raw.values is not None:
                 form = _detected(raw, file, cfg)
-            yield from _rows(raw, form or "columns", grades, f"{where}/{raw.number}", file, labels)
+            yield from _rows(raw, form or "columns", grades, f"{prefix}/{raw.number}", file, labels)
             if most is not None and len(labels.unlabelled) >= most:
                 break
     yield from _unlabelled(grades, labels)
@@ -89,23 +92,23 @@ def _read(grades: Grades, seed: int, most: int | None) -> Iterator[LabelledRow |
 
 
 def _unlabelled(grades: Grades, labels: _Labels) -> Iterator[LabelledRow | Reject]:
-    """Records of which nothing says that they are positives: they are where that holds for the whole set."""
+    """The rows of records without a label if no record of the set has one, else their rejects."""
     for rows, reject in labels.unlabelled:
         yield from [reject] if grades.labelled else rows
 
 
 def _kind(path: str) -> str:
     """The kind of table that a path's suffix names."""
-    found = kind_of(path)
-    if found is None:
+    kind = kind_of(path)
+    if kind is None:
         raise UserError(
             f"{path}: its name does not say what kind of file it is; give `kind`, one of {', '.join(TABLE_KINDS)}"
         )
-    return found
+    return kind
 
 
 def _configured(cfg: LabelledDatasetConfig) -> str | None:
-    """The format that the config settles, if it does."""
+    """The format that the configuration names or implies; None where it has to be detected."""
     if cfg.format != "auto":
         return cfg.format
     if cfg.columns.label:
@@ -113,11 +116,15 @@ def _configured(cfg: LabelledDatasetConfig) -> str | None:
     return "columns" if cfg.columns.query or cfg.columns.positive or cfg.columns.negatives else None
 
 
-def _classification_of(cfg: LabelledDatasetConfig, what: str) -> str:
-    """The format of texts with a class, where the task is that too: under another one names would be documents."""
+def _classification_of(cfg: LabelledDatasetConfig, place: str) -> str:
+    """The format of texts with a class.
+
+    Raises:
+        UserError: the task is another one, under which the names of classes would be documents. It begins with `place`.
+    """
     if cfg.task != "classification":
         raise UserError(
-            f"{what} looks like classification, but the task is {cfg.task}; set task: classification (data describe: "
+            f"{place} looks like classification, but the task is {cfg.task}; set task: classification (data describe: "
             "--task classification), or `columns` with query and positive"
         )
     return "classification"
@@ -125,19 +132,19 @@ def _classification_of(cfg: LabelledDatasetConfig, what: str) -> str:
 
 def _detected(raw: RawRow, file: str, cfg: LabelledDatasetConfig) -> str:
     assert raw.values is not None
-    found = detect(raw.values)
-    if cfg.columns.grade and found in ("swift", "flagembedding") and _NESTED.isdisjoint(raw.values):
+    form = detect(raw.values)
+    if cfg.columns.grade and form in ("swift", "flagembedding") and _NESTED.isdisjoint(raw.values):
         return "columns"
-    if found is None:
+    if form is None:
         raise UserError(
             f"{file}, row {raw.number}: the fields {', '.join(raw.values)} are those of no known format; give "
             f"`columns` with query and positive, or `format`, one of {', '.join(FORMATS)}"
         )
-    return _classification_of(cfg, f"{file}, row {raw.number}") if found == "classification" else found
+    return _classification_of(cfg, f"{file}, row {raw.number}") if form == "classification" else form
 
 
 def _rows(
-    raw: RawRow, form: str, grades: Grades, where: str, file: str, labels: _Labels
+    raw: RawRow, form: str, grades: Grades, row_id: str, file: str, labels: _Labels
 ) -> Iterator[LabelledRow | Reject]:
     """The rows of one record, or its reject."""
     try:
@@ -146,31 +153,31 @@ def _rows(
         grades.fields.update(dict.fromkeys(raw.values))
         record = read_record(raw.values, form, grades.cfg.columns)
         if form != "classification":
-            grade, said = grades.check(record, file, raw.number)
-            rows = _of_record(record, grade, where, grades.cfg)
-            if said:
+            grade, positive = grades.check(record, file, raw.number)
+            rows = _of_record(record, grade, row_id, grades.cfg)
+            if positive:
                 yield from rows
             else:
-                labels.unlabelled.append((list(rows), _reject(raw, grades.missing_label(), where, file)))
+                labels.unlabelled.append((list(rows), _reject(raw, grades.missing_label(), row_id, file)))
             return
     except BadRecord as error:
-        yield _reject(raw, str(error), where, file)
+        yield _reject(raw, str(error), row_id, file)
         return
-    labels.waiting.append((where, record))
+    labels.waiting.append((row_id, record))
     labels.names.setdefault(content_id(record.label), record.label)
 
 
-def _reject(raw: RawRow, reason: str, where: str, file: str) -> Reject:
+def _reject(raw: RawRow, reason: str, row_id: str, file: str) -> Reject:
     payload = repr(raw.values) if raw.raw is None else raw.raw
-    return Reject(where, STAGE, escaped(reason), file, raw.number, escaped(payload))
+    return Reject(row_id, STAGE, escaped(reason), file, raw.number, escaped(payload))
 
 
-def _of_record(record: Record, grade: float | None, where: str, cfg: LabelledDatasetConfig) -> Iterator[LabelledRow]:
+def _of_record(record: Record, grade: float | None, row_id: str, cfg: LabelledDatasetConfig) -> Iterator[LabelledRow]:
     positives = list(dict.fromkeys(record.positives))
     others = tuple(positives) if len(positives) > 1 else ()
     for number, positive in enumerate(positives[: cfg.max_positives]):
         suffix = f"#{number}" if others else ""
-        yield LabelledRow(where + suffix, record.query, positive, record.negatives, grade, others)
+        yield LabelledRow(row_id + suffix, record.query, positive, record.negatives, grade, others)
 
 
 def _classes(name: str, cfg: LabelledDatasetConfig, labels: _Labels, seed: int) -> Iterator[LabelledRow]:
@@ -179,8 +186,8 @@ def _classes(name: str, cfg: LabelledDatasetConfig, labels: _Labels, seed: int) 
             f"labelled.sets.{name}: all {len(labels.waiting)} texts are of one class; nothing to tell apart"
         )
     answers = answers_of((record.query, record.label) for _, record in labels.waiting)
-    for where, record in labels.waiting:
-        own = answers[content_id(record.query)]  # a text may stand under several labels
-        others = [label for number, label in labels.names.items() if number not in own]
-        others.sort(key=lambda label: unit_draw(seed, where, label))
-        yield LabelledRow(where, record.query, record.label, tuple(others[: cfg.max_negatives]))
+    for row_id, record in labels.waiting:
+        positives = answers[content_id(record.query)]  # a text may have several labels
+        others = [label for number, label in labels.names.items() if number not in positives]
+        others.sort(key=lambda label: unit_draw(seed, row_id, label))
+        yield LabelledRow(row_id, record.query, record.label, tuple(others[: cfg.max_negatives]))

@@ -49,15 +49,15 @@ def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
         out.delete(folder)  # of a run that was killed
     task = ray.remote(_one_dataset)
     shared = ray.put(evaluation)
-    pending = {name: task.remote(name, one, ctx.cfg.seed, out.uri, shared) for name, one in sets.items()}
+    pending = {name: task.remote(name, dataset, ctx.cfg.seed, out.uri, shared) for name, dataset in sets.items()}
     cards: dict[str, Any] = {}
-    for name, result in pending.items():
-        [card] = gather([result], f"labelled: {name}")
+    for name, reference in pending.items():
+        [card] = gather([reference], f"labelled: {name}")
         if "error" in card and not (cfg.skip_missing and card["missing"]):
             raise UserError(card["error"])
         say(f"labelled: {name}: {card.get('error') or _counted(card)}")
         cards[name] = card
-    _settle_across(out, {name: one for name, one in sets.items() if "error" not in cards[name]}, cards, say)
+    _settle_across(out, {name: dataset for name, dataset in sets.items() if "error" not in cards[name]}, cards, say)
     write_card(out, "Labelled datasets", cards)
     rejected = Counter[str]()
     for card in cards.values():
@@ -79,16 +79,16 @@ def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
 def _settle_across(
     out: Storage, sets: dict[str, LabelledDatasetConfig], cards: dict[str, Any], say: Callable[[str], None]
 ) -> None:
-    """Take out negatives that answer their query in another set, and count them in the cards."""
-    names = [name for name, one in sets.items() if one.task in SEARCHED]
+    """Remove negatives that answer their query in another set, and count them in the cards."""
+    names = [name for name, dataset in sets.items() if dataset.task in SEARCHED]
     answers = shared_answers(out, names)
     if not answers:
         return
     task, shared = ray.remote(drop_false_negatives), ray.put(answers)
     pending = {name: task.remote(out.uri, name, shared) for name in names}
-    for name, result in pending.items():
+    for name, reference in pending.items():
         left_out: Counter[str]
-        [left_out] = gather([result], f"labelled: {name}: false negatives")
+        [left_out] = gather([reference], f"labelled: {name}: false negatives")
         if left_out:
             say(f"labelled: {name}: by what other sets say, {told(left_out)}")
             cards[name]["negatives_left_out"] = dict(Counter(cards[name]["negatives_left_out"]) + left_out)
@@ -101,22 +101,24 @@ def _counted(card: dict[str, Any]) -> str:
 
 
 def _reasons(card: dict[str, Any]) -> str:
-    counts = sorted(card["rejected"].items(), key=lambda found: (-found[1], found[0]))
+    counts = sorted(card["rejected"].items(), key=lambda entry: (-entry[1], entry[0]))
     return ", ".join(f"{code}: {count}" for code, count in counts) or "it is empty"
 
 
 def _one_dataset(name: str, cfg: LabelledDatasetConfig, seed: int, uri: str, evaluation: Evaluation) -> dict[str, Any]:
-    """Write one set's rows and rejects; its card, or the sentence that says why it cannot be read.
+    """Write one set's rows and rejects.
 
-    Ray keeps only the text of what a task raises, so a user's mistake is returned.
+    Returns:
+        The set's data card, or {"error": message, "missing": whether nothing is there or it cannot be reached}. Ray
+        keeps only the text of an exception that a task raises, so a user's mistake is returned.
     """
     out = Storage(uri)
     try:
-        found = list(read_labelled(name, cfg, seed))
+        items = list(read_labelled(name, cfg, seed))
     except UserError as error:
         return {"error": str(error), "missing": isinstance(error, NotThere)}
-    rows = [row for row in found if isinstance(row, LabelledRow)]
-    rejects = [item for item in found if isinstance(item, Reject)]
+    rows = [item for item in items if isinstance(item, LabelledRow)]
+    rejects = [item for item in items if isinstance(item, Reject)]
     left_out = sum((Counter(row.left_out) for row in rows), Counter[str]())
     if cfg.task in SEARCHED:
         write_answers(out, name, answers_in(rows))
