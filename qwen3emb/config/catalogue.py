@@ -16,11 +16,11 @@ from qwen3emb.core.errors import UserError
 __all__ = ["chosen_datasets", "read_catalogue"]
 
 RESERVED = (DOCSTRINGS, *SYNTHETIC_DATASETS)
-"""Datasets that the stages corpus and synthesize make."""
+"""Names of the datasets that the stages corpus and synthesize make; no labelled dataset may have one of them."""
 
 
 def read_catalogue(path: str) -> dict[str, LabelledDatasetConfig]:
-    """The sets of a catalogue: a YAML mapping of name -> `config_labelled.LabelledDatasetConfig`.
+    """The sets of a catalogue: a YAML mapping of name -> `config.labelled.LabelledDatasetConfig`.
 
     Raises:
         UserError: the file cannot be read, or an entry is not a set.
@@ -48,21 +48,21 @@ def chosen_datasets(cfg: LabelledConfig) -> dict[str, LabelledDatasetConfig]:
     """The sets of the config, then those it uses from the catalogue, by name.
 
     Raises:
-        UserError: a name that the catalogue does not have, that stands twice, or that is taken.
+        UserError: a name that the catalogue lacks, that `sets` has as well, or that is reserved.
     """
-    found = dict(cfg.sets)
+    chosen = dict(cfg.sets)
     if cfg.use and cfg.catalogue is None:
         raise UserError("labelled.use names sets of a catalogue; give labelled.catalogue, e.g. examples/datasets.yaml")
-    there = read_catalogue(cfg.catalogue) if cfg.use and cfg.catalogue else {}
+    catalogue = read_catalogue(cfg.catalogue) if cfg.use and cfg.catalogue else {}
     for name in cfg.use:
-        if name not in there:
-            near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)
+        if name not in catalogue:
+            near = difflib.get_close_matches(name, catalogue, n=1, cutoff=0.0)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise UserError(f"labelled.use: {cfg.catalogue} has no set {name!r}{hint}")
-        if name in found:
+        if name in chosen:
             raise UserError(f"labelled.use: {name!r} is in labelled.sets as well; give one of them another name")
-        found[name] = there[name]
-    for name in found:
+        chosen[name] = catalogue[name]
+    for name in chosen:
         if name in (*RESERVED, "labelled") or "/" in name:
             raise UserError(f"labelled.sets: a set cannot be named {name!r}; give it another name")
-    return found
+    return chosen

@@ -80,16 +80,16 @@ class CorpusConfig(Section):
 
 
 class GatesConfig(Section):
-    """Quality gates on written queries; a row that fails one is asked again, then rejected with the gate's name."""
+    """Quality gates on written queries; a row that fails one is written again, then rejected with the gate's name."""
 
     language: bool = True
     """Refuse a query that is identified with confidence as another language than was asked for."""
     language_confidence: float = Field(default=0.9, gt=0, le=1)
-    """How sure the identification must be; languages that it does not know pass."""
+    """Least probability with which the other language is identified; languages that it does not know pass."""
     length_tolerance: float | None = Field(default=0.5, ge=0)
     """A query of `low-high` words may have low x (1 - this) to high x (1 + this); null = any length."""
     copied_share: float | None = Field(default=0.8, ge=0, le=1)
-    """Refuse a query of whose runs of three words a larger share stands in the passage; null = off."""
+    """Refuse a query when more than this share of its runs of three words also occurs in the passage; null = off."""
     refusals: bool = True
     """Refuse apologies ("I cannot ...", "As an AI ...")."""
     placeholders: bool = True
@@ -98,8 +98,8 @@ class GatesConfig(Section):
     """MinHash similarity from which the later of two queries is refused, over the whole stage; 1 = equal texts only;
     null = off."""
     heldout_share: float | None = Field(default=0.5, gt=0, le=1)
-    """Refuse a pair with a text that holds this share of the runs of eight words of a query or document of the dev or
-    held-out set; null = off."""
+    """Refuse a pair with a text that contains this share of the runs of eight words of a query or document of the dev
+    or held-out set; null = off."""
 
 
 class SynthesizeConfig(Section):
@@ -112,7 +112,7 @@ class SynthesizeConfig(Section):
     candidates: int = Field(default=5, ge=1)
     """Candidate personas per query, by cosine with the passage."""
     queries_per_passage: int = Field(default=1, ge=1)
-    """Rows for each passage, by different personas: each has `candidates` personas of its own, and a drawn task."""
+    """Rows for each passage, each with `candidates` other personas and a task drawn for it."""
     tasks: dict[Literal["retrieval", "bitext", "sts", "classification"], float] = Field(default={"retrieval": 1.0})
     """What is written, and the weights: a query that finds the passage (two calls); a sentence of the passage in
     another of the `languages`; a sentence with three rewrites, graded 0 to 5; a text with its class."""
@@ -182,8 +182,8 @@ class FilterConfig(Section):
     keep_share: float | None = Field(default=None, gt=0, le=1)
     """Instead of the threshold: keep this share of the scored pairs, those with the highest cosines."""
     round_trip: int | None = Field(default=None, ge=1)
-    """Drop a retrieval or bitext pair too whose query does not find its document among the best so many of all scored
-    documents; null = off."""
+    """Also drop a retrieval or bitext pair whose document is not among this many best of all scored documents for its
+    query; null = off."""
     sample: int | None = Field(default=None, ge=1)
     """Score only this many pairs, drawn at random; the rest is left out of stage 2."""
     max_tokens: int = Field(default=512, ge=8)
@@ -195,14 +195,14 @@ class FilterConfig(Section):
 
 
 class VetoConfig(Section):
-    """A reranker that looks at mined negatives: what it takes for an answer is none."""
+    """A reranker that judges mined candidates: one that it takes for an answer is no negative."""
 
     model: str
     """Reranker, a model name or directory."""
     above: float = Field(default=0.5, ge=0, le=1)
     """A candidate with a higher probability of "yes" is left out."""
     candidates: int = Field(default=2, ge=1)
-    """It judges this many times `mine.negatives` candidates of each query."""
+    """It judges this x `mine.negatives` candidates of each query."""
     max_tokens: int = Field(default=512, ge=64)
     """Longest query and document together, with the template."""
 
@@ -225,15 +225,16 @@ class MineConfig(Section):
     margin: float = Field(default=0.0, ge=-2, le=2)
     """delta: a candidate is a negative only if its score < mean positive score + delta."""
     relative_margin: float | None = Field(default=None, ge=0, lt=1)
-    """And only if its score < (1 - this) x mean positive score; 0.05 is a common choice for well-trained models."""
+    """A candidate is a negative only if, also, its score < (1 - this) x mean positive score; 0.05 is a common choice
+    for well-trained models."""
     veto: VetoConfig | None = None
-    """A reranker's say on the candidates, e.g. `{model: qwen3-reranker-8b}`; null = none."""
+    """A reranker that removes candidates which answer the query, e.g. `{model: qwen3-reranker-8b}`; null = none."""
     max_tokens: int = Field(default=512, ge=8)
     """Longest query or document while scoring."""
     workers: int = Field(default=2, ge=1)
     """Encoding workers."""
     shard_rows: int = Field(default=50_000, ge=1)
-    """Documents that one search task holds: about this x dimensions x 4 bytes. The others lie on storage."""
+    """Documents that one search task holds in memory: about this x dimensions x 4 bytes. The others stay on storage."""
 
     @model_validator(mode="after")
     def _consistent(self) -> MineConfig:

@@ -7,7 +7,7 @@ from qwen3emb.config.training import DatasetConfig
 __all__ = ["DOCSTRINGS", "SYNTHETIC_DATASETS", "TASKS", "dataset_of", "is_synthetic", "trained_as"]
 
 TASKS = ("retrieval", "bitext", "sts", "classification")
-"""What may be written from a passage."""
+"""Kinds of pairs that the generator may write from a passage."""
 
 DOCSTRINGS = "docstrings"
 """Summaries of Python functions with their code, from the stage `corpus`; dev and held-out queries are of this kind."""
@@ -31,16 +31,16 @@ SYNTHETIC_DATASETS = tuple(dataset_of(task) for task in TASKS)
 
 
 def is_synthetic(dataset: str) -> bool:
-    """Whether pairs of this dataset were written by a generator."""
+    """Whether the pairs of this dataset are written by the generator."""
     return dataset in SYNTHETIC_DATASETS
 
 
 def trained_as(datasets: set[str]) -> dict[str, DatasetConfig]:
-    """How the synthetic ones among `datasets` other than retrieval are trained on: their task and its instruction."""
+    """Settings by name of the synthetic ones among `datasets`, without retrieval: task, instruction, hard negatives."""
     return {
         dataset_of(task): DatasetConfig.model_validate(
-            {"task": task, "instruction": ask, "hard_negatives": _LABELS if task == "classification" else None}
+            {"task": task, "instruction": instruction, "hard_negatives": _LABELS if task == "classification" else None}
         )
-        for task, ask in _INSTRUCTIONS.items()
+        for task, instruction in _INSTRUCTIONS.items()
         if dataset_of(task) in datasets
     }

@@ -49,15 +49,15 @@ def markdown() -> str:
 
 
 def _sections(model: type[BaseModel], place: str) -> dict[type[BaseModel], list[str]]:
-    """Every section class with the places it stands at, in the order of the file."""
+    """Every section class with the keys it is used at, in the order of the file."""
     places: dict[type[BaseModel], list[str]] = {model: [place]}
     for name, info in model.model_fields.items():
         inner = _section_of(info.annotation)
         if inner is None:
             continue
         many = "[]" if get_origin(info.annotation) is list else ""
-        for section, found in _sections(inner, f"{place}.{name}{many}".lstrip(".")).items():
-            places.setdefault(section, []).extend(found)
+        for section, keys in _sections(inner, f"{place}.{name}{many}".lstrip(".")).items():
+            places.setdefault(section, []).extend(keys)
     return places
 
 
@@ -75,7 +75,7 @@ def _row(name: str, info: FieldInfo) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """A type in a reader's words."""
+    """A type as the page names it."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inner)
@@ -92,8 +92,8 @@ def _type(annotation: Any) -> str:
 
 def _limits(info: FieldInfo) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found = [f"{sign} {getattr(m, name)}" for m in info.metadata for name, sign in signs.items() if hasattr(m, name)]
-    return ", ".join(found)
+    bounds = [f"{sign} {getattr(m, name)}" for m in info.metadata for name, sign in signs.items() if hasattr(m, name)]
+    return ", ".join(bounds)
 
 
 def _default(info: FieldInfo) -> str:

@@ -15,15 +15,15 @@ class ColumnNames(Section):
     """Fields of a set's records where they have other names than usual (anchor, query, positive, pos, score, ...)."""
 
     query: str = ""
-    """Of the query or first sentence."""
+    """Field of the query or first sentence."""
     positive: str = ""
-    """Of the document that answers it, or of a list of them."""
+    """Field of the document that answers it, or of a list of them."""
     negatives: list[str] = Field(default_factory=list)
-    """Of hard negatives, each a text or a list of texts."""
+    """Fields of hard negatives, each a text or a list of texts."""
     grade: str = ""
-    """Of a human score or label of the pair; no other field is then asked whether it is a positive."""
+    """Field of a human score or label of the pair; no other field then decides whether the pair is a positive."""
     label: str = ""
-    """Of a text's class."""
+    """Field of a text's class."""
 
 
 class LabelledDatasetConfig(Section):
@@ -32,9 +32,9 @@ class LabelledDatasetConfig(Section):
     path: str
     """File, folder, glob or URI, e.g. `data/train.jsonl.gz`, `hf://datasets/ORG/NAME/data/*.parquet`."""
     format: Literal["auto", "columns", "flagembedding", "tevatron", "swift", "classification", "beir"] = "auto"
-    """How records are written; `auto` looks at the first one's fields."""
+    """How records are written; `auto` decides by the fields of the first one."""
     kind: Literal["jsonl", "parquet", "csv", "tsv"] | None = None
-    """Kind of file; default by its suffix. A folder needs it."""
+    """Kind of file; default by its suffix. It must be given for a folder."""
     split: str = "train"
     """Judgments of a BEIR folder: qrels/SPLIT.tsv."""
     columns: ColumnNames = ColumnNames()
@@ -42,9 +42,9 @@ class LabelledDatasetConfig(Section):
     task: Literal["retrieval", "bitext", "classification", "sts"] = "retrieval"
     """`classification`: only a row's own negatives count; `sts`: graded pairs, CoSENT."""
     instruction: str | None = None
-    """Of its queries; default `models.instruction`."""
+    """Instruction of its queries; default `models.instruction`."""
     weight: float = Field(default=1.0, ge=0)
-    """Of the set in the mixture, beside its number of rows."""
+    """Weight of the set in the mixture; its share of the batches also grows with its number of rows."""
     languages: list[str] = Field(default_factory=list)
     """Codes of the languages of its texts, for the data card."""
     licence: str = ""
@@ -54,9 +54,9 @@ class LabelledDatasetConfig(Section):
     max_rows: int | None = Field(default=None, ge=1)
     """Keep at most this many rows, chosen by a hash of their ids."""
     max_positives: int = Field(default=4, ge=1)
-    """Rows from one record with several positives."""
+    """At most this many rows from one record with several positives."""
     max_negatives: int = Field(default=16, ge=0)
-    """Negatives of the set's own that are kept per row."""
+    """Keep at most this many of the set's own negatives per row."""
     min_grade: float | None = None
     """Pairs with a lower score are no positives; needed where pairs have different scores or labels and the format does
     not say what they mean (docs/data.md)."""
@@ -74,7 +74,7 @@ class LabelledConfig(Section):
     """`labelled`: datasets with human labels into training rows (paper section 4)."""
 
     sets: dict[str, LabelledDatasetConfig] = Field(default_factory=dict)
-    """By name; rows carry it as `dataset`."""
+    """Datasets by name; their rows have the name in the column `dataset`."""
     catalogue: str | None = None
     """YAML file with further sets by name, e.g. `examples/datasets.yaml`."""
     use: list[str] = Field(default_factory=list)
@@ -82,6 +82,7 @@ class LabelledConfig(Section):
     skip_missing: bool = False
     """Go on without a set that is not there or that its file system cannot reach."""
     decontaminate: float = Field(default=0.8, gt=0, le=1)
-    """Rows with a text this similar (MinHash Jaccard) to a query or document of the held-out set are left out."""
+    """Rows with a text this similar (MinHash Jaccard) to a query or document of the held-out or dev set are left
+    out."""
     decontaminate_ngrams: float = Field(default=0.5, gt=0, le=1)
-    """And rows with a text that holds this share of such a query's or document's runs of eight words."""
+    """Rows with a text that contains this share of such a query's or document's runs of eight words are left out."""

@@ -39,7 +39,7 @@ OPERATIONAL = {
 }
 
 OWN_CLUSTER = "QWEN3EMB_OWN_CLUSTER"
-"""Set in all processes of a Ray that ends with what started it: a driver's embedded one, a pipeline's private head."""
+"""Environment variable, set in the processes of a Ray that ends with its starter: a driver's own, or a private head."""
 
 
 class ClusterConfig(Section):
@@ -78,9 +78,9 @@ class RunConfig(Section):
     storage: str
     """Folder or URI that receives the artifacts, e.g. `./runs/demo`, `s3://bucket/run`."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random draws."""
     cluster: ClusterConfig = ClusterConfig()
-    """Ray."""
+    """The Ray cluster."""
     models: ModelsConfig
     """Starting models."""
     corpus: CorpusConfig
@@ -118,7 +118,7 @@ class RunConfig(Section):
         return self
 
     def _missing(self) -> Iterator[str]:
-        """What a section needs and the run does not have."""
+        """A sentence for each section that needs something which the run does not have."""
         for name in ("weak", "reranker_weak"):
             if getattr(self, name) and not self.synthesize:
                 yield f"{name} trains on what synthesize writes, but there is no section synthesize"
@@ -143,11 +143,11 @@ class RunConfig(Section):
         return self
 
 
-_Given = TypeVar("_Given", bound=Section)
+_SectionT = TypeVar("_SectionT", bound=Section)
 
 
-def require_section(section: _Given | None) -> _Given:
-    """The section of a stage that runs, which therefore is there."""
+def require_section(section: _SectionT | None) -> _SectionT:
+    """`section` itself, which is not None: only stages with a section run."""
     assert section is not None
     return section
 
@@ -156,8 +156,8 @@ class _Loader(yaml.SafeLoader):
     """YAML with the booleans of version 1.2, in which `on` (a key here) and `no` (Norwegian) are words."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 

@@ -60,15 +60,15 @@ class OptimizerConfig(Section):
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Decay after warm-up, to `min_lr_ratio` of the peak; `wsd` stays at the peak until the last `decay_share`."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Where the decay ends."""
+    """Learning rate at the end of the decay, as a share of the peak."""
     decay_share: float = Field(default=0.2, gt=0, le=1)
     """`wsd`: share of all steps at the end in which the rate falls linearly."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """Adam's moments."""
+    """Decay rates of Adam's two moments."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradient clipping."""
+    """Gradients are clipped to this norm."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     offload: bool = False
@@ -102,7 +102,7 @@ class LoraConfig(Section):
 
 
 class _TrainConfig(Section):
-    """What both trainings share."""
+    """Keys that both trainings have."""
 
     num_workers: int = Field(default=2, ge=1)
     """Ray Train workers = world size."""
@@ -121,7 +121,7 @@ class _TrainConfig(Section):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass, for long inputs on small memory."""
     token_budget: int = Field(default=16384, ge=16)
-    """Activations of so many tokens fit into a worker's memory. A larger share of the global batch is computed twice
+    """Activations of this many tokens fit into a worker's memory. A larger share of the global batch is computed twice
     (gradient cache), so activations depend on this and not on the global batch."""
     pack_tokens: int = Field(default=4096, ge=16)
     """Tokens of one packed forward pass. 4096 suits a CPU's caches; on a GPU raise it to `token_budget`. A longer input
@@ -136,14 +136,14 @@ class _TrainConfig(Section):
 
 
 class DatasetConfig(Section):
-    """How one dataset of a mixture is trained on; what is not given is as for the stage."""
+    """How one dataset of a mixture is trained on; what is not set is as for the stage."""
 
     weight: float = Field(default=1.0, ge=0)
     """Its share of the batches is proportional to weight x rows ^ (1 / mixture_temperature); 0 leaves it out."""
     task: Literal["retrieval", "bitext", "classification", "sts"] = "retrieval"
     """`classification`: only a row's own negatives count, others may share its class; `sts`: CoSENT on graded pairs."""
     instruction: str | None = None
-    """Of its queries; `sts`: of both sides."""
+    """Instruction of its queries; for `sts` of both texts."""
     hard_negatives: int | None = Field(default=None, ge=0)
     """Hard negatives per query."""
     max_query_tokens: int | None = Field(default=None, ge=4)
@@ -172,7 +172,7 @@ class TrainEmbeddingConfig(_TrainConfig):
     loss_tile: int = Field(default=256, ge=1)
     """Rows of the score matrix at a time: memory of the loss is tile x batch."""
     datasets: dict[str, DatasetConfig] = Field(default_factory=dict)
-    """By name (`docstrings`, `synthetic`, a labelled dataset's): every global batch comes from one dataset."""
+    """Settings by name (`docstrings`, `synthetic`, a labelled dataset's): every global batch comes from one dataset."""
     mixture_temperature: float = Field(default=1.0, gt=0)
     """1 = batches in proportion to rows; larger values level the datasets."""
 
@@ -219,8 +219,8 @@ class MergeConfig(Section):
     """`merge`: checkpoints of the supervised stage become one model (paper section 4)."""
 
     method: Literal["slerp", "cocktail", "self_position"] = "slerp"
-    """Of the embedding model. `slerp`: the weighted spherical mean, of two checkpoints SLERP. The others are weighted
-    sums, their weights found on `probe_rows` rows of the dev set: `cocktail` (LM-Cocktail) takes
+    """How the embedding model is merged. `slerp`: the weighted spherical mean, of two checkpoints SLERP. The others are
+    weighted sums, their weights found on `probe_rows` rows of the dev set: `cocktail` (LM-Cocktail) takes
     softmax(-loss / `temperature`) of each checkpoint's loss; `self_position` (arXiv 2410.15035) descends the gradient
     of the loss with respect to the weights. The reranker is always merged by `slerp`, with equal weights there."""
     on: Literal["weights", "task_vectors"] = "task_vectors"
@@ -235,7 +235,7 @@ class MergeConfig(Section):
     probe_rows: int = Field(default=64, ge=2)
     """Dev queries, each with a document that answers it, whose loss decides the weights of the other methods."""
     temperature: float = Field(default=5.0, gt=0)
-    """Of `cocktail`'s softmax (LM-Cocktail's 5)."""
+    """Temperature of `cocktail`'s softmax (LM-Cocktail's 5)."""
     probe_steps: int = Field(default=20, ge=1)
     """Steps of `self_position`, each with all probe rows."""
     probe_lr: float = Field(default=0.1, gt=0)
