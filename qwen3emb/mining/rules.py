@@ -1,7 +1,7 @@
 """Hard negatives by positive-aware rules (RECIPE section 4, follow-up report).
 
-`mining_plan` lists what has to be embedded, each text once, and which documents no query may be given. `search_vectors`
-searches one shard of the documents for a block of queries, `merged_hits` joins what was found in two shards, and
+`mining_plan` lists the texts to embed, each once, and the documents that are excluded for each query. `search_vectors`
+searches one shard of the documents for a block of queries, `merged_hits` merges the hits of two shards, and
 `select_negatives` picks the negatives once all shards were searched; no step holds the vectors of more than one shard.
 """
 
@@ -54,9 +54,10 @@ class CorpusSearch:
     Attributes:
         queries: (n,) rows of `MiningPlan.queries`, ascending.
         corpus: rows of `MiningPlan.documents`, distinct, ascending.
-        positives: for each query the rows of `MiningPlan.documents` that answer it, of all datasets that ask alike.
-        excluded: for each query the rows of `corpus` that can be no negative of it: what answers its text, with
-            whatever instruction, what else is known to answer it, and a document with the query's own text.
+        positives: for each query the rows of `MiningPlan.documents` that answer it, over all datasets with the same
+            instruction.
+        excluded: for each query the rows of `corpus` that must not become its negatives: documents that answer its
+            text with any instruction, further known answers, and a document that equals the query.
     """
 
     queries: list[int]
@@ -67,14 +68,14 @@ class CorpusSearch:
 
 @dataclass(frozen=True)
 class MiningPlan:
-    """Everything to embed, and the searches by dataset.
+    """The texts to embed, and the searches by dataset.
 
     Attributes:
-        queries: query texts; a text that is asked with two instructions is there twice.
+        queries: texts of the distinct (query, instruction) pairs; a text with two instructions is listed twice.
         documents: distinct documents (by content) of all corpora and pairs.
-        pairs: for each pair (row of `queries`, row of `documents`).
-        searches: by dataset.
-        instructions: of each query; None where none was given.
+        pairs: for each `MinePair` its (row of `queries`, row of `documents`).
+        searches: dataset -> its search.
+        instructions: of each query; None where its dataset has none.
     """
 
     queries: list[str]
@@ -86,7 +87,7 @@ class MiningPlan:
 
 @dataclass(frozen=True)
 class Negatives:
-    """Rows of `MiningPlan.documents` of a query's negatives, hardest first, and their scores."""
+    """A query's negatives, hardest first: rows of `MiningPlan.documents` and their cosines with the query."""
 
     rows: tuple[int, ...]
     scores: tuple[float, ...]
@@ -94,14 +95,14 @@ class Negatives:
 
 @dataclass(frozen=True)
 class QueryBlock:
-    """A block of a search's queries, and what is asked of every shard for them.
+    """A block of Q queries of a search, which every shard of the documents is searched for.
 
     Attributes:
-        rows: rows of `MiningPlan.queries`.
+        rows: (Q,) rows of `MiningPlan.queries`.
         corpus: (C,) int64, ascending: the rows of `MiningPlan.documents` to search.
-        excluded: for each query the rows that do not count.
-        owners: (P,) int64, ascending: places of the block's queries, one for each positive of theirs.
-        positives: (P,) int64 rows of `MiningPlan.documents` of those positives.
+        excluded: for each query the rows of `MiningPlan.documents` that must not become its negatives.
+        owners: (P,) int64, ascending: for each positive the position in `rows` of its query.
+        positives: (P,) int64: for each positive its row of `MiningPlan.documents`.
     """
 
     rows: list[int]
@@ -113,11 +114,11 @@ class QueryBlock:
 
 @dataclass(frozen=True)
 class ShardHits:
-    """What was found for a block of queries.
+    """The best documents of one or more shards for a block of queries.
 
     Attributes:
-        keys: (Q, k) of the best documents, see `encoding.nearest`.
-        positive_scores: (P,) float32 cosines of `Asked.positives` to their queries; NaN where they are in a shard
+        keys: (Q, k) int64 keys of the k best documents of each query, see `encoding.nearest`.
+        positive_scores: (P,) float32 cosines of `QueryBlock.positives` with their queries; NaN for those in a shard
             that was not searched yet.
     """
 
@@ -126,7 +127,7 @@ class ShardHits:
 
 
 def query_blocks(search: CorpusSearch, size: int) -> Iterator[QueryBlock]:
-    """The queries of a search in blocks of at most `size`."""
+    """The queries of a search, in order, in blocks of at most `size`."""
     corpus = np.asarray(search.corpus, dtype=np.int64)
     for low in range(0, len(search.queries), size):
         part = slice(low, low + size)
@@ -142,17 +143,17 @@ def mining_plan(
     instructions: Mapping[str, str] | None = None,
     known: Answers | None = None,
 ) -> MiningPlan:
-    """List the distinct texts and what each query may not be given.
+    """List the distinct texts to embed, and the documents that are excluded as negatives of each query.
 
-    Documents are the same where their content is (`text.identity`): equal up to white space.
+    Two documents are the same where their content is (`text.identity`): equal up to white space.
 
     Args:
         pairs: labelled and synthetic pairs; every dataset has a corpus.
         corpora: dataset -> texts to mine from, duplicates allowed.
         instructions: dataset -> instruction of its queries.
-        known: further answers of queries, which are no negatives either.
+        known: further answers of queries, which are excluded as well.
     """
-    asked, further = instructions or {}, known or {}
+    instructions, known = instructions or {}, known or {}
     document_rows: dict[int, int] = {}
     documents: list[str] = []
 
@@ -163,98 +164,116 @@ def mining_plan(
         return row
 
     corpus_rows = {dataset: sorted({row_of(t) for t in texts}) for dataset, texts in corpora.items()}
-    query_rows = {key: i for i, key in enumerate(dict.fromkeys((p.query, asked.get(p.dataset)) for p in pairs))}
+    query_rows = {key: i for i, key in enumerate(dict.fromkeys((p.query, instructions.get(p.dataset)) for p in pairs))}
     hashes = [content_id(q) for q, _ in query_rows]
-    numbers = [(query_rows[p.query, asked.get(p.dataset)], row_of(p.document)) for p in pairs]
+    numbers = [(query_rows[p.query, instructions.get(p.dataset)], row_of(p.document)) for p in pairs]
     answers: dict[tuple[int, str | None], set[int]] = {}
-    every: dict[int, set[int]] = {}  # with whatever instruction: what answers the text is no safe negative of it
-    keys = [(key, ask) for key, (_, ask) in zip(hashes, query_rows, strict=True)]
+    text_answers: dict[int, set[int]] = {}  # with any instruction: what answers the text is no safe negative of it
+    keys = [(key, instruction) for key, (_, instruction) in zip(hashes, query_rows, strict=True)]
     for query, document in numbers:
         answers.setdefault(keys[query], set()).add(document)
-        every.setdefault(hashes[query], set()).add(document)
+        text_answers.setdefault(hashes[query], set()).add(document)
     searches = {}
     for dataset, corpus in corpus_rows.items():
         queries = sorted({q for p, (q, _) in zip(pairs, numbers, strict=True) if p.dataset == dataset})
         inside = set(corpus)
-        own = [{document_rows.get(text, NONE) for text in (hashes[q], *further.get(hashes[q], ()))} for q in queries]
+        known_rows = [
+            {document_rows.get(text, NONE) for text in (hashes[q], *known.get(hashes[q], ()))} for q in queries
+        ]
         positives = [tuple(sorted(answers[keys[q]])) for q in queries]
-        barred = [tuple(sorted({*every[hashes[q]], *texts} & inside)) for q, texts in zip(queries, own, strict=True)]
-        searches[dataset] = CorpusSearch(queries, corpus, positives, barred)
-    return MiningPlan([q for q, _ in query_rows], documents, numbers, searches, [ask for _, ask in query_rows])
+        excluded = [
+            tuple(sorted({*text_answers[hashes[q]], *rows} & inside))
+            for q, rows in zip(queries, known_rows, strict=True)
+        ]
+        searches[dataset] = CorpusSearch(queries, corpus, positives, excluded)
+    return MiningPlan(
+        [q for q, _ in query_rows], documents, numbers, searches, [instruction for _, instruction in query_rows]
+    )
 
 
-def search_vectors(queries: np.ndarray, first: int, vectors: np.ndarray, asked: QueryBlock, k: int) -> ShardHits:
-    """What one shard of the documents has for a block of queries.
+def search_vectors(queries: np.ndarray, first: int, vectors: np.ndarray, block: QueryBlock, k: int) -> ShardHits:
+    """Search one shard of the documents for a block of queries.
 
     Args:
-        queries: (Q, D) float32 unit vectors.
+        queries: (Q, D) float32 unit vectors of the block's queries.
         first: row of `MiningPlan.documents` that the shard begins with.
         vectors: (S, D) float32 unit vectors of the shard.
-        asked: what is asked of all shards.
+        block: the queries, the corpus to search and the positives to score.
         k: candidates per query.
     """
-    rows = asked.corpus[slice(*np.searchsorted(asked.corpus, (first, first + len(vectors))))]
-    block = vectors if len(rows) == len(vectors) else vectors[rows - first]
-    keys = best_keys(queries, block, rows, k, asked.excluded)
-    scores = np.full(len(asked.positives), np.nan, dtype=np.float32)
-    here = (asked.positives >= first) & (asked.positives < first + len(vectors))
-    answers = vectors[asked.positives[here] - first]
-    scores[here] = np.einsum("nd,nd->n", queries[asked.owners[here]], answers)
+    rows = block.corpus[slice(*np.searchsorted(block.corpus, (first, first + len(vectors))))]
+    searched = vectors if len(rows) == len(vectors) else vectors[rows - first]
+    keys = best_keys(queries, searched, rows, k, block.excluded)
+    scores = np.full(len(block.positives), np.nan, dtype=np.float32)
+    in_shard = (block.positives >= first) & (block.positives < first + len(vectors))
+    answers = vectors[block.positives[in_shard] - first]
+    scores[in_shard] = np.einsum("nd,nd->n", queries[block.owners[in_shard]], answers)
     return ShardHits(keys, scores)
 
 
-def merged_hits(one: ShardHits, other: ShardHits) -> ShardHits:
-    """What two shards have together."""
-    scores = np.where(np.isnan(one.positive_scores), other.positive_scores, one.positive_scores)
-    return ShardHits(merged_keys(one.keys, other.keys), scores)
+def merged_hits(first: ShardHits, second: ShardHits) -> ShardHits:
+    """The hits of two shards (or of two sets of shards) for the same block of queries."""
+    scores = np.where(np.isnan(first.positive_scores), second.positive_scores, first.positive_scores)
+    return ShardHits(merged_keys(first.keys, second.keys), scores)
 
 
-def select_negatives(asked: QueryBlock, found: ShardHits, rules: MineConfig) -> list[Negatives | None]:
+def select_negatives(block: QueryBlock, hits: ShardHits, rules: MineConfig) -> list[Negatives | None]:
     """The negatives of each query; None where no positive of it scores above `rules.min_positive`.
 
     The candidates of a query are its `top_k` best documents that are not excluded. After the first `skip_top`
     of them, those that score less than the mean of the positive scores plus `margin`, and less than that mean
-    shortened by `relative_margin`, are negatives, best first, at most `negatives`.
+    lowered by the share `relative_margin` of its absolute value, are negatives, best first, at most `negatives`.
 
     Args:
-        asked: what was asked.
-        found: what all shards together have.
-        rules: the rules.
+        block: the queries that were searched for.
+        hits: the merged hits of all shards.
+        rules: the stage's section of the configuration.
     """
-    rows, scores = decoded_keys(found.keys)
+    rows, scores = decoded_keys(hits.keys)
     values = scores.astype(np.float64)
     window = np.arange(rows.shape[1]) >= rules.skip_top
-    positives = np.split(found.positive_scores.astype(np.float64), np.flatnonzero(np.diff(asked.owners)) + 1)
+    positives = np.split(hits.positive_scores.astype(np.float64), np.flatnonzero(np.diff(block.owners)) + 1)
     chosen: list[Negatives | None] = []
-    for candidates, theirs, own in zip(rows, values, positives, strict=True):
-        if not own.max() > rules.min_positive:
+    for candidates, candidate_scores, positive_scores in zip(rows, values, positives, strict=True):
+        if not positive_scores.max() > rules.min_positive:
             chosen.append(None)
             continue
-        mean = float(own.mean())
+        mean = float(positive_scores.mean())
         limit = mean + rules.margin
         if rules.relative_margin is not None:
             limit = min(limit, mean - rules.relative_margin * abs(mean))
-        usable = np.flatnonzero(window & (candidates != NONE) & (theirs < limit))[: rules.negatives]
-        chosen.append(Negatives(tuple(candidates[usable].tolist()), tuple(theirs[usable].tolist())))
+        usable = np.flatnonzero(window & (candidates != NONE) & (candidate_scores < limit))[: rules.negatives]
+        chosen.append(Negatives(tuple(candidates[usable].tolist()), tuple(candidate_scores[usable].tolist())))
     return chosen
 
 
 def training_rows(
     pairs: Sequence[MinePair],
-    work: MiningPlan,
+    plan: MiningPlan,
     cosines: Mapping[tuple[int, int], float],
-    found: Mapping[tuple[str, int], Negatives | None],
+    mined: Mapping[tuple[str, int], Negatives | None],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training rows, rejects), one of them for each pair, in the order of the pairs."""
+    """Training rows of the pairs whose query has mined negatives, and rejects of the others.
+
+    Args:
+        pairs: the pairs that `plan` was made of.
+        plan: where their texts are.
+        cosines: (query row, document row) -> cosine, for each of `plan.pairs`.
+        mined: (dataset, query row) -> negatives; None where the query is rejected.
+
+    Returns:
+        (rows of `records.TRAINING_ROW`, rows of `records.REJECT`), both in the order of the pairs; each pair is in
+        one of them.
+    """
     rows, rejects = [], []
-    for pair, (query, document) in zip(pairs, work.pairs, strict=True):
+    for pair, (query, document) in zip(pairs, plan.pairs, strict=True):
         score = cosines[query, document]
-        negatives = found[pair.dataset, query]
+        negatives = mined[pair.dataset, query]
         if negatives is None:
             rejects.append(_refused(pair, score))
             continue
         row = {"id": pair.id, "query": pair.query, "positive": pair.document, "dataset": pair.dataset}
-        texts = [work.documents[n] for n in negatives.rows]
+        texts = [plan.documents[n] for n in negatives.rows]
         scores = {"positive_score": score, "negative_scores": list(negatives.scores), "grade": None}
         rows.append({**row, "negatives": texts, **scores})
     return rows, rejects
@@ -267,18 +286,21 @@ def _refused(pair: MinePair, score: float) -> dict[str, Any]:
 
 
 def settle_negatives(rows: Sequence[dict[str, Any]], answers: Answers, searched: Collection[str]) -> Counter[str]:
-    """Take out of rows the negatives that are none; how many, by `false_negatives.FALSE`.
+    """Remove false negatives from rows: texts that answer the row's query, the query itself, and repeats.
 
     Args:
         rows: with `query`, `positive`, `negatives`, `negative_scores`, `dataset`; changed in place.
-        answers: of the queries of the datasets `searched`, over all of these.
-        searched: datasets whose positives answer the query in all of them; another dataset's only in itself.
+        answers: query -> its answers, over all datasets in `searched`.
+        searched: datasets that share their answers; a dataset outside of it has only those in its own rows.
+
+    Returns:
+        The number of removed negatives by reason (`false_negatives.FALSE`).
     """
-    own: dict[str, list[tuple[str, str]]] = {}
+    pairs_of: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
         if row["dataset"] not in searched:
-            own.setdefault(row["dataset"], []).append((row["query"], row["positive"]))
-    by_dataset = {dataset: answers_of(pairs) for dataset, pairs in own.items()}
+            pairs_of.setdefault(row["dataset"], []).append((row["query"], row["positive"]))
+    by_dataset = {dataset: answers_of(pairs) for dataset, pairs in pairs_of.items()}
     total = Counter[str]()
     for row in rows:
         kept, left_out = true_negatives(row["query"], row["negatives"], by_dataset.get(row["dataset"], answers))

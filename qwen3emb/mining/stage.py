@@ -58,20 +58,20 @@ _Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class MiningInput:
-    """What the stages before have left: queries with their positives, the corpora to mine from, and rows not mined.
+    """The queries to mine negatives for, with their positives and corpora, and the rows that are passed through.
 
     Attributes:
         pairs: queries with their positives.
-        corpora: dataset -> texts that its queries are mined from.
-        own: id of a labelled dataset's row -> the negatives that the set has itself.
-        unmined_rows: training rows that are not mined.
-        answers: what answers the queries, by all data.
-        left_out: negatives of the data's own that were none, see `false_negatives`.
+        corpora: dataset -> texts that the negatives of its queries are taken from.
+        labelled_negatives: id of a labelled dataset's row -> the negatives that come with it.
+        unmined_rows: training rows that are passed through without mining.
+        answers: query -> its answers, over all data.
+        left_out: negatives that came with the rows and were removed as false, by reason (see `false_negatives`).
     """
 
     pairs: list[MinePair]
     corpora: dict[str, list[str]]
-    own: dict[str, list[str]]
+    labelled_negatives: dict[str, list[str]]
     unmined_rows: list[dict[str, Any]]
     answers: Answers
     left_out: Counter[str]
@@ -80,38 +80,43 @@ class MiningInput:
 def mine_negatives(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """Mine each query's negatives from the corpus of its dataset; write `rows/` and `rejects/`.
 
-    Docstrings are mined from the functions of all such pairs, synthetic queries from all passages, those of a labelled
-    dataset from its documents, behind the negatives that it has itself. Classification, STS and bitext rows pass
-    through, labelled and synthetic ones.
+    Negatives of docstrings are functions of all docstring pairs, those of synthetic queries passages of the corpus. A
+    labelled dataset's are documents of that dataset, behind the negatives that came with it. Classification, STS and
+    bitext rows pass through, labelled and synthetic ones.
 
     Args:
         ctx: the stage.
-        say: takes lines of progress.
+        say: called with each line of progress.
+
+    Returns:
+        Rows in, rows out, rejects by reason, and metrics.
 
     Raises:
         UserError: there are no pairs, or the scoring model is missing.
     """
-    mining = _gathered(ctx, say)
-    work = mining_plan(mining.pairs, mining.corpora, instructions(ctx.cfg, list(mining.corpora)), mining.answers)
-    queries, documents = _embed(work, ctx, say)
-    found: dict[tuple[str, int], Negatives | None] = {}
+    mining = _mining_input(ctx, say)
+    plan = mining_plan(mining.pairs, mining.corpora, instructions(ctx.cfg, list(mining.corpora)), mining.answers)
+    queries, documents = _embed(plan, ctx, say)
+    mined: dict[tuple[str, int], Negatives | None] = {}
     cosines: dict[tuple[int, int], float] = {}
-    for dataset, search in work.searches.items():
+    for dataset, search in plan.searches.items():
         progress = paced(say, f"mine: {dataset} queries searched")
-        for asked, scores, mined in _mined_blocks(search, queries, documents, judged_rules(ctx.cfg.mine), progress):
-            found |= {(dataset, query): negatives for query, negatives in zip(asked.rows, mined, strict=True)}
-            pairs = zip((asked.rows[i] for i in asked.owners), asked.positives.tolist(), strict=True)
+        for block, scores, selected in _mined_blocks(search, queries, documents, judged_rules(ctx.cfg.mine), progress):
+            mined |= {(dataset, query): negatives for query, negatives in zip(block.rows, selected, strict=True)}
+            pairs = zip((block.rows[i] for i in block.owners), block.positives.tolist(), strict=True)
             cosines |= dict(zip(pairs, scores.positive_scores.tolist(), strict=True))
-    found, vetoed = veto(found, work, ctx.cfg, say)
-    rows, rejects = training_rows(mining.pairs, work, cosines, found)
+    mined, vetoed = veto(mined, plan, ctx.cfg, say)
+    rows, rejects = training_rows(mining.pairs, plan, cosines, mined)
     for row in rows:
-        row["negatives"], row["negative_scores"] = _after(mining.own.get(row["id"], []), row, ctx.cfg.mine.negatives)
-    for name, found_rows, schema in (
+        row["negatives"], row["negative_scores"] = _with_mined(
+            mining.labelled_negatives.get(row["id"], []), row, ctx.cfg.mine.negatives
+        )
+    for name, records, schema in (
         ("rows", [*rows, *mining.unmined_rows], TRAINING_ROW),
         ("rejects", rejects, REJECT),
     ):
         ctx.out.delete(name)  # of a run that was killed
-        ctx.out.write_parts(name, pa.Table.from_pylist(found_rows, schema=schema), _SHARD)
+        ctx.out.write_parts(name, pa.Table.from_pylist(records, schema=schema), _SHARD)
     metrics = _figures(rows, ctx.cfg.mine.negatives) | ({} if vetoed is None else {"vetoed": vetoed})
     metrics |= {reason: mining.left_out[reason] for reason in FALSE}
     if metrics["short"]:
@@ -122,12 +127,16 @@ def mine_negatives(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     return StageResult(len(mining.pairs) + others, len(rows) + others, rejected, metrics)
 
 
-def _gathered(ctx: StageContext[RunConfig], say: _Say) -> MiningInput:
-    """What the stages before have left."""
+def _mining_input(ctx: StageContext[RunConfig], say: _Say) -> MiningInput:
+    """Read the pairs to mine for and the rows to pass through from the folders of the earlier stages."""
     corpus, filtered = ctx.inputs["corpus"], ctx.inputs.get("filter")
     synthetic = filtered.read_table("pairs", PAIR).to_pylist() if filtered else []
     sets = _labelled_rows(ctx) + [_training_row(pair) for pair in synthetic if pair["dataset"] != _SYNTHETIC]
-    names = {n for n, one in chosen_datasets(ctx.cfg.labelled).items() if one.mine and one.task == "retrieval"}
+    names = {
+        name
+        for name, settings in chosen_datasets(ctx.cfg.labelled).items()
+        if settings.mine and settings.task == "retrieval"
+    }
     mined_sets = [row for row in sets if row["dataset"] in names]
     unmined_rows = [row for row in sets if row["dataset"] not in names]
     pairs = _pairs(corpus.read_table("pairs", PAIR).to_pylist(), DOCSTRINGS)
@@ -142,45 +151,51 @@ def _gathered(ctx: StageContext[RunConfig], say: _Say) -> MiningInput:
     corpora = {DOCSTRINGS: functions, _SYNTHETIC: texts}
     for row in mined_sets:
         corpora.setdefault(row["dataset"], []).extend([row["positive"], *row["negatives"]])
-    answers, left_out = _settled(ctx, pairs, sets)
+    answers, left_out = _known_answers(ctx, pairs, sets)
     if left_out:
         say(f"mine: {told(left_out)}")
-    own = {row["id"]: row["negatives"] for row in mined_sets}
-    return MiningInput(pairs, corpora, own, unmined_rows, answers, left_out)
+    labelled_negatives = {row["id"]: row["negatives"] for row in mined_sets}
+    return MiningInput(pairs, corpora, labelled_negatives, unmined_rows, answers, left_out)
 
 
-def _settled(
+def _known_answers(
     ctx: StageContext[RunConfig], pairs: Sequence[MinePair], rows: Sequence[dict[str, Any]]
 ) -> tuple[Answers, Counter[str]]:
-    """(what answers each query by all data, how many of the rows' own negatives were none and are taken out)."""
+    """(answers of each query over all data, number of false negatives removed from `rows` by reason).
+
+    `rows` are the labelled and synthetic rows; they are changed in place.
+    """
     sets = chosen_datasets(ctx.cfg.labelled)
-    searched = {name for name, one in sets.items() if one.task in SEARCHED} | {DOCSTRINGS}
+    searched = {name for name, settings in sets.items() if settings.task in SEARCHED} | {DOCSTRINGS}
     searched |= {dataset_of(task) for task in SEARCHED}
     answers = read_answers(ctx.inputs["labelled"]) if "labelled" in ctx.inputs else {}
-    found = [(pair.query, pair.document) for pair in pairs]
-    found += [(row["query"], row["positive"]) for row in rows if row["dataset"] in searched]
-    for query, positives in answers_of(found).items():
+    answered = [(pair.query, pair.document) for pair in pairs]
+    answered += [(row["query"], row["positive"]) for row in rows if row["dataset"] in searched]
+    for query, positives in answers_of(answered).items():
         answers.setdefault(query, set()).update(positives)
     return answers, settle_negatives(rows, answers, searched)
 
 
 def _labelled_rows(ctx: StageContext[RunConfig]) -> list[dict[str, Any]]:
-    """The rows of the stage `labelled`, where the run has sets."""
+    """The rows of the stage `labelled`; empty where the run has no labelled sets."""
     if "labelled" not in ctx.inputs:
         return []
     rows: list[dict[str, Any]] = ctx.inputs["labelled"].read_table("rows", TRAINING_ROW).to_pylist()
     return rows
 
 
-def _after(own: Sequence[str], row: dict[str, Any], wanted: int) -> tuple[list[str], list[float | None]]:
-    """A set's own negatives, then mined ones up to `wanted` in all; (texts, scores, None for the set's own)."""
-    known = {content_hash(text) for text in own}
+def _with_mined(labelled: Sequence[str], row: dict[str, Any], count: int) -> tuple[list[str], list[float | None]]:
+    """(texts, scores) of `labelled` negatives, then of mined ones of `row`, up to `count` in all.
+
+    Labelled negatives have the score None, and none of them is left out.
+    """
+    known = {content_hash(text) for text in labelled}
     mined = [
         (text, score)
         for text, score in zip(row["negatives"], row["negative_scores"], strict=True)
         if content_hash(text) not in known
-    ][: max(0, wanted - len(own))]
-    return [*own, *(text for text, _ in mined)], [*[None] * len(own), *(score for _, score in mined)]
+    ][: max(0, count - len(labelled))]
+    return [*labelled, *(text for text, _ in mined)], [*[None] * len(labelled), *(score for _, score in mined)]
 
 
 def _pairs(rows: Sequence[dict[str, Any]], dataset: str) -> list[MinePair]:
@@ -202,24 +217,24 @@ def _training_row(pair: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _embed(work: MiningPlan, ctx: StageContext[RunConfig], say: _Say) -> tuple[Vectors, Vectors]:
-    """Each distinct text once: (queries, documents), on storage until the stage is done."""
+def _embed(plan: MiningPlan, ctx: StageContext[RunConfig], say: _Say) -> tuple[Vectors, Vectors]:
+    """(vectors of the queries, vectors of the documents), on storage until the stage is done."""
     cfg = ctx.cfg
     model, end_token = scoring_model(cfg.mine.model, ctx.inputs.get("weak"), cfg.models.end_token)
-    say(f"mine: embedding {len(work.queries)} queries and {len(work.documents)} documents with {model}")
+    say(f"mine: embedding {len(plan.queries)} queries and {len(plan.documents)} documents with {model}")
     gpus = cfg.cluster.gpus_per_worker
     with Encoders(model, end_token=end_token, workers=cfg.mine.workers, gpus_per_worker=gpus) as pool:
         write = partial(write_vectors, pool, max_tokens=cfg.mine.max_tokens)
-        folder, told = ctx.out / _VECTORS, paced(say, "mine: queries embedded")
-        queries = write(folder / "queries", work.queries, instruction=work.instructions, progress=told)
-        documents = write(folder / "documents", work.documents, progress=paced(say, "mine: documents embedded"))
+        folder, progress = ctx.out / _VECTORS, paced(say, "mine: queries embedded")
+        queries = write(folder / "queries", plan.queries, instruction=plan.instructions, progress=progress)
+        documents = write(folder / "documents", plan.documents, progress=paced(say, "mine: documents embedded"))
         for line in pool.notes():
             say(f"mine: {line}")
     return queries, documents
 
 
 def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
-    """Figures of the training rows; `short` counts those with fewer than the `wanted` negatives."""
+    """Metrics of the training rows; `short` counts rows with fewer than `wanted` negatives."""
     hard = [s for row in rows for s in row["negative_scores"] if s is not None]
     return {
         "rows": dict(Counter(row["dataset"] for row in rows)),
@@ -238,13 +253,13 @@ _Mined = tuple[QueryBlock, ShardHits, list[Negatives | None]]
 def _mined_blocks(
     search: CorpusSearch, queries: Vectors, documents: Vectors, rules: MineConfig, progress: Progress
 ) -> Iterator[_Mined]:
-    """The negatives of a search, block by block in the order of the queries, from Ray tasks.
+    """Mine the negatives of a search with Ray tasks, block by block in the order of the queries.
 
     Args:
-        search: what is asked.
+        search: the queries of one dataset and their corpus.
         queries: vectors of `MiningPlan.queries`.
         documents: vectors of `MiningPlan.documents`.
-        rules: the rules; `rules.shard_rows` documents are held by one task.
+        rules: the stage's section of the configuration; a task holds `rules.shard_rows` documents.
         progress: called with (queries done, queries in all).
     """
     cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
@@ -254,20 +269,22 @@ def _mined_blocks(
     pending: list[tuple[QueryBlock, list[Any]]] = []
     waiting = query_blocks(search, size)
     while True:
-        while len(pending) < max(_AHEAD, cores) and (asked := next(waiting, None)) is not None:
-            where = ray.put(asked)
-            parts = shards(asked, documents, rules.shard_rows)
-            pending.append((asked, [task.remote(queries, documents, where, part, rules.top_k) for part in parts]))
+        while len(pending) < max(_AHEAD, cores) and (block := next(waiting, None)) is not None:
+            block_reference = ray.put(block)
+            parts = shards(block, documents, rules.shard_rows)
+            pending.append(
+                (block, [task.remote(queries, documents, block_reference, part, rules.top_k) for part in parts])
+            )
         if not pending:
             return
-        asked, results = pending.pop(0)
-        found = _joined(results)
-        done += len(asked.rows)
+        block, results = pending.pop(0)
+        hits = _joined(results)
+        done += len(block.rows)
         progress(done, len(search.queries))
-        yield asked, found, select_negatives(asked, found, rules)
+        yield block, hits, select_negatives(block, hits, rules)
 
 
 def _joined(results: Sequence[Any]) -> ShardHits:
-    """What all shards have together; of each no more than one at a time is in this process."""
+    """The merged hits of all shards; this process fetches those of one shard at a time."""
     parts: Iterator[ShardHits] = (gather([result], "mine: a search in one shard")[0] for result in results)
     return reduce(merged_hits, parts)

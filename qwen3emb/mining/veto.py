@@ -1,4 +1,4 @@
-"""A reranker's say on mined negatives: a candidate that it takes for an answer is an unlabelled positive."""
+"""A reranker's veto on mined negatives: a candidate that it scores as relevant is an unlabelled positive."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from qwen3emb.model.fetch import resolve_model
 
 __all__ = ["judged_rules", "veto"]
 
-_Found = dict[tuple[str, int], Negatives | None]
+_Mined = dict[tuple[str, int], Negatives | None]
 
 
 def judged_rules(rules: MineConfig) -> MineConfig:
-    """The rules by which candidates are chosen: more of them where a reranker judges."""
+    """The rules for choosing candidates: `veto.candidates` times as many where a reranker will judge them."""
     if rules.veto is None:
         return rules
     return rules.model_copy(update={"negatives": rules.negatives * rules.veto.candidates})
 
 
-def _asked(work: MiningPlan, query: int, cfg: RunConfig) -> str:
-    own = work.instructions[query]
-    return cfg.models.instruction if own is None else own
+def _instruction_of(plan: MiningPlan, query: int, cfg: RunConfig) -> str:
+    instruction = plan.instructions[query]
+    return cfg.models.instruction if instruction is None else instruction
 
 
 def veto(
-    found: Mapping[tuple[str, int], Negatives | None], work: MiningPlan, cfg: RunConfig, say: Callable[[str], None]
-) -> tuple[_Found, int | None]:
-    """Leave out candidates that the reranker of `mine.veto` takes for answers, and cut to `mine.negatives`.
+    mined: Mapping[tuple[str, int], Negatives | None], plan: MiningPlan, cfg: RunConfig, say: Callable[[str], None]
+) -> tuple[_Mined, int | None]:
+    """Leave out candidates that the reranker scores above `mine.veto.above`, and keep at most `mine.negatives`.
 
     Args:
-        found: (dataset, query) -> candidates, hardest first; None where the query is rejected.
-        work: whose texts they are.
+        mined: (dataset, query row) -> candidates, hardest first; None where the query is rejected.
+        plan: the texts of queries and documents.
         cfg: the run.
-        say: takes lines of progress.
+        say: called with each line of progress.
 
     Returns:
-        What is left, and how many candidates were left out; (found, None) without a reranker.
+        (the remaining candidates, how many were left out); (`mined`, None) without a reranker.
 
     Raises:
         UserError: the reranker cannot be loaded.
     """
     rules = cfg.mine.veto
     if rules is None:
-        return dict(found), None
-    judged = {key: negatives for key, negatives in found.items() if negatives is not None and negatives.rows}
-    queries = [work.queries[query] for _, query in judged]
-    documents = [[work.documents[row] for row in negatives.rows] for negatives in judged.values()]
+        return dict(mined), None
+    judged = {key: negatives for key, negatives in mined.items() if negatives is not None and negatives.rows}
+    queries = [plan.queries[query] for _, query in judged]
+    documents = [[plan.documents[row] for row in negatives.rows] for negatives in judged.values()]
     model = str(resolve_model(rules.model))
     say(f"mine: {sum(map(len, documents))} candidates to be judged by {model}")
     with Rerankers(model, workers=cfg.mine.workers, gpus_per_worker=cfg.cluster.gpus_per_worker) as pool:
@@ -58,13 +58,13 @@ def veto(
             queries,
             documents,
             max_tokens=rules.max_tokens,
-            instruction=[_asked(work, query, cfg) for _, query in judged],
+            instruction=[_instruction_of(plan, query, cfg) for _, query in judged],
             progress=paced(say, "mine: queries judged"),
         )
-    left, out = dict(found), 0
+    remaining, vetoed = dict(mined), 0
     for (key, negatives), judgement in zip(judged.items(), scores, strict=True):
         kept = [i for i, score in enumerate(judgement) if score <= rules.above]
-        out += len(judgement) - len(kept)
+        vetoed += len(judgement) - len(kept)
         places = kept[: cfg.mine.negatives]
-        left[key] = Negatives(tuple(negatives.rows[i] for i in places), tuple(negatives.scores[i] for i in places))
-    return left, out
+        remaining[key] = Negatives(tuple(negatives.rows[i] for i in places), tuple(negatives.scores[i] for i in places))
+    return remaining, vetoed
