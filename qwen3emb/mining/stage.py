@@ -233,14 +233,14 @@ def _embed(plan: MiningPlan, ctx: StageContext[RunConfig], say: _Say) -> tuple[V
     return queries, documents
 
 
-def _figures(rows: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
-    """Metrics of the training rows; `short` counts rows with fewer than `wanted` negatives."""
+def _figures(rows: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Metrics of the training rows; `short` is the number of rows with fewer than `count` negatives."""
     hard = [s for row in rows for s in row["negative_scores"] if s is not None]
     return {
         "rows": dict(Counter(row["dataset"] for row in rows)),
         "negatives": sum(len(row["negatives"]) for row in rows),
-        "short": sum(len(row["negatives"]) < wanted for row in rows),
-        "missing_negatives": sum(max(0, wanted - len(row["negatives"])) for row in rows),
+        "short": sum(len(row["negatives"]) < count for row in rows),
+        "missing_negatives": sum(max(0, count - len(row["negatives"])) for row in rows),
         "mean_positive_score": round(float(np.mean([r["positive_score"] for r in rows])), 4) if rows else None,
         "mean_negative_score": round(float(np.mean(hard)), 4) if hard else None,
     }
