@@ -1,8 +1,8 @@
 """Work handed out on Ray: each piece to whichever worker is free, lines of progress, every wait with a limit.
 
-What a worker does is the caller's. A stage that keeps a model or an engine loaded has a `WorkerPool` of actors; one
-whose pieces share nothing gives `dispatch` places for tasks. An actor that is lost is started anew by Ray, wherever
-there is room, and gets its piece again, so a piece must be one that can be done twice.
+A stage that keeps a model or an engine loaded has a `WorkerPool` of actors; one whose pieces share nothing gives
+`dispatch` places for tasks. Ray starts a lost actor anew, on any node with room for it, and calls it again with the
+same piece, so a piece must be safe to compute twice.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ PIECE_SECONDS = 24 * 3600.0
 _END = object()
 
 
-def paced(say: Callable[[str], None], what: str, seconds: float = 5.0) -> Progress:
-    """A callback for (done, total): says `WHAT: DONE of TOTAL` once in `seconds` at most, and at the end."""
+def paced(say: Callable[[str], None], label: str, seconds: float = 5.0) -> Progress:
+    """A callback for (done, total): says `LABEL: DONE of TOTAL` once in `seconds` at most, and at the end."""
     last = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -40,34 +40,34 @@ def paced(say: Callable[[str], None], what: str, seconds: float = 5.0) -> Progre
         now = time.monotonic()
         if done >= total or now - last >= seconds:
             last = now
-            say(f"{what}: {done} of {total}")
+            say(f"{label}: {done} of {total}")
 
     return report
 
 
-def gather(asked: Sequence[Any], what: str, seconds: float = PIECE_SECONDS) -> list[Any]:
-    """The values of Ray references, once all are there.
+def gather(references: Sequence[Any], label: str, seconds: float = PIECE_SECONDS) -> list[Any]:
+    """The values of Ray references, in their order, once all are ready.
 
     Args:
-        asked: the references.
-        what: is waited for, as the sentence on a wait that is too long names it.
+        references: of the results of tasks or actor calls.
+        label: name of the work in the message about a wait that is too long.
         seconds: how long to wait for all of them.
 
     Raises:
-        StageFailure: they are not there in time.
-        Exception: what the first of them that failed has raised.
+        StageFailure: they are not ready in time.
+        Exception: what the first failed task or call has raised.
     """
     try:
-        return list(ray.get(list(asked), timeout=seconds))
+        return list(ray.get(list(references), timeout=seconds))
     except GetTimeoutError:
-        raise _late(what, "no answer", seconds) from None
+        raise _late(label, "no answer", seconds) from None
 
 
 def dispatch(
     workers: Sequence[Any],
     start: Callable[[Any, Any], Any],
     pieces: Iterable[Any],
-    what: str,
+    label: str,
     *,
     start_seconds: float = START_SECONDS,
     piece_seconds: float = PIECE_SECONDS,
@@ -77,15 +77,15 @@ def dispatch(
     Args:
         workers: actors; None stands for the place of a task. An actor gets its first piece when it is up, so one that
             the cluster has no room for yet keeps nothing from the others.
-        start: called with (worker, piece); the reference of the result.
+        start: called with (worker, piece); returns the reference of the result.
         pieces: taken when a worker is free, not before.
-        what: is waited for, as the sentence on a wait that is too long names it.
-        start_seconds: how long no worker at all may be up.
-        piece_seconds: how long no piece may come back.
+        label: name of the work in the message about a wait that is too long.
+        start_seconds: how long to wait while no worker is up.
+        piece_seconds: how long to wait for the next finished piece.
 
     Raises:
         StageFailure: one of the two waits is too long.
-        Exception: what a piece has raised. Tasks under way are then cancelled; actors are their owner's to end.
+        Exception: what a piece has raised. Running tasks are then cancelled; the caller ends the actors.
     """
     waiting = iter(pieces)
     starting = {worker.__ray_ready__.remote(): worker for worker in workers if worker is not None}
@@ -102,13 +102,13 @@ def dispatch(
             ready, _ = ray.wait(hopes, timeout=piece_seconds if running else start_seconds)
             if not ready:
                 if running:
-                    raise _late(what, "no piece of work was finished", piece_seconds)
-                raise _late(what, f"none of {len(workers)} workers was up", start_seconds)
+                    raise _late(label, "no piece of work was finished", piece_seconds)
+                raise _late(label, f"none of {len(workers)} workers was up", start_seconds)
             [first] = ready
-            came = first in running
-            free.append(running.pop(first) if came else starting.pop(first))
+            is_result = first in running
+            free.append(running.pop(first) if is_result else starting.pop(first))
             result = ray.get(first)
-            if came:
+            if is_result:
                 yield result
     finally:
         for reference, worker in running.items():
@@ -117,51 +117,56 @@ def dispatch(
 
 
 class WorkerPool:
-    """Ray actors of one class, started together and ended together: with the `with` block, or where all must answer
-    and one cannot."""
+    """Ray actors of one class, started together and ended together: at the end of the `with` block, or when a call to
+    all of them fails (`ask_all`)."""
 
     def __init__(
-        self, worker: type, arguments: Sequence[Any], count: int, what: str, *, retries: int = -1, **options: Any
+        self, worker: type, arguments: Sequence[Any], count: int, label: str, *, retries: int = -1, **options: Any
     ) -> None:
         """Start the actors.
 
         Args:
-            worker: their class. Its constructor must not raise: Ray hides what it said.
+            worker: their class. Its constructor must not raise: Ray hides the message of its error.
             arguments: of the constructor.
             count: how many.
-            what: they do, as the sentence on a wait that is too long names it.
-            retries: how often a call is made again whose actor was lost; -1 for always.
-            options: Ray's options of each: resources, environment.
+            label: name of their work in the message about a wait that is too long.
+            retries: how often a call is repeated when its actor was lost; -1 for always.
+            options: Ray's options of each actor: resources, environment.
         """
         lasting: Any = ray.remote(worker).options(max_restarts=-1, max_task_retries=retries, **options)
-        self.what = what
+        self.label = label
         self._actors: list[Any] = [lasting.remote(*arguments) for _ in range(count)]
 
     def __len__(self) -> int:
-        """Actors."""
+        """Number of actors."""
         return len(self._actors)
 
     def run(self, method: str, pieces: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Results of `method(*piece)` as they come; see `dispatch`."""
-        return dispatch(self._actors, lambda actor, piece: getattr(actor, method).remote(*piece), pieces, self.what)
+        return dispatch(self._actors, lambda actor, piece: getattr(actor, method).remote(*piece), pieces, self.label)
 
     def ahead(self, method: str, pieces: Iterable[tuple[Any, ...]], most: int) -> Iterator[Any]:
-        """References to the results of `method(*piece)` in order, dealt to the actors in turn.
+        """References to the results of `method(*piece)` in the order of the pieces, dealt to the actors in turn.
 
-        At most `most` more than were taken are computed, so that what waits for its turn is bounded.
+        At most `most` results beyond those that the caller has taken are computed, which bounds the memory.
         """
-        asked: deque[Any] = deque()
+        references: deque[Any] = deque()
         for number, piece in enumerate(pieces):
-            asked.append(getattr(self._actors[number % len(self._actors)], method).remote(*piece))
-            if len(asked) > most:
-                yield asked.popleft()
-        yield from asked
+            references.append(getattr(self._actors[number % len(self._actors)], method).remote(*piece))
+            if len(references) > most:
+                yield references.popleft()
+        yield from references
 
     def ask_all(self, method: str, *arguments: Any) -> list[Any]:
-        """What `method` gives on each actor; ends them all where one cannot answer, within `START_SECONDS`."""
+        """The result of `method(*arguments)` on each actor.
+
+        Raises:
+            StageFailure: an actor does not answer within `START_SECONDS`.
+            Exception: what one of them has raised. In both cases all actors are ended.
+        """
         try:
-            asked = [getattr(actor, method).remote(*arguments) for actor in self._actors]
-            return gather(asked, self.what, START_SECONDS)
+            references = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+            return gather(references, self.label, START_SECONDS)
         except BaseException:
             self.close()
             raise
@@ -180,10 +185,10 @@ class WorkerPool:
         self.close()
 
 
-def _late(what: str, missing: str, seconds: float) -> StageFailure:
+def _late(label: str, missing: str, seconds: float) -> StageFailure:
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return StageFailure(
-        f"{what}: {missing} within {_span(seconds)}; the cluster has {has.get('CPU', 0):g} CPUs and "
+        f"{label}: {missing} within {_span(seconds)}; the cluster has {has.get('CPU', 0):g} CPUs and "
         f"{has.get('GPU', 0):g} GPUs in all, and `ray status` shows what waits for room: add nodes, or ask for less in "
         "the config, and run again to go on"
     )

@@ -1,7 +1,7 @@
 """Exact nearest neighbours by inner product, in blocks: memory is one block of vectors, not the corpus.
 
-A neighbour is one int64 key that sorts by score, then by descending row number. So the best of two parts of a corpus
-are the largest keys of both, and equal scores have one answer, however the corpus is cut.
+A neighbour is one int64 key that sorts by score, then by descending row number. So the best neighbours of two parts of
+a corpus are the largest keys of both, and ties are broken alike however the corpus is cut.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def top_k(
         queries: (Q, D) float32, finite.
         corpus: (C, D) float32, finite, fewer than 2**32 rows.
         k: neighbours per query, at least 1.
-        excluded: for each query the corpus rows that do not count.
+        excluded: for each query the corpus rows that must not be its neighbours.
         corpus_block: corpus rows at a time.
 
     Returns:
@@ -62,7 +62,7 @@ def best_keys(
         block: (B, D) float32, finite.
         rows: (B,) int64, ascending: the numbers of the block's rows in the corpus, below 2**32.
         k: neighbours per query, at least 1.
-        excluded: for each query the numbers of rows that do not count; they need not be in this block.
+        excluded: for each query the numbers of rows that must not be its neighbours; they need not be in this block.
     """
     assert k >= 1 and len(block) == len(rows), (k, len(block), len(rows))
     assert len(rows) == 0 or rows[-1] <= _LOW, rows[-1]
@@ -88,14 +88,14 @@ def best_keys(
     return keys
 
 
-def merged_keys(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def merged_keys(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(Q, k) the best k keys of two parts of a corpus, descending; both (Q, k)."""
-    both = np.concatenate([one, other], axis=1)
-    return np.sort(both, axis=1)[:, : -one.shape[1] - 1 : -1]
+    both = np.concatenate([first, second], axis=1)
+    return np.sort(both, axis=1)[:, : -first.shape[1] - 1 : -1]
 
 
 def decoded_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers int64 and scores float32 of keys, in their shape; `NONE` and -inf for places that are empty."""
+    """Row numbers int64 and scores float32 of keys, in the shape of `keys`; `NONE` and -inf for empty places."""
     ordered = keys >> 32
     bits = np.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).astype(np.int32)
     empty = keys == _EMPTY
@@ -103,7 +103,7 @@ def decoded_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _places(rows: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
-    """Where in the ascending `rows` the wanted ones are, of those that are there."""
+    """Positions in the ascending `rows` of the wanted row numbers; those that are not in `rows` are ignored."""
     if not len(wanted):
         return np.empty(0, dtype=np.int64)
     places = np.minimum(np.searchsorted(rows, np.asarray(wanted, dtype=np.int64)), len(rows) - 1)
@@ -111,7 +111,7 @@ def _places(rows: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
 
 
 def _sorted_keys(query: np.ndarray, block: np.ndarray, rows: np.ndarray, k: int, barred: np.ndarray) -> np.ndarray:
-    """(k,) of one query, by sorting all."""
+    """(k,) best keys of one query, descending, by sorting the keys of the whole block."""
     keys = _encode(block @ query, rows)
     keys[barred] = _EMPTY
     return np.sort(keys)[: -k - 1 : -1]

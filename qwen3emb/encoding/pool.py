@@ -1,4 +1,4 @@
-"""Encoding and reranking many texts on Ray actors: what filter, mine, evaluate and index score with.
+"""Encoding and reranking many texts on Ray actors, for the stages filter, mine, evaluate and index.
 
 A pool holds loaded models for several calls. Work is handed out in small pieces to whichever actor is free,
 and a lost actor is replaced and its piece computed again, so results are complete and in the input's order.
@@ -17,10 +17,10 @@ from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, RerankWorker, ac
 from qwen3emb.model.endpoint import notes_lines
 from qwen3emb.model.fetch import is_endpoint
 
-__all__ = ["Encoders", "Rerankers", "asked_of"]
+__all__ = ["Encoders", "Rerankers", "instruction_of_rows"]
 
-Asked = str | Sequence[str | None] | None
-"""An instruction of all texts, or one for each of them."""
+Instruction = str | Sequence[str | None] | None
+"""One instruction for all texts, or one for each of them; None for documents."""
 
 CHUNK = 64
 _RETRIES = 3  # a text that ends its worker each time must not hold the stage for ever
@@ -42,7 +42,7 @@ class Encoders(WorkerPool):
 
         Args:
             model_dir: directory, URI or address of the model (see `model.foreign`).
-            end_token: needed for directories that are not ours.
+            end_token: token the embedding is read at; needed for directories that qwen3emb did not export.
             dtype: of the weights; default as stored.
             workers: actors. On CPU those of a node share its cores (`workers.threads_here`).
             gpus_per_worker: GPUs of each.
@@ -62,7 +62,7 @@ class Encoders(WorkerPool):
         """
         place = model_dir if is_endpoint(model_dir) else Storage(model_dir).uri
         self._model = ModelPlace(place, end_token, dtype)
-        self.what = f"embedding with {place}"
+        self.label = f"embedding with {place}"
         self.dimensions = int(self.ask_all("dimensions", self._model)[0])
 
     def encode(
@@ -70,7 +70,7 @@ class Encoders(WorkerPool):
         texts: Sequence[str],
         *,
         max_tokens: int,
-        instruction: Asked = None,
+        instruction: Instruction = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
         """(len(texts), dimensions) normalised float32 in the order of `texts`; see `Encoder.encode`.
@@ -82,7 +82,8 @@ class Encoders(WorkerPool):
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
         tasks = [
-            (self._model, rows, [texts[i] for i in rows], asked_of(instruction, rows), max_tokens) for rows in chunks
+            (self._model, rows, [texts[i] for i in rows], instruction_of_rows(instruction, rows), max_tokens)
+            for rows in chunks
         ]
         done = 0
         for rows, vectors in self.run("encode_chunk", tasks):
@@ -92,16 +93,16 @@ class Encoders(WorkerPool):
                 progress(done, len(texts))
         return out
 
-    def write(self, pieces: Sequence[tuple[str, str, Sequence[str], Asked, int]]) -> Iterator[int]:
-        """Have each piece (folder URI, file name, texts, instruction, `max_tokens`) embedded and written as `.npy`.
+    def write(self, pieces: Sequence[tuple[str, str, Sequence[str], Instruction, int]]) -> Iterator[int]:
+        """Embed each piece (folder URI, file name, texts, instruction, `max_tokens`) and write its vectors as `.npy`.
 
         Returns:
-            The number of texts of each piece, as they are done, in any order.
+            The number of texts of each piece, as the pieces are finished, in any order.
         """
         yield from self.run("write_piece", [(self._model, *piece) for piece in pieces])
 
     def notes(self) -> list[str]:
-        """Lines on what was done to texts that a server did not take as they are; none for a model that runs here."""
+        """Lines about texts that a server accepted only changed or cut; none for a model that runs on the workers."""
         if not is_endpoint(self._model.uri):
             return []
         return notes_lines(self.ask_all("notes", self._model))
@@ -125,20 +126,22 @@ class Rerankers(WorkerPool):
         documents: Sequence[Sequence[str]],
         *,
         max_tokens: int,
-        instruction: Asked = None,
+        instruction: Instruction = None,
         max_query_tokens: int | None = None,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
-        """For each query the float32 scores of its own documents, in their order; see `Reranker.score`.
+        """For each query the float32 scores of its documents, in their order; see `Reranker.score`.
 
         Raises:
             UserError: `max_tokens` exceeds the model's context or leaves no room for a document.
         """
         options: dict[str, Any] = {"max_tokens": max_tokens, "max_query_tokens": max_query_tokens}
-        own = [instruction] * len(queries) if instruction is None or isinstance(instruction, str) else instruction
+        instructions = (
+            [instruction] * len(queries) if instruction is None or isinstance(instruction, str) else instruction
+        )
         pairs = list(zip(queries, documents, strict=True))
         heaviest = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i][1])))
-        tasks = [(i, pairs[i][0], list(pairs[i][1]), options | {"instruction": own[i]}) for i in heaviest]
+        tasks = [(i, pairs[i][0], list(pairs[i][1]), options | {"instruction": instructions[i]}) for i in heaviest]
         out: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(pairs)
         for done, (row, scores) in enumerate(self.run("score_query", tasks), start=1):
             out[row] = scores
@@ -147,9 +150,12 @@ class Rerankers(WorkerPool):
         return out
 
 
-def asked_of(instruction: Asked, rows: Sequence[int]) -> Asked:
-    """The instruction of some of the texts: still one where they share it, which is one call of the model."""
+def instruction_of_rows(instruction: Instruction, rows: Sequence[int]) -> Instruction:
+    """The instruction of some of the texts, given by their rows.
+
+    A single instruction where they share it, so that the model is called once.
+    """
     if instruction is None or isinstance(instruction, str):
         return instruction
-    own = [instruction[row] for row in rows]
-    return own[0] if len(set(own)) == 1 else own
+    chosen = [instruction[row] for row in rows]
+    return chosen[0] if len(set(chosen)) == 1 else chosen

@@ -1,7 +1,7 @@
-"""Vectors of many texts on storage, written once by whoever embeds them, read in pieces by whoever searches.
+"""Vectors of many texts on storage, written once by the encoding workers and read in pieces by the search.
 
-A folder of `.npy` pieces named by their first row. Every worker writes what it embeds, so that no process holds them
-all; pieces that a killed run has written are not embedded again.
+A folder of `.npy` pieces named by their first row. Every worker writes the vectors that it computes, so that no process
+holds all of them; pieces that a killed run has written are not embedded again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import Progress
-from qwen3emb.encoding.pool import Encoders, asked_of
+from qwen3emb.encoding.pool import Encoders, instruction_of_rows
 from qwen3emb.text.identity import exact_hash
 
 __all__ = ["Vectors", "write_vectors"]
@@ -28,7 +28,14 @@ _LAYOUT = "layout.json"
 
 @dataclass(frozen=True)
 class Vectors:
-    """What lies in a folder: `count` float32 vectors in pieces of `piece` rows, of texts with the hash `texts`."""
+    """`count` float32 vectors in a folder, in pieces of `piece` rows.
+
+    Attributes:
+        uri: of the folder.
+        count: number of vectors.
+        piece: rows of each piece but the last.
+        texts: hash of the texts with their instruction and length limit.
+    """
 
     uri: str
     count: int
@@ -36,7 +43,14 @@ class Vectors:
     texts: str
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """(len(rows), dimensions) float32 of ascending rows, at least one; a piece at a time is in memory beside it."""
+        """The vectors of some rows; memory is the result and one piece.
+
+        Args:
+            rows: ascending row numbers, at least one.
+
+        Returns:
+            (len(rows), dimensions) float32.
+        """
         folder, out, at = Storage(self.uri), np.empty((0, 0), dtype=np.float32), 0
         for part in np.split(rows, np.flatnonzero(np.diff(rows // self.piece)) + 1):
             start = int(part[0]) // self.piece * self.piece
@@ -57,11 +71,12 @@ def write_vectors(
     instruction: str | Sequence[str | None] | None = None,
     progress: Progress | None = None,
 ) -> Vectors:
-    """Embed texts on a pool's workers into `folder`; pieces that are there already, of the same texts, stay.
+    """Embed texts on a pool's workers and write the vectors into `folder`.
 
-    Arguments and errors as of `Encoders.encode`.
+    Pieces of the same texts that `folder` already holds are kept; vectors of other texts are deleted first. The other
+    arguments and the errors are those of `Encoders.encode`.
     """
-    instruction = asked_of(instruction, range(len(texts)))
+    instruction = instruction_of_rows(instruction, range(len(texts)))
     digest = hashlib.sha256(repr((instruction, max_tokens)).encode())
     for text in texts:
         digest.update(exact_hash(text))
@@ -75,8 +90,8 @@ def write_vectors(
     tasks = []
     for row in missing:
         part = texts[row : row + piece]
-        asked = asked_of(instruction, range(row, row + len(part)))
-        tasks.append((folder.uri, _name(row), part, asked, max_tokens))
+        piece_instruction = instruction_of_rows(instruction, range(row, row + len(part)))
+        tasks.append((folder.uri, _name(row), part, piece_instruction, max_tokens))
     finished = len(texts) - sum(len(task[2]) for task in tasks)
     for rows in pool.write(tasks):
         finished += rows
@@ -90,7 +105,7 @@ def _name(row: int) -> str:
 
 
 def _loaded(folder: Storage, name: str) -> np.ndarray:
-    """A piece, mapped where it lies on this machine."""
+    """The vectors of a piece, memory-mapped where the folder is local."""
     if folder.is_local:
         return np.asarray(np.load(folder.path(name), mmap_mode="r"))
     return np.asarray(np.load(io.BytesIO(folder.read_bytes(name))))

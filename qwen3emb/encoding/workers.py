@@ -1,4 +1,4 @@
-"""Actors that hold one model each, and what each of a pool takes of its node."""
+"""Actors that hold one model each, and the CPUs, GPUs and threads that each of a pool takes of its node."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _CPUS = 0.5
 def threads_here(workers: int, gpus: float = 0) -> int:
     """CPU threads of this process, one of a pool of `workers` that Ray spreads over its nodes (`actor_options`).
 
-    What this node's cores give each of the pool's workers that are here, counted as the most that fall to a node.
+    The node's usable cores are divided by the largest number of the pool's workers that a node can get.
 
     Args:
-        workers: of the pool.
-        gpus: of each; nodes without so many hold none.
+        workers: number of workers in the pool.
+        gpus: GPUs of each worker; nodes with fewer get no worker.
     """
-    wanted = {"CPU": _CPUS, "GPU": gpus}
+    required = {"CPU": _CPUS, "GPU": gpus}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    able = sum(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes)
-    return threads_of(usable_cores(), -(-workers // max(1, able)))
+    capable = sum(all(node.get(name, 0) >= amount for name, amount in required.items()) for node in nodes)
+    return threads_of(usable_cores(), -(-workers // max(1, capable)))
 
 
 def worker_resources(gpus: float) -> dict[str, Any]:
-    """What an encoding actor holds; it finds the number of its threads itself (`threads_here`).
+    """The Ray resources of an encoding actor, which sets the number of its threads itself (`threads_here`).
 
     Half a logical CPU each, so that slots stay free for the tasks that feed them.
     """
@@ -67,10 +67,11 @@ class ModelPlace(NamedTuple):
 
 
 class EncodeWorker:
-    """An embedding model in one process, ours or another, loaded at first use and kept until another is asked for.
+    """Any embedding model (`model.foreign`) in one process, loaded at first use.
 
-    Every call names the model, so that a worker that Ray started anew never answers with another one. Nothing is
-    loaded in the constructor: Ray hides what a constructor raised, and a missing model is the user's to mend.
+    It is kept until a call names another one. Every call names the model, so that a worker that Ray started anew never
+    answers with another one. Nothing is loaded in the constructor: Ray hides its errors, and the user has to see that a
+    model is missing.
     """
 
     def __init__(self, workers: int, gpus: float = 0) -> None:
@@ -98,7 +99,7 @@ class EncodeWorker:
         return self.encoder(model).dimensions
 
     def pid(self) -> int:
-        """This process."""
+        """Id of this process."""
         return os.getpid()
 
     def encode(
@@ -109,13 +110,13 @@ class EncodeWorker:
         if instruction is None or isinstance(instruction, str):
             return encoder.encode(texts, max_tokens=max_tokens, instruction=instruction)
         out = np.empty((len(texts), encoder.dimensions), dtype=np.float32)
-        for ask in dict.fromkeys(instruction):
-            rows = [row for row, own in enumerate(instruction) if own == ask]
-            out[rows] = encoder.encode([texts[row] for row in rows], max_tokens=max_tokens, instruction=ask)
+        for distinct in dict.fromkeys(instruction):
+            rows = [row for row, text_instruction in enumerate(instruction) if text_instruction == distinct]
+            out[rows] = encoder.encode([texts[row] for row in rows], max_tokens=max_tokens, instruction=distinct)
         return out
 
     def notes(self, model: ModelPlace) -> dict[str, int]:
-        """What the model had to do to be answered (`EndpointEncoder.notes`); empty for one that runs here."""
+        """Counts of replaced and cut texts (`EndpointEncoder.notes`); empty for a model that runs in this process."""
         return dict(getattr(self.encoder(model), "notes", {}))
 
     def encode_chunk(
@@ -138,7 +139,7 @@ class EncodeWorker:
         instruction: str | Sequence[str | None] | None,
         max_tokens: int,
     ) -> int:
-        """Write the vectors into a folder, whole or not at all; how many there are."""
+        """Embed texts and write the vectors into file `name` of a folder, whole or not at all; returns how many."""
         buffer = io.BytesIO()
         np.save(buffer, self.encode(model, texts, instruction, max_tokens))
         Storage(uri).write_bytes(name, buffer.getvalue())
