@@ -1,7 +1,7 @@
-"""Exported checkpoints of a training stage: there as a whole or not at all, whatever a kill interrupts.
+"""Exported checkpoints of a training stage: complete or not there at all, whenever the process is killed.
 
-A model directory counts from its contract file on. Locally a finished folder takes its place by one rename; on remote
-storage, where a folder is many writes, the contract is written last and removed first.
+A model directory counts as a checkpoint once its contract file is written. Locally a finished folder takes its place by
+one rename; on remote storage, where a folder is many writes, the contract is written last and removed first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["checkpoint_name", "checkpoint_names", "drop_oldest", "export_checkpo
 
 _FOLDER = "checkpoints"
 _PARTIAL = "partial"
-"""Folder of the stage where exports are written before they are whole; nobody looks for models in it."""
+"""Folder of the stage in which exports are written until they are complete; models are never read from it."""
 _CONTRACT = re.compile(rf"{_FOLDER}/step_(\d+)/{re.escape(CONTRACT_FILE)}")
 
 
@@ -32,13 +32,13 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoint_names(out: Storage) -> list[str]:
-    """Whole checkpoints of a training stage, oldest first, as `checkpoints/step_000010`."""
-    found = [match for name in out.names(_FOLDER, f"/{CONTRACT_FILE}") if (match := _CONTRACT.fullmatch(name))]
-    return [match[0].rpartition("/")[0] for match in sorted(found, key=lambda match: int(match[1]))]
+    """Names of the complete checkpoints of a training stage, oldest first, as `checkpoints/step_000010`."""
+    contracts = [match for name in out.names(_FOLDER, f"/{CONTRACT_FILE}") if (match := _CONTRACT.fullmatch(name))]
+    return [match[0].rpartition("/")[0] for match in sorted(contracts, key=lambda match: int(match[1]))]
 
 
 def export_checkpoint(out: Storage, step: int, write: Callable[[Path], None]) -> None:
-    """Write the model directory of step `step`, in place of one that is there.
+    """Write the model directory of step `step`; an existing one of that step is replaced.
 
     Args:
         out: the stage's folder.
@@ -70,14 +70,14 @@ def _upload(out: Storage, target: str, write: Callable[[Path], None]) -> None:
 
 
 def drop_oldest(out: Storage, keep: int, best: int | None) -> None:
-    """Remove all but the latest `keep` checkpoints; that of step `best` stays as well."""
+    """Remove all but the latest `keep` checkpoints; the checkpoint of step `best` is kept as well."""
     for old in checkpoint_names(out)[:-keep]:
         if best is None or not old.endswith(f"/{checkpoint_name(best)}"):
             _delete(out, old)
 
 
 def sweep(out: Storage) -> None:
-    """Remove what exports of killed attempts have left, those of earlier versions among the checkpoints too."""
+    """Remove unfinished exports of killed attempts, including those that earlier versions wrote into `checkpoints/`."""
     if out.is_local:
         for left in Path(out.path(_FOLDER)).glob(".export-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -85,6 +85,6 @@ def sweep(out: Storage) -> None:
 
 
 def _delete(out: Storage, name: str) -> None:
-    """The contract first: what is left of a folder after a kill is no checkpoint."""
+    """Delete a checkpoint, its contract first: what a kill leaves of the folder is then no checkpoint."""
     out.delete(f"{name}/{CONTRACT_FILE}")
     out.delete(name)

@@ -18,7 +18,7 @@ _EVERY_SECONDS = 5.0
 
 
 class History:
-    """Rows of metrics, resumable: the rows travel inside the checkpoint."""
+    """Metrics of a run, one row per step. Checkpoints hold the rows, so that a resumed run continues them."""
 
     def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
         self.rows = rows or []
@@ -28,19 +28,22 @@ class History:
         self._on_board = len(self.rows)
 
     def add(self, step: int, metrics: dict[str, Any], seconds: float) -> None:
-        """Metrics of a finished step (0-based); `seconds` since this process began training.
+        """Add the row of a finished step.
 
-        The row's `seconds` are those of all processes up to here, as its tokens are: a resumed run goes on counting.
-        NaN and infinity become null, so that every reader of JSON can read them.
+        Args:
+            step: 0-based; the row's `step` is 1-based.
+            metrics: of the step. NaN and infinity become null, so that every reader of JSON can read them.
+            seconds: since this process began training. The row's `seconds` also count the processes of the run
+                before it.
         """
         figures = {k: _figure(v) if isinstance(v, float) else v for k, v in metrics.items()}
         self.rows.append({"step": step + 1, **figures, "seconds": round(self._before + seconds, 2)})
 
     def validated(self, step: int, metrics: dict[str, float], patience: int = 0) -> None:
-        """Validation metrics of a step that is already there; with the first of them the run is judged.
+        """Add validation metrics to the last row, and decide whether the run stops early.
 
         Args:
-            step: 1-based.
+            step: 1-based, that of the last row.
             metrics: names begin with `dev_`; the first one, higher is better, tells which checkpoint is best.
             patience: stop after so many validations in a row that are no better than the best before; 0 = never.
         """
@@ -54,7 +57,7 @@ class History:
 
     @property
     def stopped(self) -> bool:
-        """The last validation ended the run early."""
+        """Whether the last validation ended the run early."""
         return bool(self.rows and self.rows[-1].get("stopped"))
 
     def best_step(self) -> int | None:
@@ -63,15 +66,15 @@ class History:
         return int(max(judged, key=lambda row: row["judged"])["step"]) if judged else None
 
     def latest(self) -> dict[str, Any]:
-        """The last row."""
+        """A copy of the last row."""
         return dict(self.rows[-1])
 
     def steps(self) -> int:
-        """Steps done."""
+        """Number of finished steps."""
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     def summary(self) -> dict[str, Any]:
-        """First and last loss, speed, and validation metrics by step."""
+        """Losses of the first and last step, best step, skipped steps, speed, and metrics by dataset and validation."""
         speed = {}
         seconds = self.rows[-1]["seconds"]
         if seconds > 0:
@@ -85,19 +88,19 @@ class History:
             "skipped_steps": int(sum(r.get("skipped", 0.0) for r in self.rows)),
             **speed,
             "datasets": self._by_dataset(),
-            "validation": {step: found for step, found in dev.items() if found},
+            "validation": {step: metrics for step, metrics in dev.items() if metrics},
         }
 
     def _by_dataset(self) -> dict[str, dict[str, float]]:
-        """Batches of each dataset, and means of what is said about its data over the last half of them."""
-        found = {}
+        """For each dataset its number of batches, and means of its metrics `OF_THE_DATA` over their second half."""
+        summaries = {}
         for name in dict.fromkeys(r["dataset"] for r in self.rows if "dataset" in r):
-            own = [r for r in self.rows if r.get("dataset") == name]
-            late = own[len(own) // 2 :]
+            rows = [r for r in self.rows if r.get("dataset") == name]
+            late = rows[len(rows) // 2 :]
             figures = {k: [r[k] for r in late if r.get(k) is not None] for k in OF_THE_DATA}
             means = {k: round(sum(v) / len(v), 4) for k, v in figures.items() if v}
-            found[name] = {"batches": float(len(own)), **means}
-        return found
+            summaries[name] = {"batches": float(len(rows)), **means}
+        return summaries
 
     def show(self, steps: int, force: bool = False) -> None:
         """A progress line on standard error, at most every few seconds."""
@@ -105,11 +108,11 @@ class History:
         if not force and now - self._shown < _EVERY_SECONDS and self.steps() not in (1, steps):
             return
         self._shown = now
-        row, mine = self.rows[-1], self.rows[self._first :]
+        row, recent = self.rows[-1], self.rows[self._first :]
         seconds = row["seconds"] - self._before
-        per_step = seconds / max(1, len(mine))
+        per_step = seconds / max(1, len(recent))
         rate = row["rows"] / per_step if per_step else 0.0
-        tokens = sum(r["tokens"] for r in mine) / max(1e-9, seconds)
+        tokens = sum(r["tokens"] for r in recent) / max(1e-9, seconds)
         loss = math.nan if row["loss"] is None else row["loss"]
         dev = " ".join(f"{k} {v:.3f}" for k, v in row.items() if k.startswith("dev_"))
         print(
@@ -128,7 +131,7 @@ class History:
 
     @classmethod
     def read(cls, out: Storage) -> History:
-        """What `write` wrote; empty where nothing is there."""
+        """The history that `write` wrote; an empty one where there is none."""
         if not out.exists(_FILE):
             return cls()
         return cls([json.loads(line) for line in out.read_bytes(_FILE).splitlines()])

@@ -47,11 +47,11 @@ _FAILED = "failed.json"
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Everything a training worker needs, sent to each of them.
+    """Everything that a training worker needs; a copy is sent to each worker.
 
     Attributes:
-        task: what is trained.
-        rows: all training rows by dataset; each global batch is from one of them, the same on every rank.
+        task: the model to train and how its steps, validation and export are done.
+        rows: dataset -> its training rows; each global batch is of one dataset, the same on every rank.
         seed: of the sample order.
         out: URI of the stage's folder.
         gpus: GPUs per worker.
@@ -70,9 +70,13 @@ class TrainJob:
 
 
 def fit(job: TrainJob) -> dict[str, Any]:
-    """Train to the end, replacing lost workers and resuming a killed run; returns the stage's metrics.
+    """Train to the last step; lost workers are replaced, and a killed run is resumed from its latest checkpoint.
+
+    Returns:
+        The stage's metrics: `model` (the final checkpoint), `checkpoints`, and `History.summary`.
 
     Raises:
+        UserError: the model cannot be loaded or trained with this configuration.
         StageFailure: the workers failed more often than `max_failures`.
     """
     cfg, out = job.task.cfg, Storage(job.out)
@@ -122,10 +126,10 @@ def _train(job: TrainJob, out: Storage) -> None:
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer without the actor that frees a lost controller's resources, where the cluster goes with the job.
+    """Ray's trainer without the actor that frees a lost controller's resources, where the cluster ends with the job.
 
-    It asks the dashboard about the controller. An embedded Ray has none, and stopping the actor waits for its
-    answer, 12 seconds at the end of every training; on a private head it does not find it and prints a stack trace.
+    That actor asks Ray's dashboard about the controller. An embedded Ray has no dashboard, and stopping the actor waits
+    for an answer, 12 seconds at the end of every training; on a private head it prints a stack trace.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -136,7 +140,8 @@ class _Trainer(TorchTrainer):
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each worker runs; a failure that would only repeat itself is not tried a second time."""
+    """Entry point of each worker. A `UserError` or `StageFailure` is kept, so that a restarted worker raises it again
+    without training."""
     job: TrainJob = config["job"]
     out = Storage(job.out)
     if out.exists(_FAILED):
@@ -150,11 +155,11 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _loop(job: TrainJob) -> None:
-    """The steps from the latest checkpoint to the end."""
+    """Run the steps from the latest checkpoint to the end."""
     cfg = job.task.cfg
     _quieten()
-    here = ray.train.get_context().get_local_world_size()  # workers of this training on this node
-    torch.set_num_threads(cfg.threads or threads_of(usable_cores(), here))
+    local_workers = ray.train.get_context().get_local_world_size()  # workers of this training on this node
+    torch.set_num_threads(cfg.threads or threads_of(usable_cores(), local_workers))
     torch.manual_seed(job.seed)  # of what loading draws, the same on every rank: adapters
     keep_freed()
     model = job.task.load()
@@ -177,7 +182,7 @@ def _loop(job: TrainJob) -> None:
 
 
 def _quieten() -> None:
-    """Leave this worker's output to the progress line and to warnings."""
+    """Reduce this worker's output to the progress line and to warnings."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     for name in ("ray.train", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -205,7 +210,7 @@ def _step(job: TrainJob, engine: Any, mixture: Mixture, step: int) -> dict[str, 
 
 
 def _bad_batch(job: TrainJob, step: int, dataset: str, rows: Sequence[TrainingRow], loss: float) -> None:
-    """Write which rows they were; give up where there are too many of them."""
+    """Record the rows of a skipped batch; fail where there are more such batches than `max_bad_steps`."""
     out, limit = Storage(job.out), job.task.cfg.max_bad_steps
     before = out.read_bytes(_BAD).splitlines() if out.exists(_BAD) else []
     record = {"step": step + 1, "dataset": dataset, "loss": str(loss), "rows": [row.id for row in rows]}
@@ -220,18 +225,18 @@ def _bad_batch(job: TrainJob, step: int, dataset: str, rows: Sequence[TrainingRo
 
 
 def _resumed(model: Any, cfg: TrainEmbeddingConfig | TrainRerankerConfig) -> tuple[Any, History, int]:
-    """Engine, metrics so far and the step to go on with, from Ray Train's latest registered checkpoint.
+    """(engine, metrics so far, next step) from Ray Train's latest checkpoint, or from the start where there is none.
 
-    The checkpoint may be of another world size: the sample sequence is the global one and goes on.
+    The checkpoint may be of another world size: the order of the samples does not depend on it.
     """
     checkpoint, optimizer = ray.train.get_checkpoint(), cfg.optimizer
     if checkpoint is None:
         return build_engine(model, optimizer), History(), 0
-    with checkpoint.as_directory() as given, tempfile.TemporaryDirectory() as own:
-        folder, saved, world = Path(given), saved_world_size(Path(given)), rank_and_world()[1]
-        resharded = saved not in (None, world)
+    with checkpoint.as_directory() as state_folder, tempfile.TemporaryDirectory() as scratch:
+        folder, saved_world, world = Path(state_folder), saved_world_size(Path(state_folder)), rank_and_world()[1]
+        resharded = saved_world not in (None, world)
         if resharded:
-            folder = universal(folder, _of_node(Path(own)))
+            folder = universal(folder, _of_node(Path(scratch)))
         engine = build_engine(model, optimizer, universal=resharded)
         state = restore(engine, folder)
         if world > 1:
@@ -241,7 +246,7 @@ def _resumed(model: Any, cfg: TrainEmbeddingConfig | TrainRerankerConfig) -> tup
 
 
 def _say_what_differs(cfg: TrainEmbeddingConfig | TrainRerankerConfig, step: int, before: int) -> None:
-    """One line where the run that goes on is not the one that was interrupted, bit for bit."""
+    """Say in one line that a run resumed with another number of workers is not bit for bit the interrupted one."""
     rank, world = rank_and_world()
     if rank or world == before:
         return
@@ -254,20 +259,20 @@ def _say_what_differs(cfg: TrainEmbeddingConfig | TrainRerankerConfig, step: int
     )
 
 
-def _of_node(own: Path) -> Path:
-    """The temporary folder of the first rank of this rank's node, from every rank's own."""
+def _of_node(local: Path) -> Path:
+    """The temporary folder of the first rank on this node; `local` is this rank's own, and every rank calls this."""
     context, world = ray.train.get_context(), rank_and_world()[1]
     if world == 1:
-        return own
+        return local
     places: list[Any] = [None] * world
-    torch.distributed.all_gather_object(places, (context.get_node_rank(), context.get_local_rank(), str(own)))
+    torch.distributed.all_gather_object(places, (context.get_node_rank(), context.get_local_rank(), str(local)))
     return Path(next(place for node, local, place in places if (node, local) == (context.get_node_rank(), 0)))
 
 
 def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None:
     """Validate, export a model directory, then save the state to resume from and report it to Ray Train.
 
-    After the last step there is nothing to resume: only the metrics are reported.
+    After the last step no state is saved, since there is nothing to resume: only the metrics are reported.
     """
     engine.eval()
     history.validated(step, job.task.validate(engine), job.task.cfg.stop_after)

@@ -1,4 +1,4 @@
-"""Which dataset a step trains on, and which of its rows: a pure function of (seed, step)."""
+"""Which dataset each step trains on, and which of its rows: a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["Mixture", "SampleOrder"]
 
 
 class Mixture:
-    """Datasets drawn in proportion to weight x rows ^ (1 / temperature); every batch is from one of them."""
+    """Draws a dataset for each batch in proportion to weight x rows ^ (1 / temperature), and rows of that dataset."""
 
     def __init__(
         self, sizes: Mapping[str, int], weights: Mapping[str, float], temperature: float, batch_size: int, seed: int
     ) -> None:
-        """Fix the draw.
+        """Compute each dataset's share of the batches.
 
         Args:
             sizes: rows of each dataset.
-            weights: of datasets; 1 where there is none, 0 leaves the set out.
-            temperature: 1 = in proportion to rows, larger values level the sets.
-            batch_size: rows of a global batch; a smaller set gives all of its rows.
-            seed: of the draw and of the order within each set.
+            weights: dataset -> weight; 1 for a dataset that is not named, 0 leaves the dataset out.
+            temperature: 1 = in proportion to rows; larger values make the shares more equal.
+            batch_size: rows of a global batch; a smaller dataset gives all of its rows.
+            seed: of the draws and of the order within each dataset.
 
         Raises:
             ValueError: no rows are left to draw from.
@@ -59,10 +59,10 @@ class Mixture:
 class SampleOrder:
     """Epochs of the shuffled rows of one dataset, one after the other: a pure function of (seed, position).
 
-    The permutation of the epoch that was asked for last is kept, and no other: steps go forward.
+    Only the permutation of the epoch that was read last is kept, since steps go forward.
 
     Attributes:
-        shuffled: how many permutations were computed so far.
+        shuffled: number of permutations that were computed so far.
     """
 
     def __init__(self, rows: int, seed: int) -> None:
@@ -72,13 +72,13 @@ class SampleOrder:
 
     def batch(self, number: int, size: int) -> list[int]:
         """Row numbers of the batch `number` (from 0) of `size` rows, whatever the world size."""
-        first, end, found = number * size, (number + 1) * size, []
+        first, end, numbers = number * size, (number + 1) * size, []
         while first < end:
             epoch, place = divmod(first, self._rows)
             part = self._of(epoch)[place : place + end - first]
-            found.extend(part.tolist())
+            numbers.extend(part.tolist())
             first += len(part)
-        return found
+        return numbers
 
     def _of(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:

@@ -1,4 +1,4 @@
-"""Training state of one world size, made ready for another: DeepSpeed's universal checkpoints.
+"""Converts training state of one world size for another one, with DeepSpeed's universal checkpoints.
 
 DeepSpeed saves ZeRO's optimizer state in one shard per rank. Its converter joins them into whole tensors, one folder
 per parameter, from which any number of ranks takes its part.
@@ -22,7 +22,7 @@ _SHARDS = "*zero_pp_rank_*_optim_states.pt"
 
 
 def saved_world_size(folder: Path) -> int | None:
-    """How many ranks wrote the state in `folder`; None where it is not sharded (ZeRO 0) and fits any."""
+    """Number of ranks that wrote the state in `folder`; None where it is not sharded (ZeRO 0) and fits any number."""
     return len(list((folder / TAG).glob(_SHARDS))) or None
 
 

@@ -1,4 +1,4 @@
-"""Learning rates and sample order as pure functions, so that resuming needs no state for either."""
+"""The learning rate as a pure function of the step, so that resuming needs no state for it."""
 
 from __future__ import annotations
 

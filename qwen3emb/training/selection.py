@@ -1,4 +1,4 @@
-"""Which rows a stage trains on, and what is left out: counted by reason, so that rows in = out + left out."""
+"""Which rows a stage trains on. Rows that are left out are counted by reason, so that rows in = out + left out."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Selection:
     """The rows of a reranker's training.
 
     Attributes:
-        rows: how many there were.
-        train, dev: rows that are trained on, and those of queries that are validated on.
-        left_out: reason -> rows that are not trained on.
+        rows: number of rows before the selection.
+        train, dev: rows to train on, and rows of the validation queries.
+        left_out: reason -> number of rows that are not trained on.
     """
 
     rows: int
@@ -52,26 +52,26 @@ class Selection:
     dev: list[TrainingRow]
     left_out: dict[str, int]
 
-    def said(self) -> str:
-        """One line about it."""
+    def summary(self) -> str:
+        """One line about the numbers of rows and validation queries."""
         sets = len({row.dataset for row in self.dev})
         return f"{len(self.train)} rows to train on; validation on {len(self.dev)} queries of {sets} datasets"
 
 
 def reranker_rows(table: pa.Table, cfg: RunConfig, stage: str, evaluated: Collection[str]) -> Selection:
-    """Rows of the stages `reranker` and `reranker_weak`: retrieval rows with a negative, less those of validation.
+    """Select rows for `reranker` and `reranker_weak`: retrieval rows with a negative, without the validation queries.
 
-    Where the run has both stages, `reranker` validates on no query that `reranker_weak` has trained its model on.
+    Where the run has both stages, no validation query of `reranker` is among the training queries of `reranker_weak`.
 
     Args:
         table: of `records.TRAINING_ROW`.
         cfg: the run.
-        stage: which of the two; `reranker_weak` takes synthetic rows alone.
+        stage: name of the stage; `reranker_weak` takes synthetic rows alone.
         evaluated: `content_hash` of queries that the run is evaluated on.
     """
     section = require_section(cfg.reranker_weak if stage == "reranker_weak" else cfg.reranker)
-    tasks = {name: one.task for name, one in chosen_datasets(cfg.labelled).items()}
-    tasks |= {name: one.task for name, one in trained_as(set(SYNTHETIC_DATASETS)).items()}
+    tasks = {name: settings.task for name, settings in chosen_datasets(cfg.labelled).items()}
+    tasks |= {name: settings.task for name, settings in trained_as(set(SYNTHETIC_DATASETS)).items()}
     sts = {name for name, task in tasks.items() if task == "sts"}
     rows = rows_from_training(table, section.negatives, graded=sts)
     rows = [row for row in rows if stage == "reranker" or is_synthetic(row.dataset)]
@@ -93,33 +93,33 @@ def reranker_rows(table: pa.Table, cfg: RunConfig, stage: str, evaluated: Collec
 
 def graded(sets: Mapping[str, DatasetConfig]) -> set[str]:
     """Datasets whose pairs have a grade instead of being positives."""
-    return {name for name, own in sets.items() if own.task == "sts"}
+    return {name for name, settings in sets.items() if settings.task == "sts"}
 
 
 def evaluated_queries(corpus: Storage) -> set[str]:
-    """`content_hash` of the queries of the run's dev and held-out sets; a set that is not there counts as empty."""
+    """`content_hash` of all queries of the run's dev and held-out sets; a missing set counts as empty."""
     places = [corpus / split for split in ("dev", "heldout")]
     sets = [read_retrieval_set(place) for place in places if place.exists()]
-    return {content_hash(query) for found in sets for query in found.queries.values()}
+    return {content_hash(query) for retrieval_set in sets for query in retrieval_set.queries.values()}
 
 
 def without_queries(rows: Sequence[TrainingRow], queries: Collection[str]) -> list[TrainingRow]:
-    """The rows whose query is none of these, given by `content_hash`."""
+    """The rows whose query is not among `queries`, which are `content_hash` values."""
     hashes = query_hashes(rows) if queries else []
     return [row for row, name in zip(rows, hashes, strict=True) if name not in queries] if queries else list(rows)
 
 
 def check_stop(stop_after: int, queries: int, stage: str, cause: str) -> None:
-    """Refuse to wait for validations that will not be.
+    """Refuse an early stop where there are no validation queries.
 
     Args:
-        stop_after: of the stage.
-        queries: that it is validated on.
-        stage: its name.
-        cause: the key that decides how many there are, for the message.
+        stop_after: the stage's `stop_after`; 0 = no early stop.
+        queries: number of validation queries.
+        stage: name of the stage.
+        cause: the key that decides how many queries there are, for the message.
 
     Raises:
-        UserError: an early stop is asked for, and there is nothing to validate on.
+        UserError: `stop_after` is set, and there is no validation query.
     """
     if stop_after and not queries:
         raise UserError(
@@ -131,7 +131,7 @@ def check_stop(stop_after: int, queries: int, stage: str, cause: str) -> None:
 def rows_from_pairs(table: pa.Table, graded: Collection[str] = ()) -> list[TrainingRow]:
     """Rows from a table of `records.PAIR`, with the negatives that classification rows have.
 
-    `graded` as of `without_own_positives`, which they went through.
+    False negatives are removed by `without_own_positives`, which `graded` is handed to.
 
     Raises:
         UserError: a row of a graded set has no grade.
@@ -152,8 +152,8 @@ def rows_from_training(
     Args:
         table: the rows.
         negatives: at most so many of each row, the first ones that are no positive of its query.
-        synthetic: take the synthetic rows as well.
-        graded: as of `without_own_positives`, which all rows of the table went through.
+        synthetic: whether to take synthetic rows as well.
+        graded: datasets whose pairs have a grade; see `without_own_positives`, which removes false negatives.
 
     Raises:
         UserError: a row of a graded set has no grade.
@@ -177,37 +177,42 @@ def _grade(row: str, dataset: str, grade: float | None, graded: Collection[str])
 
 
 def by_dataset(rows: Sequence[TrainingRow]) -> dict[str, list[TrainingRow]]:
-    """The rows of each dataset, in their order."""
-    found: dict[str, list[TrainingRow]] = {}
+    """dataset -> its rows, in their order."""
+    grouped: dict[str, list[TrainingRow]] = {}
     for row in rows:
-        found.setdefault(row.dataset, []).append(row)
-    return found
+        grouped.setdefault(row.dataset, []).append(row)
+    return grouped
 
 
-def check_datasets(rows: Sequence[TrainingRow], weights: Mapping[str, float], what: str) -> None:
-    """Refuse a mixture that names what is not there, or leaves nothing.
+def check_datasets(rows: Sequence[TrainingRow], weights: Mapping[str, float], key: str) -> None:
+    """Refuse a mixture that names a dataset without rows, or gives every dataset the weight 0.
 
     Args:
         rows: all training rows.
-        weights: of the datasets that the configuration names.
-        what: where the names stand, for the message.
+        weights: dataset named in the configuration -> weight.
+        key: the key of the configuration with these names, for the message.
 
     Raises:
         UserError: a name that no row has, or no dataset with a weight above 0.
     """
-    there = sorted({row.dataset for row in rows})
-    unknown = sorted(set(weights) - set(there))
+    present = sorted({row.dataset for row in rows})
+    unknown = sorted(set(weights) - set(present))
     if unknown:
-        raise UserError(f"{what}: no row is of the dataset {unknown[0]!r}; there are: {', '.join(there)}")
-    if not any(weights.get(name, 1.0) > 0 for name in there):
-        raise UserError(f"{what}: every dataset has weight 0, so there is nothing to train on; raise one of them")
+        raise UserError(f"{key}: no row is of the dataset {unknown[0]!r}; there are: {', '.join(present)}")
+    if not any(weights.get(name, 1.0) > 0 for name in present):
+        raise UserError(f"{key}: every dataset has weight 0, so there is nothing to train on; raise one of them")
 
 
-def checked(rows: Sequence[TrainingRow], batch: int, what: str) -> None:
-    """Refuse to train on less than one batch.
+def checked(rows: Sequence[TrainingRow], batch: int, folder: str) -> None:
+    """Refuse to train on less than one global batch.
+
+    Args:
+        rows: all training rows.
+        batch: rows of a global batch.
+        folder: URI of the stage's folder, for the message.
 
     Raises:
         UserError: fewer rows than a global batch.
     """
     if len(rows) < batch:
-        raise UserError(f"{what}: {len(rows)} training rows, but a global batch takes {batch}; add data or lower it")
+        raise UserError(f"{folder}: {len(rows)} training rows, but a global batch takes {batch}; add data or lower it")

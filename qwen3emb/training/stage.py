@@ -1,4 +1,4 @@
-"""The training stages: which rows, which starting model, which validation set."""
+"""The training stages: their rows, starting models and validation sets."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def train_supervised(ctx: StageContext[RunConfig]) -> StageResult:
     cfg = ctx.cfg.supervised
     table = ctx.inputs["mine"].read_table("rows", TRAINING_ROW)
     sets = labelled_datasets(ctx.cfg)
-    wanted = dataset_settings(sets, set(table["dataset"].to_pylist()), cfg)
-    # A set that wants more negatives than the stage takes them itself (`DatasetConfig.hard_negatives`).
-    most = max([cfg.hard_negatives, *(own.hard_negatives or 0 for own in wanted.values())])
-    rows = rows_from_training(table, most, cfg.synthetic, graded(wanted))
+    settings = dataset_settings(sets, set(table["dataset"].to_pylist()), cfg)
+    # A dataset may have its own number of negatives, more than the stage's (`DatasetConfig.hard_negatives`).
+    most = max([cfg.hard_negatives, *(dataset.hard_negatives or 0 for dataset in settings.values())])
+    rows = rows_from_training(table, most, cfg.synthetic, graded(settings))
     weak = ctx.inputs.get("weak")
     start = final_model(weak).local() if weak else resolve_model(ctx.cfg.models.base)
     return _train_embedding(ctx, rows, cfg, sets, str(start))
 
 
 def train_reranker(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> StageResult:
-    """The reranker's yes / no fine-tuning on the mined rows, a sample of their queries held out for validation.
+    """Fine-tune the reranker (yes / no) on the mined rows; a sample of their queries is held out for validation.
 
     Stage `reranker_weak` takes the synthetic rows alone; `reranker` starts from its model where the run has that stage.
-    `say` takes lines of progress.
+    `say` is called with each line of progress.
     """
     name = ctx.name
     cfg = require_section(ctx.cfg.reranker_weak if name == "reranker_weak" else ctx.cfg.reranker)
@@ -69,10 +69,10 @@ def train_reranker(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> 
     chosen = reranker_rows(table, ctx.cfg, name, evaluated_queries(ctx.inputs["corpus"]))
     checked(chosen.train, cfg.queries_per_step, ctx.out.uri)
     check_stop(cfg.stop_after, len(chosen.dev), name, f"validation_queries {cfg.validation_queries}")
-    say(f"{name}: {chosen.said()}")
-    asked = instructions(ctx.cfg, {row.dataset for row in (*chosen.train, *chosen.dev)})
-    train = with_teacher_scores(chosen.train, cfg, ctx.cfg, asked, ctx.out, say)
-    task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, chosen.dev, asked)
+    say(f"{name}: {chosen.summary()}")
+    query_instructions = instructions(ctx.cfg, {row.dataset for row in (*chosen.train, *chosen.dev)})
+    train = with_teacher_scores(chosen.train, cfg, ctx.cfg, query_instructions, ctx.out, say)
+    task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, chosen.dev, query_instructions)
     metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     return StageResult(chosen.rows, len(train), chosen.left_out, metrics)
 
@@ -91,11 +91,11 @@ def _train_embedding(
     sets: dict[str, DatasetConfig],
     model_dir: str,
 ) -> StageResult:
-    there = {row.dataset for row in rows}
-    cfg = cfg.model_copy(update={"datasets": dataset_settings(sets, there, cfg)})
+    present = {row.dataset for row in rows}
+    cfg = cfg.model_copy(update={"datasets": dataset_settings(sets, present, cfg)})
     every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.inputs["corpus"]))
     checked(rows, cfg.batch_size, ctx.out.uri)
-    check_datasets(rows, {name: own.weight for name, own in cfg.datasets.items()}, f"{ctx.name}.datasets")
+    check_datasets(rows, {name: settings.weight for name, settings in cfg.datasets.items()}, f"{ctx.name}.datasets")
     dev: RetrievalSet = read_retrieval_set(ctx.inputs["corpus"] / "dev")
     check_stop(cfg.stop_after, len(dev.queries), ctx.name, "corpus.dev_share")
     task = EmbeddingTask(cfg, Path(model_dir), ctx.cfg.models.end_token, ctx.cfg.models.instruction, dev)

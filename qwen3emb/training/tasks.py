@@ -1,4 +1,4 @@
-"""What the training loop trains: an embedding model or a reranker, behind the same five methods."""
+"""The two models that the training loop can train, an embedding model and a reranker, with the same methods."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["EmbeddingTask", "RerankerTask"]
 
 
 def _even(packs: list[list[int]]) -> list[list[int]]:
-    """`packs`, the last one repeated until all ranks have equally many: forwards are collective under ZeRO-3."""
+    """`packs`, the last one repeated until all ranks have the same number: forwards are collective under ZeRO-3."""
     most = int(gather_rows(torch.tensor([len(packs)])).max())
     return packs + [packs[-1] if packs else [0]] * (most - len(packs))
 
@@ -52,9 +52,9 @@ def _forward_all_ranks(trees: Sequence[Tree], forward: Any) -> Tensor:
         if n < len(packs):
             numbers.extend(leaf for i in chosen for leaf in range(first[i], first[i + 1]))
             results.append(out)
-    own = torch.cat(results) if results else out[:0]
+    local = torch.cat(results) if results else out[:0]
     order = gather_rows(torch.tensor(numbers, dtype=torch.long))
-    gathered = gather_rows(own.cpu())
+    gathered = gather_rows(local.cpu())
     return gathered[torch.argsort(order)]
 
 
@@ -79,12 +79,12 @@ class EmbeddingTask:
 
     @property
     def temperature(self) -> float:
-        """Of the mixture of datasets."""
+        """Temperature of the mixture of datasets (see `Mixture`)."""
         return self.cfg.mixture_temperature
 
     def weights(self) -> dict[str, float]:
-        """Of the datasets in the mixture."""
-        return {name: own.weight for name, own in self.cfg.datasets.items()}
+        """dataset -> its weight in the mixture."""
+        return {name: settings.weight for name, settings in self.cfg.datasets.items()}
 
     def load(self) -> Any:
         """The decoder to train."""
@@ -98,16 +98,16 @@ class EmbeddingTask:
         return embedding_step(engine, self.template, rows, self.settings(rows[0].dataset))
 
     def settings(self, dataset: str) -> StepSettings:
-        """How rows of `dataset` are trained on: its own section, else the stage's."""
-        cfg, own = self.cfg, self.cfg.datasets.get(dataset, DatasetConfig())
+        """The settings for rows of `dataset`: from its section of the configuration, else from the stage's."""
+        cfg, section = self.cfg, self.cfg.datasets.get(dataset, DatasetConfig())
 
         def chosen(name: str) -> Any:
-            value = getattr(own, name)
+            value = getattr(section, name)
             return getattr(cfg, name) if value is None else value
 
         return StepSettings(
-            instruction=self.instruction if own.instruction is None else own.instruction,
-            task=own.task,
+            instruction=self.instruction if section.instruction is None else section.instruction,
+            task=section.task,
             hard_negatives=chosen("hard_negatives"),
             limits=TextLimits(chosen("max_query_tokens"), chosen("max_document_tokens")),
             loss=chosen("loss"),
@@ -145,10 +145,10 @@ class RerankerTask:
     """Yes / no supervised fine-tuning (paper section 2).
 
     Attributes:
-        cfg: the stage.
-        model_dir: the model it starts from.
+        cfg: the stage's section of the configuration.
+        model_dir: directory of the model that training starts from.
         instruction: of the queries, unless `instructions` has one for their dataset.
-        dev: rows that are ranked and never trained on.
+        dev: validation rows, whose documents are ranked.
         instructions: dataset -> instruction.
     """
 
@@ -158,7 +158,7 @@ class RerankerTask:
     dev: Sequence[TrainingRow]
     instructions: Mapping[str, str] = field(default_factory=dict)
 
-    def asked(self, row: TrainingRow) -> str:
+    def instruction_of(self, row: TrainingRow) -> str:
         """The instruction of a row's query."""
         return self.instructions.get(row.dataset, self.instruction)
 
@@ -169,11 +169,11 @@ class RerankerTask:
 
     @property
     def temperature(self) -> float:
-        """Of the mixture: datasets in proportion to their rows."""
+        """Temperature of the mixture: 1, so datasets are drawn in proportion to their rows."""
         return 1.0
 
     def weights(self) -> dict[str, float]:
-        """Every dataset counts."""
+        """dataset -> its weight in the mixture; empty, since all weigh 1."""
         return {}
 
     def load(self) -> Any:
@@ -186,7 +186,7 @@ class RerankerTask:
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """Gradients of the loss of the global batch; its metrics."""
-        return reranker_step(engine, self.template, rows, self.cfg, self.asked(rows[0]))
+        return reranker_step(engine, self.template, rows, self.cfg, self.instruction_of(rows[0]))
 
     def validate(self, engine: Any) -> dict[str, float]:
         """Mean reciprocal rank of each dev row's positive among its hard negatives."""
@@ -202,7 +202,7 @@ class RerankerTask:
                 documents,
                 max_tokens=self.cfg.max_tokens,
                 max_query_tokens=self.cfg.max_query_tokens,
-                instruction=self.asked(row),
+                instruction=self.instruction_of(row),
             )
             trees.append((prefix, leaves))
             sizes.append(len(leaves))

@@ -30,17 +30,17 @@ def with_teacher_scores(
     out: Storage,
     say: Callable[[str], None],
 ) -> list[TrainingRow]:
-    """The rows with the teacher's P(yes) of each of their documents; as they are without a teacher.
+    """Add the teacher's P(yes) of each document to the rows; without a teacher the rows are returned unchanged.
 
-    Scores are written in pieces of 2,048 rows, so that a killed run goes on where it was.
+    Scores are written in pieces of 2,048 rows, and pieces that a killed run has written are not computed again.
 
     Args:
         rows: queries with their positive and negatives.
-        cfg: the reranker's training.
-        run: its run.
+        cfg: section of the reranker stage.
+        run: the whole configuration.
         instructions: dataset -> instruction, where it is not the run's.
         out: folder of the stage.
-        say: takes lines of progress.
+        say: called with each line of progress.
 
     Raises:
         UserError: the teacher cannot be loaded.
@@ -58,12 +58,12 @@ def with_teacher_scores(
                 scores = _scored(pool, piece, cfg, run.models.instruction, instructions, say)
                 table = {"id": [row.id for row in piece], "scores": scores}
                 out.write_table(file, pa.Table.from_pydict(table, schema=_SCORES))
-    found = [score for file in files for score in out.read_table(file)["scores"].to_pylist()]
-    return [replace(row, teacher=tuple(scores)) for row, scores in zip(rows, found, strict=True)]
+    teacher_scores = [score for file in files for score in out.read_table(file)["scores"].to_pylist()]
+    return [replace(row, teacher=tuple(scores)) for row, scores in zip(rows, teacher_scores, strict=True)]
 
 
 def _scored_before(out: Storage, file: str, rows: Sequence[TrainingRow]) -> bool:
-    """Whether the file holds these rows' scores; other rows' would go to the wrong documents."""
+    """Whether the file exists and holds the scores of exactly these rows."""
     return out.exists(file) and out.read_table(file)["id"].to_pylist() == [row.id for row in rows]
 
 
@@ -76,17 +76,17 @@ def _scored(
     say: Callable[[str], None],
 ) -> list[list[float]]:
     """P(yes) of each row's positive and negatives, with the instruction of its dataset."""
-    found: list[list[float]] = [[] for _ in rows]
-    for asked in sorted({instructions.get(row.dataset, instruction) for row in rows}):
-        here = [i for i, row in enumerate(rows) if instructions.get(row.dataset, instruction) == asked]
+    row_scores: list[list[float]] = [[] for _ in rows]
+    for dataset_instruction in sorted({instructions.get(row.dataset, instruction) for row in rows}):
+        numbers = [i for i, row in enumerate(rows) if instructions.get(row.dataset, instruction) == dataset_instruction]
         scores = pool.score(
-            [rows[i].query for i in here],
-            [[rows[i].positive, *rows[i].negatives[: cfg.negatives]] for i in here],
+            [rows[i].query for i in numbers],
+            [[rows[i].positive, *rows[i].negatives[: cfg.negatives]] for i in numbers],
             max_tokens=cfg.max_tokens,
             max_query_tokens=cfg.max_query_tokens,
-            instruction=asked,
+            instruction=dataset_instruction,
             progress=paced(say, f"{_FOLDER}: queries scored"),
         )
-        for i, values in zip(here, scores, strict=True):
-            found[i] = values.tolist()
-    return found
+        for i, values in zip(numbers, scores, strict=True):
+            row_scores[i] = values.tolist()
+    return row_scores

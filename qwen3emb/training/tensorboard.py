@@ -23,8 +23,8 @@ def write_events(out: Storage, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         out: the stage's folder.
-        rows: as in metrics.jsonl; figures of a step are tagged `train/`, those of validation `dev/`, and those that
-            say something about the data `DATASET/`, because a global batch is of one dataset.
+        rows: as in metrics.jsonl; metrics of a step are tagged `train/`, those of validation `dev/`, and those in
+            `OF_THE_DATA` `DATASET/`, because a global batch is of one dataset.
     """
     from tensorboardX import SummaryWriter
 
@@ -40,7 +40,7 @@ def write_events(out: Storage, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """Tag -> number."""
+    """TensorBoard tag -> value of one row of metrics."""
     out = {}
     for key, value in row.items():
         if key in _PLACE or isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""Which rows a reranker is validated on: a sample by query, over all datasets, of which nothing is trained on."""
+"""Draws the validation queries of a reranker over all datasets; no row of such a query is trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwen3emb.text.identity import content_hash
 __all__ = ["held_out", "query_hashes"]
 
 _ONE_IN = 10
-"""At most one in so many rows leaves training for validation."""
+"""At most one in so many rows is taken out of training for validation."""
 
 
 def held_out(
@@ -20,17 +20,17 @@ def held_out(
 ) -> tuple[list[TrainingRow], list[TrainingRow]]:
     """(validation rows, training rows), disjoint by query.
 
-    Up to `queries` queries are drawn, each dataset's share in proportion to its queries and the first one of each
-    before the second one of any. All rows of a drawn query leave training, whatever dataset they are of, and those
-    are at most a tenth of the rows: of fewer than ten rows none is drawn. The last query of a dataset stays.
-    Queries are the same where `content_hash` says so. Documents may be in both parts: what is validated is an unseen
-    query, and a document that is read in training is what every index holds.
+    Up to `queries` queries are drawn, from each dataset in proportion to its queries, and one from every dataset before
+    a second one from any. All rows of a drawn query are taken out of training, whatever their dataset, and those are at
+    most a tenth of all rows: of fewer than ten rows none is drawn. At least one query of each dataset stays.
+    Two queries are the same where their `content_hash` is. Documents may be in both parts: validation is about unseen
+    queries, and the documents of an index may well have been seen in training.
 
     Args:
         rows: all rows that could be trained on.
-        queries: wanted validation queries.
-        seed: of the draw, which depends on nothing else but the rows' content: not on their order or ids.
-        trained: `content_hash` of queries that another stage has trained on, which are not drawn.
+        queries: number of validation queries, at most.
+        seed: of the draw, which otherwise depends on the content of the rows only, not on their order or ids.
+        trained: `content_hash` of queries that another stage has trained on; they are not drawn.
 
     Returns:
         One validation row for each drawn query, and the training rows in their order.
@@ -40,30 +40,30 @@ def held_out(
     of_query: dict[str, list[int]] = {}
     for number, name in enumerate(hashes):
         of_query.setdefault(name, []).append(number)
-    one = {name: min(found, key=lambda i: (places[i], rows[i].negatives)) for name, found in of_query.items()}
+    sample = {name: min(numbers, key=lambda i: (places[i], rows[i].negatives)) for name, numbers in of_query.items()}
     waiting: dict[str, list[str]] = {}
-    for name in sorted(one, key=lambda name: hash_place(name, seed), reverse=True):
-        waiting.setdefault(rows[one[name]].dataset, []).append(name)
+    for name in sorted(sample, key=lambda name: hash_place(name, seed), reverse=True):
+        waiting.setdefault(rows[sample[name]].dataset, []).append(name)
     sizes = {dataset: len(names) for dataset, names in waiting.items()}
     left = {dataset: [n for n in names[1:] if n not in trained] for dataset, names in waiting.items()}
-    counts = {name: len(found) for name, found in of_query.items()}
+    counts = {name: len(numbers) for name, numbers in of_query.items()}
     drawn = _drawn(left, sizes, counts, queries, len(rows) // _ONE_IN)
     kept = set(drawn)
     train = [row for row, name in zip(rows, hashes, strict=True) if name not in kept]
-    return [rows[one[name]] for name in drawn], train
+    return [rows[sample[name]] for name in drawn], train
 
 
 def _drawn(
     left: dict[str, list[str]], sizes: dict[str, int], counts: dict[str, int], queries: int, room: int
 ) -> list[str]:
-    """Queries from the ends of `left`, the next one always of the dataset that has least for its size.
+    """Draw queries from the ends of `left`, always from the dataset with the smallest drawn share of its queries.
 
     Args:
-        left: dataset -> its queries that may be drawn; emptied.
-        sizes: dataset -> its queries in all.
-        counts: query -> rows.
-        queries: at most so many.
-        room: rows of all drawn queries together.
+        left: dataset -> its queries that may be drawn; drawn and refused ones are removed.
+        sizes: dataset -> number of its queries.
+        counts: query -> number of its rows.
+        queries: number of queries to draw, at most.
+        room: rows that all drawn queries may have together.
     """
     taken: Counter[str] = Counter()
     drawn: list[str] = []
@@ -81,5 +81,5 @@ def _drawn(
 
 
 def query_hashes(rows: Sequence[TrainingRow]) -> list[str]:
-    """The identity of each row's query."""
+    """`content_hash` of each row's query."""
     return [content_hash(row.query) for row in rows]

@@ -25,7 +25,7 @@ def build_engine(model: Any, cfg: OptimizerConfig, universal: bool = False) -> A
     Args:
         model: on its device, in the dtype to train in.
         cfg: optimizer and ZeRO stage.
-        universal: the state it will be given to `restore` is a universal checkpoint (`resharding.universal`).
+        universal: whether `restore` will load a universal checkpoint (`resharding.universal`) into the engine.
     """
     import deepspeed
     from torch.optim import AdamW
@@ -66,7 +66,7 @@ class ZeroEngine:
     """A DeepSpeed engine as `objective.microbatch.StepEngine`: exact global gradients over micro-batches and ranks."""
 
     def __init__(self, engine: Any) -> None:
-        """Wrap what `build_engine` gave."""
+        """Wrap an engine of `build_engine`."""
         self.engine = engine
 
     def __call__(self, **inputs: Any) -> Any:
@@ -81,7 +81,7 @@ class ZeroEngine:
 
     def step(self) -> bool:
         """One optimizer step; False where a gradient was NaN or infinite, and the step was skipped."""
-        if self.engine.zero_optimization_stage() == 0 and not self._finite():  # ZeRO 1 to 3 look for themselves
+        if self.engine.zero_optimization_stage() == 0 and not self._finite():  # ZeRO 1 to 3 check for themselves
             self.engine.module.zero_grad(set_to_none=True)
             return False
         self.engine.step()
@@ -93,7 +93,7 @@ class ZeroEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong."""
+        """Device of the inputs."""
         device: torch.device = self.engine.device
         return device
 
