@@ -1,7 +1,7 @@
-"""glibc's allocator, told what a training step does: the same large tensors come and go every step.
+"""Settings of glibc's allocator for training steps, which allocate and free the same large tensors again and again.
 
-By default it hands each large tensor back to the system when it is freed and gets it again as fresh pages, which costs
-a step of a small model 5 to 10 % of its time; and passes of different sizes leave gaps that the next pass does not fit
+By default each large tensor is returned to the system when it is freed and allocated again as fresh pages, which costs
+a step of a small model 5 to 10 % of its time. Passes of different sizes also leave gaps that the next pass does not fit
 into, so that a process grows by a half over the passes of a large batch.
 """
 
@@ -29,7 +29,7 @@ def _glibc() -> Any:
 
 
 def keep_freed() -> bool:
-    """Keep freed memory in this process for the next tensors; False where the C library cannot be told."""
+    """Keep freed memory in this process for the next tensors; False where the C library has no such setting."""
     library = _glibc()
     if library is None:
         return False
@@ -44,6 +44,6 @@ def give_back() -> None:
 
 
 def between_passes(number: int, device: str) -> None:
-    """Before pass `number` of a step, from 0: on CPU, now and then, close the gaps that other sizes have left."""
+    """Call before pass `number` (from 0) of a step: on CPU, every few passes, it returns unused pages to the system."""
     if device == "cpu" and number and number % _TRIM_EVERY == 0:
         give_back()

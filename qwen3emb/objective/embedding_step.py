@@ -1,8 +1,8 @@
 """One embedding step: rows -> packed micro-batches -> loss of the global batch -> gradients (RECIPE section 2).
 
-Which rank computes which text is a pure function of the rows and the world size, so that no rank has to ask another.
-The batch may be split in any way, since vectors are gathered before the loss: each text is computed once, however often
-it stands in the batch.
+Which rank computes which text is a pure function of the rows and the world size, so that ranks need not communicate
+about it. The batch may be split in any way, since vectors are gathered before the loss: each text is computed once,
+however often it occurs in the batch.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class StepSettings:
     """How the rows of one dataset are trained on.
 
     Attributes:
-        instruction: of its queries.
+        instruction: of the dataset's queries.
         task: `retrieval` (and bitext), `classification` (only a row's own negatives count) or `sts` (graded pairs).
-        hard_negatives: at most so many of each row.
-        limits: of queries and documents.
-        loss: the loss.
-        token_budget: tokens whose activations are kept; a rank with more uses the gradient cache.
+        hard_negatives: number of hard negatives used of each row, at most.
+        limits: tokens of queries and of documents.
+        loss: temperature, masks and MRL dimensions.
+        token_budget: tokens whose activations a rank may keep; where one has more, the gradient cache is used.
         tile: rows of the score matrix at a time.
         pack_tokens: tokens of a micro-batch.
     """
@@ -58,9 +58,15 @@ def embedding_step(
     Every rank calls this with the same rows and computes its share of the texts. The sum over the ranks is the
     gradient of one process holding the whole batch, whatever the world size and the token budget.
 
+    Args:
+        engine: the embedding model.
+        template: its input format.
+        rows: the global batch, of one dataset.
+        settings: of that dataset.
+
     Returns:
-        "loss", `LossSums.metrics`, "tokens" of this rank's texts, "micro_batches" it took and its "padding" (see
-        `wasted_share`); of a step with the gradient cache every token is computed twice and counted once.
+        "loss", `LossSums.metrics`, "tokens" of this rank's texts, its number of "micro_batches" and its "padding" (see
+        `wasted_share`). With the gradient cache every token is computed twice and counted once.
     """
     rank, world = rank_and_world()
     # 1. Which distinct texts there are and which rank computes which: every rank comes to the same answer by itself.
@@ -68,16 +74,16 @@ def embedding_step(
     shares = assignment.shares(world)
     # 2. This rank's texts as packed batches; `order` says which text each computed vector belongs to.
     batches, order = micro_batches(assignment, shares[rank], template, settings)
-    found: dict[str, float] = {}
+    step_metrics: dict[str, float] = {}
 
     def gradient_of(vectors: Tensor) -> Tensor:
-        # 4. vectors: (own texts, D) in the order of the batches. Sorted by text number, gathered from all ranks:
-        # (texts, D), the same on every rank. The loss of the whole global batch follows, and the rows of its gradient
-        # that are this rank's, in the order of the batches again.
+        # 4. vectors: (this rank's texts, D) in the order of the batches. Sorted by text number and gathered from all
+        # ranks: (texts, D), the same on every rank. Then the loss of the whole global batch, and the rows of its
+        # gradient that are this rank's, in the order of the batches again.
         numbers = torch.tensor(order, dtype=torch.long, device=vectors.device)
         texts = _everyones(vectors[torch.argsort(numbers)], shares)
         loss, gradient, metrics = _loss(texts, assignment, rows, settings)
-        found.update(metrics, loss=loss)
+        step_metrics.update(metrics, loss=loss)
         if not order:
             return torch.zeros_like(vectors)
         return gradient[numbers]
@@ -88,13 +94,13 @@ def embedding_step(
     )
     tokens = sum(batch.tokens for batch in batches) if order else 0
     wasted = wasted_share(tokens, batches, rounds)
-    return found | {"tokens": float(tokens), "micro_batches": float(len(batches)), "padding": wasted}
+    return step_metrics | {"tokens": float(tokens), "micro_batches": float(len(batches)), "padding": wasted}
 
 
 def micro_batches(
     assignment: TextAssignment, texts: Sequence[int], template: EmbeddingTemplate, settings: StepSettings
 ) -> tuple[list[PackedBatch], list[int]]:
-    """(packed batches, text number of each of their leaves); one token of padding where a rank has no text."""
+    """(packed batches, text number of each of their leaves); a batch of one padding token where a rank has no text."""
     count = len(assignment.queries)
     query_texts = [t for t in texts if t < count]
     document_texts = [t for t in texts if t >= count]
@@ -122,7 +128,7 @@ def _everyones(local: Tensor, shares: Sequence[Sequence[int]]) -> Tensor:
     gathered = gather_rows(local)
     numbers = torch.tensor([t for share in shares for t in share], device=local.device)
     texts = torch.empty_like(gathered)
-    # Rank by rank the rows stand in the order of the shares; their text numbers put them in their places.
+    # Gathered rows come rank by rank, each rank's in the order of its share; they are sorted by text number.
     texts[numbers] = gathered
     return texts
 

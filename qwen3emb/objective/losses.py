@@ -63,11 +63,11 @@ class LossSums:
     """Sums over the rows of a batch, which add up over tiles and ranks.
 
     Attributes:
-        rows: rows summed over.
-        loss: of -log(e^{s(q,d+)/tau} / Z).
-        masked, candidates: negatives left out of Z by a mask, and all of them.
-        positive: of the cosines with the positive.
-        hardest, ranked: of the highest cosine of an unmasked q-d negative, over the rows that have one.
+        rows: number of rows.
+        loss: sum of -log(e^{s(q,d+)/tau} / Z).
+        masked, candidates: number of negatives that a mask keeps out of Z, and of all negatives.
+        positive: sum of the cosines of queries and their positives.
+        hardest, ranked: sum of each row's highest cosine with an unmasked q-d negative, and number of rows with one.
     """
 
     rows: float = 0.0
@@ -83,7 +83,7 @@ class LossSums:
         return LossSums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def metrics(self) -> dict[str, float]:
-        """`masked`: share of masked negatives; `positive`, `hardest`: mean cosines."""
+        """`masked`: share of masked negatives; `positive`, `hardest`: mean cosines, see the attributes."""
         return {
             "masked": self.masked / max(1.0, self.candidates),
             "positive": self.positive / max(1.0, self.rows),
@@ -100,17 +100,17 @@ def contrastive_rows(
 
     Args:
         batch: vectors already normalised (`ContrastiveBatch.prefix`).
-        rows: which rows.
+        rows: the rows to compute, n of them.
         cfg: temperature, margin and the switches of RECIPE section 2.
-        explicit_only: classification rows: Z has only the positive and the row's own hard negatives, since other
+        explicit_only: for classification rows: Z has only the positive and the row's own hard negatives, since other
             rows of the batch may share the class.
 
     Returns:
-        (scalar sum of the losses, the other sums).
+        (scalar sum of the losses, with its graph; sums for the metrics).
     """
     count = len(batch.queries)
     every = torch.arange(count, device=batch.queries.device)
-    here = every[rows, None]  # (n, 1)
+    row_numbers = every[rows, None]  # (n, 1)
     queries, positives = batch.queries[rows], batch.positives[rows]
     positive = (queries * positives).sum(dim=1)  # (n,)
     # (n, 1). A negative that scores above this is taken for a false one and masked (paper section 2: margin 0.1).
@@ -118,10 +118,10 @@ def contrastive_rows(
     limit = positive.detach()[:, None] + cfg.margin
     documents = torch.cat([batch.positives, batch.negatives])  # (N + M, D)
     document_ids = torch.cat([batch.positive_ids, batch.negative_ids])
-    own = torch.cat([every, batch.owner])[None] == here  # (n, N + M): belongs to this row
+    of_row = torch.cat([every, batch.owner])[None] == row_numbers  # (n, N + M): belongs to this row
     # (n, N + M) booleans from here on: which documents are the row's hard negatives, and which are other rows'.
-    hard = own & (torch.arange(len(documents), device=every.device) >= count)[None]
-    others = _others(own, count, cfg.in_batch_hard) & (not explicit_only)
+    hard = of_row & (torch.arange(len(documents), device=every.device) >= count)[None]
+    others = _others(of_row, count, cfg.in_batch_hard) & (not explicit_only)
     same = cfg.mask_identical & _answers(batch, rows, document_ids)
 
     # (n, N + M) cosines, since the vectors are normalised.
@@ -132,7 +132,7 @@ def contrastive_rows(
     if cfg.query_query and not explicit_only:
         # (n, N). Queries are negatives of queries too; an equal text is no negative.
         query_query = queries @ batch.queries.T
-        different = here != every[None]
+        different = row_numbers != every[None]
         twin = cfg.mask_identical & (batch.query_ids[rows, None] == batch.query_ids[None])
         logits.append(query_query)
         masks.append(different & ~twin & (query_query.detach() <= limit))
@@ -156,18 +156,18 @@ def contrastive_rows(
 
 
 def _answers(batch: ContrastiveBatch, rows: slice, document_ids: Tensor) -> Tensor:
-    """(n, documents): the document has the text of a positive of the row's query, its own or another row's."""
+    """(n, documents) boolean: the document's text is a positive of the row's query, in this row or in another one."""
     texts, number_of = torch.unique(document_ids, return_inverse=True)
     row, twin = (batch.query_ids[rows, None] == batch.query_ids[None]).nonzero(as_tuple=True)
     # By text first, so that memory stays (rows of the tile) x (documents).
-    found = torch.zeros(len(batch.query_ids[rows]), len(texts), dtype=torch.bool, device=texts.device)
-    found[row, number_of[: len(batch.queries)][twin]] = True  # the positives come first among the documents
-    return found[:, number_of]
+    by_text = torch.zeros(len(batch.query_ids[rows]), len(texts), dtype=torch.bool, device=texts.device)
+    by_text[row, number_of[: len(batch.queries)][twin]] = True  # the positives come first among the documents
+    return by_text[:, number_of]
 
 
-def _others(own: Tensor, count: int, in_batch_hard: bool) -> Tensor:
-    """(n, N + M): documents of other rows that serve as in-batch negatives."""
-    others = ~own
+def _others(of_row: Tensor, count: int, in_batch_hard: bool) -> Tensor:
+    """(n, N + M) boolean: documents of other rows that serve as in-batch negatives."""
+    others = ~of_row
     if not in_batch_hard:
         others[:, count:] = False
     return others
@@ -191,8 +191,8 @@ def cosent_loss(first: Tensor, second: Tensor, grades: Tensor, temperature: floa
     # (N, N). A pair that the grades order one way and the cosines the other costs; the 0 put in front of the
     # log-sum-exp is the 1 of log(1 + ...).
     difference = cosine[None] - cosine[:, None]  # [a, b] = s_b - s_a
-    wanted = grades[:, None] > grades[None]
-    violations = difference.masked_fill(~wanted, -torch.inf).flatten()
+    graded_higher = grades[:, None] > grades[None]
+    violations = difference.masked_fill(~graded_higher, -torch.inf).flatten()
     return torch.logsumexp(torch.cat([violations.new_zeros(1), violations]), dim=0)
 
 
@@ -200,19 +200,22 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 """With respect to queries (N, D), positives (N, D) and negatives (M, D)."""
 
 
-@torch.enable_grad()  # a caller without graphs of its own may want the loss alone
+@torch.enable_grad()  # callers that want the loss alone run under no_grad
 def contrastive_gradients(
     batch: ContrastiveBatch, cfg: LossConfig, *, explicit_only: bool = False, tile: int = 256
 ) -> tuple[float, Gradients, dict[str, float]]:
     """Mean loss of all rows on the full vector plus, weighted, on each prefix of `cfg.mrl_dims` (MRL), with gradients.
 
-    The same on every rank. Metrics are those of the full vector.
+    All results are the same on every rank. Metrics are those of the full vector.
 
     Args:
         batch: the global batch, the same on every rank; vectors need not be normalised.
         cfg: the loss.
         explicit_only: as of `contrastive_rows`.
         tile: rows of the score matrix at a time.
+
+    Returns:
+        (loss, gradients with respect to queries, positives and negatives, `LossSums.metrics`).
     """
     rank, world = rank_and_world()
     count, width = batch.queries.shape
@@ -232,13 +235,13 @@ def contrastive_gradients(
         leaves = [t[:, :dimensions].detach().float().requires_grad_() for t in raw]
         units = [normalize(leaf, dim=-1) for leaf in leaves]
         cut = [unit.detach().requires_grad_() for unit in units]
-        here = replace(batch, queries=cut[0], positives=cut[1], negatives=cut[2])
+        prefix_batch = replace(batch, queries=cut[0], positives=cut[1], negatives=cut[2])
         sums = LossSums()
         for start in starts:
-            part, found = contrastive_rows(here, slice(start, start + tile), cfg, explicit_only)
+            part, tile_sums = contrastive_rows(prefix_batch, slice(start, start + tile), cfg, explicit_only)
             # Divided by N of the global batch here: tiles and ranks are then summed, never averaged.
             torch.autograd.backward(part * (weight / count))
-            sums = sums + found
+            sums = sums + tile_sums
         for total, leaf, unit, used in zip(gradients, leaves, units, cut, strict=True):
             if used.grad is not None:
                 # Through the normalisation: only what is orthogonal to a vector is left of its gradient.
@@ -263,6 +266,9 @@ def cosent_gradients(
         batch: `queries` and `positives` are the two sentences of each pair; negatives are not used.
         grades: (N,) human scores.
         cfg: temperature and prefixes.
+
+    Returns:
+        (loss, gradients with respect to queries, positives and, zero, negatives; metrics as of `LossSums.metrics`).
     """
     leaves = [t.detach().float().requires_grad_() for t in (batch.queries, batch.positives)]
     total = torch.zeros((), device=grades.device)

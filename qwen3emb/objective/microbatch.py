@@ -21,24 +21,24 @@ __all__ = ["PlainEngine", "StepEngine", "cached_backward", "most_rounds", "waste
 
 
 class StepEngine(Protocol):
-    """What a training step needs of a model: a forward, and a backward that knows the last micro-batch."""
+    """A model as a training step uses it: a forward, and a backward that is told which micro-batch is the last."""
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's output."""
         ...
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradient of `loss`, of which the global gradient is the sum over all ranks and calls."""
+        """Add the gradient of `loss`; the global gradient is the sum over all ranks and calls."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong."""
+        """Device of the inputs."""
         ...
 
 
 class PlainEngine:
-    """A module without any engine around it, in one process or with gradients reduced by the caller."""
+    """A module without an engine: for one process, or where the caller sums the gradients over the ranks."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
@@ -53,19 +53,19 @@ class PlainEngine:
 
     @property
     def device(self) -> torch.device:
-        """Of the first parameter."""
+        """Device of the first parameter."""
         return next(self.module.parameters()).device
 
 
-def most_rounds(own: int, device: torch.device) -> int:
+def most_rounds(micro_batches: int, device: torch.device) -> int:
     """The largest number of micro-batches on any rank."""
-    return _most([own], device)[0]
+    return _most([micro_batches], device)[0]
 
 
-def _most(own: Sequence[int], device: torch.device) -> list[int]:
+def _most(numbers: Sequence[int], device: torch.device) -> list[int]:
     """Each number's maximum over the ranks."""
-    found: list[int] = gather_rows(torch.tensor([list(own)], device=device)).amax(dim=0).tolist()
-    return found
+    largest: list[int] = gather_rows(torch.tensor([list(numbers)], device=device)).amax(dim=0).tolist()
+    return largest
 
 
 def cached_backward(
@@ -85,7 +85,7 @@ def cached_backward(
         batches: this rank's micro-batches, at least one.
         forward: micro-batch -> (leaves, D) vectors.
         gradient_of: this rank's vectors, in the order of the batches -> their gradient; called once, on all ranks.
-        token_budget: tokens whose activations are kept.
+        token_budget: tokens whose activations a rank may keep.
 
     Returns:
         The number of rounds, the largest number of micro-batches on any rank.
@@ -105,9 +105,9 @@ def cached_backward(
             states.append(_random_state(engine.device))
             # A rank that is done repeats its last micro-batch until the slowest rank is: nobody may miss a collective.
             pieces.append(forward(batches[min(n, len(batches) - 1)]))
-    own = pieces[: len(batches)]
+    local = pieces[: len(batches)]
     # (leaves of this rank, D): d loss / d vectors, exact for the global batch; then back in pieces like the batches.
-    gradients = torch.split(gradient_of(torch.cat(own)), [len(p) for p in own])
+    gradients = torch.split(gradient_of(torch.cat(local)), [len(p) for p in local])
     for n in range(rounds):
         between_passes(n, engine.device.type)
         # Pass 2, with a graph: the same forward again. Without the same random state dropout would drop other units,
@@ -130,8 +130,8 @@ def _kept(
 ) -> None:
     """All forwards, then one backward through all of them."""
     pieces = [forward(batches[min(n, len(batches) - 1)]) for n in range(rounds)]
-    own = torch.cat(pieces[: len(batches)])
-    loss = (own * gradient_of(own.detach())).sum()
+    local = torch.cat(pieces[: len(batches)])
+    loss = (local * gradient_of(local.detach())).sum()
     # Zero times the repeated vectors: no gradient, but their graphs run backward as on the other ranks.
     for repeated in pieces[len(batches) :]:
         loss = loss + (repeated * 0).sum()
@@ -139,12 +139,12 @@ def _kept(
 
 
 def wasted_share(useful: int, batches: Sequence[PackedBatch], rounds: int) -> float:
-    """Share of the tokens a rank computes that nobody needs: what stands in while other ranks have more to do.
+    """Share of the tokens that a rank computes only because other ranks have more micro-batches.
 
     Args:
         useful: tokens of this rank's texts.
         batches: its micro-batches; the last one is repeated.
-        rounds: micro-batches of the rank with most.
+        rounds: largest number of micro-batches on any rank.
     """
     computed = sum(batch.tokens for batch in batches) + (rounds - len(batches)) * batches[-1].tokens
     return 1 - useful / computed
@@ -157,7 +157,7 @@ def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Draw from `state` in the block, and go on from the present state after it."""
+    """Set the random state to `state` for the block, and back to the present one after it."""
     present = _random_state(device)
     try:
         _set_random_state(state, device)

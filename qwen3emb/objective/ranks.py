@@ -1,8 +1,8 @@
-"""What ranks share: work by its length, and the rows of all of them as one tensor.
+"""Communication between ranks: work divided by length, and the rows of all ranks gathered into one tensor.
 
-Every rank computes the loss of the whole global batch; its gradient reaches its own rows only. The sum over ranks is
-then the gradient of one process holding the whole batch, exactly, for any world size and uneven row counts. DeepSpeed
-averages over ranks, so the caller multiplies its loss by the world size.
+Every rank computes the loss of the whole global batch; its gradient reaches the rows of that rank only. The sum over
+ranks is then the gradient of one process holding the whole batch, exactly, for any world size and uneven row counts.
+DeepSpeed averages over ranks, so the caller multiplies its loss by the world size.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def gather_rows(local: Tensor) -> Tensor:
-    """(rows of all ranks, ...) in rank order, from (own rows, ...); own rows keep their gradient."""
+    """(rows of all ranks, ...) in rank order, from (rows of this rank, ...); only this rank's rows keep their graph."""
     rank, world = rank_and_world()
     if world == 1:
         return local
-    # all_gather wants equal shapes: ranks tell their row counts, pad to the largest, and cut again.
+    # all_gather wants equal shapes: ranks exchange their row counts, pad to the largest, and cut again.
     counts = [torch.zeros(1, dtype=torch.long, device=local.device) for _ in range(world)]
     dist.all_gather(counts, torch.tensor([len(local)], device=local.device))
     sizes = [int(c) for c in counts]
@@ -38,13 +38,13 @@ def gather_rows(local: Tensor) -> Tensor:
     pieces = [torch.empty_like(padded) for _ in range(world)]
     dist.all_gather(pieces, padded.contiguous())
     cut = [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
-    # What came over the wire has no graph; in its place the own rows, which have one.
+    # Gathered rows have no graph; those of this rank are replaced by `local`, which has one.
     cut[rank] = local
     return torch.cat(cut)
 
 
 def balance(lengths: Sequence[int], world: int) -> list[list[int]]:
-    """Numbers of the items for each rank, ascending, the sums of lengths nearly equal (longest item first)."""
+    """For each rank the numbers of its items, ascending; the ranks' sums of lengths are nearly equal."""
     ranks: list[list[int]] = [[] for _ in range(world)]
     # Longest item to the rank with the least so far (greedy scheduling, at most 4/3 of the best). Ties go by rank
     # number, so every rank computes the same shares. The + 1 spreads empty texts too.

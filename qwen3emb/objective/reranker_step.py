@@ -23,7 +23,7 @@ __all__ = ["answer_loss", "distillation_loss", "reranker_step"]
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """Packed trees and, for each of their leaves, whether it answers its query, and what the teacher says."""
+    """Packed trees and, for each of their leaves, whether it answers its query, and the teacher's P(yes)."""
 
     packed: PackedBatch
     answers: list[bool]
@@ -41,8 +41,8 @@ def reranker_step(
 
     With `cfg.teacher` of weight w the loss is (1 - w) x SFT + w x `distillation_loss`, from the same logits.
 
-    A query is asked about its own row's documents alone; a negative that is a positive of the same query in any row of
-    the batch is masked, as in the embedding loss (`without_own_positives`).
+    A query is scored against the documents of its row only. A negative that is a positive of the same query in any row
+    of the batch is left out, as in the embedding loss (`without_own_positives`).
 
     Every rank calls this with the same rows and computes its share of the queries.
 
@@ -50,12 +50,12 @@ def reranker_step(
         engine: causal LM with packed attention.
         template: the reranker's format.
         rows: queries, each with its positive and hard negatives.
-        cfg: lengths, number of negatives, token budget.
-        instruction: the task.
+        cfg: lengths, number of negatives, token budget, teacher.
+        instruction: of the queries.
 
     Returns:
-        "loss", "tokens", "micro_batches" and "padding" of this rank, "positive": mean P(yes) of positives, "hardest":
-        mean over the queries of the highest P(yes) of a negative.
+        Over all ranks "loss", "positive" (mean P(yes) of positives) and "hardest" (mean over the queries of the highest
+        P(yes) of a negative); of this rank "tokens", "micro_batches" and "padding" (see `wasted_share`).
     """
     rank, world = rank_and_world()
     rows = without_own_positives([replace(row, negatives=row.negatives[: cfg.negatives]) for row in rows])
@@ -73,9 +73,9 @@ def reranker_step(
         between_passes(n, engine.device.type)
         # A rank without (more) queries runs a forward and a backward of zero: both are collective under ZeRO-3.
         used = n < len(batches) and bool(mine)
-        loss, found = _answers(engine, template, batches[min(n, len(batches) - 1)], total, cfg.teacher)
+        loss, batch_sums = _answers(engine, template, batches[min(n, len(batches) - 1)], total, cfg.teacher)
         engine.backward(loss if used else loss * 0, n + 1 == rounds)
-        sums += found if used else 0
+        sums += batch_sums if used else 0
     loss_sum, positive, hardest, ranked = gather_rows(sums[None].to(engine.device)).sum(dim=0).tolist()
     tokens = sum(batch.packed.tokens for batch in batches) if mine else 0
     return {
@@ -91,7 +91,7 @@ def reranker_step(
 def _micro_batches(
     rows: Sequence[TrainingRow], template: RerankTemplate, cfg: TrainRerankerConfig, instruction: str
 ) -> list[_MicroBatch]:
-    """Whole trees by token budget, so that a prefix is computed once; at least one micro-batch."""
+    """Pack trees by token budget, each whole, so that a prefix is computed once; at least one micro-batch."""
     trees: list[Tree] = [
         rerank_tree(
             template,
@@ -126,8 +126,8 @@ def _answers(
     # The score that is served: sigmoid of this margin.
     margins = logits[:, yes] - logits[:, no]
     if teacher:
-        wanted = torch.tensor(batch.teacher, device=engine.device)
-        distilled = distillation_loss(margins, wanted, teacher.temperature, total)
+        teacher_scores = torch.tensor(batch.teacher, device=engine.device)
+        distilled = distillation_loss(margins, teacher_scores, teacher.temperature, total)
         loss = (1 - teacher.weight) * loss + teacher.weight * distilled
     chance = torch.sigmoid(margins.detach().float()).tolist()
     # A positive opens its query's leaves; what follows up to the next positive are its negatives.
@@ -161,6 +161,6 @@ def distillation_loss(margins: Tensor, teacher: Tensor, temperature: float, tota
         temperature: T.
         total: answers in the global batch, over all ranks.
     """
-    wanted = torch.sigmoid(torch.logit(teacher.float(), eps=1e-6) / temperature)
-    loss = binary_cross_entropy_with_logits(margins.float() / temperature, wanted, reduction="sum")
+    target = torch.sigmoid(torch.logit(teacher.float(), eps=1e-6) / temperature)
+    loss = binary_cross_entropy_with_logits(margins.float() / temperature, target, reduction="sum")
     return temperature**2 * loss / total

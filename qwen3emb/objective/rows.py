@@ -1,4 +1,4 @@
-"""Training rows in memory: what one optimizer step consumes."""
+"""Training rows in memory, of which a global batch consists."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class TrainingRow:
     """One query, one positive document, its hard negatives (hardest first).
 
     Attributes:
-        id: of the row, in the data it came from.
+        id: of the row in its source data.
         query, positive, negatives: texts.
-        dataset: which set of a mixture it belongs to (the pairs' `dataset`).
+        dataset: name of the dataset in the mixture (the pairs' `dataset`).
         grade: human score of the pair, for graded datasets.
         teacher: a teacher's P(yes) of the positive and of each negative, for distillation.
     """
@@ -32,7 +32,7 @@ class TrainingRow:
 
 
 def without_own_positives(rows: Sequence[TrainingRow], graded: Collection[str] = ()) -> list[TrainingRow]:
-    """The rows without negatives that are none: a positive of the same query in any of them, the query itself, repeats.
+    """The rows without false negatives: positives of the same query in any row, the query itself, and repeats.
 
     The rule is that of the data stages (`text.false_negatives`). A teacher's scores go with their documents.
 
