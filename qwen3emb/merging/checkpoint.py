@@ -26,14 +26,14 @@ from qwen3emb.merging.stored_weights import PICKLES, check_alike, read_base
 __all__ = ["MergeReport", "RunPieces", "merge_checkpoints"]
 
 RunPieces = Callable[[Sequence[Piece]], Iterable[list[SlerpReport]]]
-"""Merges pieces wherever it likes, on this node's disk; the rows of each, in their order."""
+"""Merges pieces (`merge_piece`) on this node's disk; returns the reports of each piece, in their order."""
 
 _THREADS = 4  # more of them wait for Python's lock
 _NOT_COPIED = PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz", ".distcp"}
 
 
 def _on_threads(pieces: Sequence[Piece]) -> Iterable[list[SlerpReport]]:
-    """Pieces side by side, one thread each: torch's own would only wait for each other."""
+    """Merge pieces in parallel, one thread each; torch's own threads are switched off, as they would only compete."""
     pool = ThreadPoolExecutor(max_workers=min(_THREADS, usable_cores(), max(1, len(pieces))))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -57,15 +57,26 @@ def merge_checkpoints(
 ) -> MergeReport:
     """Merge checkpoints of one model into `output` by the weighted spherical mean, tensor by tensor.
 
-    checkpoints: local directories with model.safetensors or index and shards; weights in folders below
-    (2_Dense/) are merged too. One checkpoint is copied. weights: one number >= 0 each; None is equal.
-    on: "weights", or "task_vectors" (checkpoint - base; needs `base`, whose dtype may differ and whose
-    names may have or lack the "model." prefix). linear: the weighted sum instead (LM-Cocktail).
-    max_shard_bytes: size at which a new file starts. spread: who merges the pieces.
-    Other files come from the first checkpoint, except pickles, other formats of the weights and its
-    artifact.json. Returns the report.
-    Raises UserError for checkpoints that differ in tensors, shapes, dtypes, architecture or tokenizer,
-    hold no safetensors or quantised ones, for NaN, an existing output, and a full disk.
+    Other files come from the first checkpoint, except pickles, other formats of the weights and its artifact.json.
+
+    Args:
+        checkpoints: local directories with model.safetensors, or with an index and shards; weights in folders below
+            (2_Dense/) are merged too. A single checkpoint is copied.
+        output: directory to write; it must not exist or must be empty.
+        weights: one number >= 0 for each checkpoint; None for equal weights.
+        base: directory of the model before training; its dtype may differ, and its names may have or lack the prefix
+            "model.".
+        on: "weights", or "task_vectors" (checkpoint - base; needs `base`).
+        linear: the weighted sum in place of the spherical mean (LM-Cocktail).
+        max_shard_bytes: size at which a new file starts.
+        run_pieces: merges the pieces, by default in threads of this process.
+
+    Returns:
+        The report: inputs, weights, and a row for each tensor.
+
+    Raises:
+        UserError: the checkpoints differ in tensors, shapes, dtypes, architecture or tokenizer, or hold quantised
+            weights or no safetensors; a value is NaN; the output exists; or the disk is full.
     """
     paths, output = [Path(path) for path in checkpoints], Path(output)
     shares = normalise_weights(weights, len(paths))
@@ -107,7 +118,7 @@ def _check_output(output: Path, sources: Sequence[Path]) -> None:
 
 @contextmanager
 def _whole_directory(output: Path) -> Iterator[Path]:
-    """Yield a directory beside output that becomes output when the block ends without an error."""
+    """Yield a directory beside `output` that is renamed to it when the block ends without an error."""
     partial = output.parent / f".{output.name}.merging"
     try:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed merge left

@@ -1,7 +1,7 @@
 """The files of a merged model: their layout follows from the headers, so that pieces of them can be merged in parallel.
 
-A piece is some tensors of one file with their places in it. Whoever merges a piece reads these tensors of every
-checkpoint chunk by chunk and writes each to its place: memory is a few chunks, whatever the size of the model.
+A piece is some tensors of one output file with their offsets in it. Merging a piece reads these tensors of every
+checkpoint chunk by chunk and writes each to its offset: memory is a few chunks, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COPIED = 1 << 20  # elements that are copied at a time
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor to merge: where it is in each checkpoint and in the base, and where it goes in the file."""
+    """One tensor to merge: its entry in each checkpoint and in the base, and its byte offset in the output file."""
 
     entries: tuple[Entry, ...]
     base: Entry | None
@@ -52,15 +52,18 @@ class Piece:
 def lay_out(
     entries: Sequence[Entries], base: Entries | None, target: Path, limit: int, weights: Sequence[float], linear: bool
 ) -> list[Piece]:
-    """Write the headers of a folder's files, of at most `limit` bytes each, and their index; what is left to write.
+    """Write the headers of a folder's files, and their index where there are several.
 
     Args:
-        entries: of each checkpoint, by name.
-        base: of the base, by the checkpoints' names.
+        entries: of each checkpoint, name -> tensor.
+        base: the base's tensors by the checkpoints' names; None without a base.
         target: folder of the output.
-        limit: bytes at which a new file starts.
+        limit: bytes of tensors in a file, at most, unless one tensor is larger.
         weights: of the checkpoints.
         linear: the weighted sum in place of the spherical mean.
+
+    Returns:
+        The pieces whose tensors are still to be merged into these files (`merge_piece`).
     """
     first = entries[0]
     shards = _plan_shards(first, limit)
@@ -84,7 +87,7 @@ def lay_out(
 
 
 def merge_piece(piece: Piece) -> list[SlerpReport]:
-    """Merge the tensors of a piece and write each to its place; a row for each.
+    """Merge the tensors of a piece, write each to its offset, and return a report of each.
 
     Raises:
         UserError: NaN or infinity, or a tensor of integers that differs.
@@ -92,7 +95,7 @@ def merge_piece(piece: Piece) -> list[SlerpReport]:
     """
     with ExitStack() as opened:
         files: dict[Path, int] = {}
-        for entry in (one for part in piece.parts for one in (*part.entries, part.base) if one is not None):
+        for entry in (e for part in piece.parts for e in (*part.entries, part.base) if e is not None):
             if entry.file not in files:
                 files[entry.file] = opened.enter_context(entry.file.open("rb")).fileno()
         out = opened.enter_context(piece.file.open("r+b"))
@@ -102,11 +105,11 @@ def merge_piece(piece: Piece) -> list[SlerpReport]:
 
 
 def _groups(parts: Sequence[Part]) -> Iterator[tuple[Part, ...]]:
-    """Consecutive parts of some `PIECE_BYTES` together."""
+    """Consecutive parts in groups; a group ends with the part with which it reaches `PIECE_BYTES`."""
     group: list[Part] = []
     for part in parts:
         group.append(part)
-        if sum(one.entries[0].nbytes for one in group) >= PIECE_BYTES:
+        if sum(member.entries[0].nbytes for member in group) >= PIECE_BYTES:
             yield tuple(group)
             group = []
     if group:
@@ -139,7 +142,7 @@ def _header(entries: Entries) -> bytes:
 
 
 def _merge_tensor(part: Part, piece: Piece, files: dict[Path, int], out: int) -> SlerpReport:
-    """Merge one tensor into the open file `out`; its row."""
+    """Merge one tensor into the open file `out` and return its report."""
     first = part.entries[0]
     vectors = [_vector(entry, files) for entry in part.entries]
 
@@ -162,7 +165,7 @@ def _merge_tensor(part: Part, piece: Piece, files: dict[Path, int], out: int) ->
 
 
 def _vector(entry: Entry, files: dict[Path, int]) -> InFile:
-    """The entry's numbers; what is not merged, as bytes."""
+    """The entry's elements; those of dtypes that are not merged, as bytes."""
     numel, dtype = (entry.numel, _FLOATS[entry.dtype]) if entry.dtype in FLOATS else (entry.nbytes, torch.uint8)
     return InFile(files[entry.file], entry.offset, numel, dtype)
 

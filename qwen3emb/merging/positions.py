@@ -29,27 +29,27 @@ def cocktail_weights(losses: Sequence[float], temperature: float) -> list[float]
     Raises:
         StageFailure: a loss is not finite.
     """
-    found = torch.tensor(losses, dtype=torch.float64)
-    if not torch.isfinite(found).all():
+    vector = torch.tensor(losses, dtype=torch.float64)
+    if not torch.isfinite(vector).all():
         raise StageFailure(
             f"the losses of the checkpoints are {list(losses)}; one that is not finite cannot be weighed"
         )
-    weights: list[float] = torch.softmax(-found / temperature, dim=0).tolist()
+    weights: list[float] = torch.softmax(-vector / temperature, dim=0).tolist()
     return weights
 
 
 class Interpolation:
-    """A module whose parameters stand anywhere between checkpoints; reads one tensor of each at a time."""
+    """A module whose parameters are set to weighted sums of checkpoints, which are read one tensor at a time."""
 
     def __init__(self, module: torch.nn.Module, checkpoints: Sequence[Path]) -> None:
         """Open the checkpoints.
 
         Args:
-            module: of their architecture; a tied parameter counts once.
-            checkpoints: directories of one model.
+            module: a model of the checkpoints' architecture; a tied parameter counts once.
+            checkpoints: K directories of one model.
 
         Raises:
-            UserError: they are not of one model, or not of the module's.
+            UserError: the checkpoints are not of one model, or not of the module's.
         """
         self.parameters = dict(module.named_parameters())
         like = {n: Entry(Path(), n, "", tuple(parameter.shape)) for n, parameter in self.parameters.items()}
@@ -57,7 +57,7 @@ class Interpolation:
         self.entries: list[Entries] = [read_base(folder, like) for folder in checkpoints]
 
     def place(self, weights: Tensor) -> None:
-        """Set the parameters to sum_k weights[k] x checkpoint k, (K,), summed in float32."""
+        """Set the parameters to sum_k weights[k] x checkpoint k, summed in float32; weights: (K,)."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 total = torch.zeros(parameter.shape, dtype=torch.float32)
@@ -67,28 +67,28 @@ class Interpolation:
 
     def gradient(self) -> Tensor:
         """(K,) float64: <dL/dw, w_k> from the gradients that the parameters hold."""
-        found = torch.zeros(len(self.entries), dtype=torch.float64)
+        products = torch.zeros(len(self.entries), dtype=torch.float64)
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 # w(a) = sum_k a_k w_k, so dL/da_k = sum over all numbers of dL/dw x w_k: one pass over the
                 # checkpoints, no graph.
                 slope = parameter.grad.detach().float().cpu()
                 for k, entries in enumerate(self.entries):
-                    found[k] += (slope * entries[name].read().float()).sum(dtype=torch.float64)
-        return found
+                    products[k] += (slope * entries[name].read().float()).sum(dtype=torch.float64)
+        return products
 
 
 def self_position(
-    space: Interpolation, loss: Callable[[], float], steps: int, lr: float, told: Callable[[str], None]
+    space: Interpolation, loss: Callable[[], float], steps: int, lr: float, report: Callable[[str], None]
 ) -> list[float]:
-    """Weights on the simplex where the loss is least, of all points visited, by Adam on their logarithms.
+    """Minimise the loss over weights on the simplex, by Adam on their logits, and return the best weights visited.
 
     Args:
         space: the checkpoints and the module between them.
         loss: computes the module's loss and leaves its gradient in the parameters.
-        steps: points that are visited, the first one in the middle.
-        lr: of Adam.
-        told: takes a line per step.
+        steps: number of points that are visited; the first has equal weights.
+        lr: learning rate of Adam.
+        report: called with one line per step.
 
     Raises:
         StageFailure: the loss is not finite anywhere.
@@ -103,7 +103,7 @@ def self_position(
             parameter.grad = None
         space.place(weights.detach())
         value = loss()
-        told(f"step {step + 1} of {steps}: loss {value:.4f} at {[round(w, 3) for w in weights.tolist()]}")
+        report(f"step {step + 1} of {steps}: loss {value:.4f} at {[round(w, 3) for w in weights.tolist()]}")
         if value < best:
             best, chosen = value, weights.tolist()
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""What a merge did: one row per tensor, and their summary."""
+"""The report of a merge: one row per tensor, and their summary."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ __all__ = ["MergeReport", "SlerpReport"]
 
 @dataclass(frozen=True)
 class SlerpReport:
-    """What was done to one tensor.
+    """How one tensor was merged.
 
-    name: its name in the checkpoint. path: "slerp", "lerp", or "copy". reason: why it is not "slerp",
-    else "". angle_degrees: the largest angle between two of the inputs, None where no two have a
-    direction. coefficients: what each input was multiplied with; (1,) for a copy. excess: how far SLERP
-    went from LERP (sum of the coefficients - 1; 0 means the same result). numel: number of elements.
+    Attributes:
+        name: of the tensor in the checkpoint.
+        path: "slerp", "lerp", or "copy".
+        reason: why it is not "slerp", else "".
+        angle_degrees: the largest angle between two of the inputs; None where fewer than two have a norm above 0.
+        coefficients: factor of each input; (1,) for a copy.
+        excess: difference of SLERP from LERP, as sum of the coefficients - 1; 0 means the same result.
+        numel: number of elements.
     """
 
     name: str
@@ -33,9 +37,15 @@ class SlerpReport:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did: the inputs, the normalised weights, and one row per tensor of the output.
+    """The inputs of a merge, the normalised weights, and one row per tensor of the output.
 
-    on: "weights" or "task_vectors". note: a sentence where there is something to say, else "".
+    Attributes:
+        checkpoints: directories that were merged.
+        weights: of the checkpoints, with sum 1.
+        on: "weights" or "task_vectors".
+        base: directory of the base; None for "weights".
+        note: a remark on the merge, or "".
+        rows: one for each tensor.
     """
 
     checkpoints: tuple[str, ...]
@@ -46,7 +56,7 @@ class MergeReport:
     rows: tuple[SlerpReport, ...]
 
     def summary(self) -> dict[str, Any]:
-        """Return tensor and element counts, how many took each path and why, and angles in degrees.
+        """Return counts of tensors and elements, tensors by path and by reason, and angles in degrees.
 
         `max_excess` is the largest |sum of coefficients - 1|: 0 means that SLERP was LERP everywhere.
         """

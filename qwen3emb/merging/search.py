@@ -27,7 +27,7 @@ _CANDIDATES = "candidates"  # merged models while they are scored
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Checkpoints to merge and their weights, equal where there are none."""
+    """Checkpoints to merge and their weights; None for equal weights."""
 
     checkpoints: tuple[str, ...]
     weights: tuple[float, ...] | None = None
@@ -36,20 +36,21 @@ class _Candidate:
 def best_checkpoints(
     ctx: StageContext[RunConfig], checkpoints: Sequence[str], base: Path | None, say: Callable[[str], None]
 ) -> tuple[list[str], list[float] | None, dict[str, float]]:
-    """The checkpoints and weights whose merge is best on the run's dev set; of equals, the more checkpoints.
+    """The checkpoints and weights whose merge is best on the run's dev set; of equal ones, that with most checkpoints.
 
-    Every checkpoint alone and every run of the latest is scored, then the best run with each of its checkpoints
-    weighing twice and half as much as the others. So the result is never worse there than the best checkpoint alone.
+    Every checkpoint alone and the last n of them for every n are scored, then the best of those merges with each of its
+    checkpoints weighing twice and half as much as the others. So the result is never worse on the dev set than the best
+    single checkpoint.
 
     Args:
         ctx: the stage `merge`.
         checkpoints: URIs of embedding models, oldest first.
         base: of the task vectors; None merges the weights themselves.
-        say: takes lines of progress.
+        say: called with each line of progress.
 
     Returns:
-        What to merge, its weights (None: equal), and candidate ("step_000030", "last 2", "last 2, 2 x step_000030") ->
-        dev nDCG@10.
+        (URIs of the checkpoints to merge; their weights, None for equal ones; dev nDCG@10 of each candidate, by names
+        such as "step_000030", "last 2" and "last 2, 2 x step_000030").
 
     Raises:
         UserError: the run has no dev set.
@@ -86,18 +87,18 @@ def _name(uri: str) -> str:
 
 
 def _weighted(run: str, runs: Mapping[str, _Candidate]) -> dict[str, _Candidate]:
-    """The run with one of its checkpoints weighing twice, and half, as much as each other."""
+    """Candidates from the merge named `run`: one of its checkpoints weighs twice, or half, as much as each other."""
     parts = runs[run].checkpoints
-    found = {}
+    candidates = {}
     for number, uri in enumerate(parts):
         for factor, word in ((2.0, "2 x"), (0.5, "half")):
             weights = tuple(factor if i == number else 1.0 for i in range(len(parts)))
-            found[f"{run}, {word} {_name(uri)}"] = _Candidate(parts, weights)
-    return found
+            candidates[f"{run}, {word} {_name(uri)}"] = _Candidate(parts, weights)
+    return candidates
 
 
 def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageContext[RunConfig]) -> str:
-    """URI of the merge of the parts, on storage that every node reads: the checkpoint itself where it is one."""
+    """Merge a candidate's checkpoints into `out` and return the URI; a single checkpoint is not copied."""
     if len(candidate.checkpoints) == 1:
         return candidate.checkpoints[0]
     folders = [Storage(uri).local() for uri in candidate.checkpoints]

@@ -52,10 +52,19 @@ def slerp(
 ) -> tuple[Tensor, SlerpReport]:
     """Interpolate on the great circle from w1 (alpha = 0) to w2 (alpha = 1); RECIPE section 4.
 
-    w1, w2: same shape and float dtype, any shape (flattened for the angle). base: where given, the task
-    vectors w - base are interpolated and base is added back. Returns the tensor in the shape and dtype
-    of w1, and its report. LERP is used below `LERP_BELOW`, within `ANTIPODAL_WITHIN` of 180 degrees, and
-    where a norm is zero. Raises UserError for alpha outside [0, 1], unequal shapes or dtypes, and NaN.
+    LERP is used below an angle of `LERP_BELOW`, within `ANTIPODAL_WITHIN` of 180 degrees, and where a norm is zero.
+
+    Args:
+        w1, w2: tensors of the same float dtype and the same shape, any shape (flattened for the angle).
+        alpha: from 0 to 1.
+        base: of the same shape; where given, the task vectors w - base are interpolated and base is added back.
+        name: of the tensor, for the report and messages.
+
+    Returns:
+        (the tensor, in the shape and dtype of w1; its report).
+
+    Raises:
+        UserError: alpha is outside [0, 1], shapes or dtypes differ, or a value is NaN or infinite.
     """
     if not 0.0 <= alpha <= 1.0:
         raise UserError(f"alpha is {alpha}; SLERP needs a number from 0 to 1.")
@@ -67,10 +76,20 @@ def spherical_mean(
 ) -> tuple[Tensor, SlerpReport]:
     """Weighted Karcher mean of N >= 1 tensors; for N = 2 exactly `slerp` at alpha = w2 / (w1 + w2).
 
-    tensors: same shape and float dtype. weights: N numbers >= 0, not all zero. base: see `slerp`.
-    Returns the tensor in the shape and dtype of the first, and its report. LERP is used where `slerp`
-    uses it (any pair counts), and where the mean is not unique (inputs spread beyond a hemisphere).
-    Raises UserError for unequal shapes or dtypes, bad weights, and values that are NaN or infinite.
+    LERP is used where `slerp` uses it (for any pair), and where the mean is not unique (the inputs do not fit in a
+    hemisphere).
+
+    Args:
+        tensors: N tensors of the same shape and float dtype.
+        weights: N numbers >= 0, not all zero.
+        base: see `slerp`.
+        name: of the tensor, for the report and messages.
+
+    Returns:
+        (the tensor, in the shape and dtype of the first; its report).
+
+    Raises:
+        UserError: shapes or dtypes differ, weights are bad, or a value is NaN or infinite.
     """
     shares = normalise_weights(weights, len(tensors))
     _check_tensors(tensors, base, name)
@@ -95,9 +114,20 @@ def merge_vectors(
 ) -> SlerpReport:
     """The weighted spherical mean, or the linear one, of vectors that are read chunk by chunk, twice.
 
-    vectors: of one length and float dtype; base: of that length, see `slerp`. shares: sum to 1. write:
-    takes the first element's number and the merged values from there on, in the vectors' dtype; they
-    are valid until it returns. Returns the report. Raises UserError for NaN and infinity.
+    Args:
+        vectors: of one length and float dtype.
+        shares: weights of the vectors, with sum 1.
+        write: called with (number of the first element, merged values from there on, in the vectors' dtype); the
+            values are valid until it returns.
+        base: of the same length, see `slerp`.
+        name: of the tensor, for the report and messages.
+        linear: whether to take the weighted sum in place of the spherical mean.
+
+    Returns:
+        The tensor's report.
+
+    Raises:
+        UserError: a value is NaN or infinite.
     """
     # All that SLERP needs of N long vectors are N norms and N x N angles: they are measured while the vectors stream
     # by in chunks, and combined while they stream by once more, so that none need be whole in memory.
@@ -121,19 +151,23 @@ def merge_vectors(
 
 
 def normalise_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    """Return `count` weights that sum to 1; None means equal weights. Raises UserError for bad weights."""
+    """Return `count` weights that sum to 1, in proportion to `weights`; None means equal weights.
+
+    Raises:
+        UserError: `count` is 0, another number of weights is given, or one is negative or not finite, or all are 0.
+    """
     if count < 1:
         raise UserError("There is nothing to merge; name at least one checkpoint.")
-    given = [1.0] * count if weights is None else [float(w) for w in weights]
-    if len(given) != count:
-        raise UserError(f"{len(given)} merge weights are given for {count} checkpoints; give one for each.")
-    bad = next((w for w in given if not math.isfinite(w) or w < 0), None)
+    numbers = [1.0] * count if weights is None else [float(w) for w in weights]
+    if len(numbers) != count:
+        raise UserError(f"{len(numbers)} merge weights are given for {count} checkpoints; give one for each.")
+    bad = next((w for w in numbers if not math.isfinite(w) or w < 0), None)
     if bad is not None:
         raise UserError(f"The merge weight {bad} is not a finite number >= 0; change it.")
-    total = math.fsum(given)
+    total = math.fsum(numbers)
     if not 0 < total < math.inf:
-        raise UserError(f"The merge weights {given} sum to {total}; they must have a positive, finite sum.")
-    return tuple(w / total for w in given)
+        raise UserError(f"The merge weights {numbers} sum to {total}; they must have a positive, finite sum.")
+    return tuple(w / total for w in numbers)
 
 
 def _check_tensors(tensors: Sequence[Tensor], base: Tensor | None, name: str) -> None:
@@ -182,10 +216,10 @@ def _measure(vectors: Sequence[Vector], base: Vector | None, name: str) -> tuple
 
 def _squared_distances(rows: Sequence[Tensor]) -> Tensor:
     """(N, N) float64, above the diagonal: |row_i - row_j|^2."""
-    found = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    squares = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for i, j in combinations(range(len(rows)), 2):
-        found[i, j] = _square(rows[j] - rows[i])
-    return found
+        squares[i, j] = _square(rows[j] - rows[i])
+    return squares
 
 
 def _square(row: Tensor) -> float:
@@ -219,7 +253,7 @@ def _karcher(gram: Tensor, weights: Tensor) -> Tensor | None:
     """Coefficients c of the Karcher mean m = sum_i c_i u_i, from the Gram matrix of the unit vectors u_i.
 
     Gradient descent with unit steps: m <- exp_m(sum_i weight_i log_m(u_i)), written in the coefficients.
-    Returns None where it does not settle: the points do not fit in a hemisphere around their mean.
+    Returns None where it does not converge: the points do not fit in a hemisphere around their mean.
     """
     # |sum_i weight_i u_i|^2, since <u_i, u_j> = gram_ij. Near zero the weighted directions cancel, and no mean is
     # preferred.

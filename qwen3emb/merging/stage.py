@@ -48,11 +48,14 @@ class _Merge:
 def merge_models(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> StageResult:
     """Merge the embedding model and, where the run has one, the reranker; write the models and `report.json`.
 
-    The reranker also gets a one-label sequence classifier in a folder below. Rows are tensors.
+    The reranker is also written as a one-label sequence classifier, in a folder inside its own.
 
     Args:
         ctx: the stage.
-        say: takes lines of progress.
+        say: called with each line of progress.
+
+    Returns:
+        Numbers of tensors as rows, and metrics of each model.
 
     Raises:
         UserError: the checkpoints cannot be merged, or the base is not the one they were trained from.
@@ -82,14 +85,14 @@ def merge_models(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> St
 
 
 def _work(ctx: StageContext[RunConfig], stage: str, base: str, output: str, say: Callable[[str], None]) -> _Merge:
-    """What to merge: the last checkpoints of `stage`, as many as there are."""
+    """The merge of the last `merge.last` checkpoints of `stage`, or of fewer where it kept fewer."""
     cfg = ctx.cfg.merge
-    found = [c.uri for c in checkpoints(ctx.inputs[stage])][-cfg.last :]
-    if len(found) < cfg.last:
-        say(f"merge: {stage} kept {len(found)} checkpoints, merge.last is {cfg.last}; merging what there is")
+    kept = [c.uri for c in checkpoints(ctx.inputs[stage])][-cfg.last :]
+    if len(kept) < cfg.last:
+        say(f"merge: {stage} kept {len(kept)} checkpoints, merge.last is {cfg.last}; merging what there is")
     ctx.out.delete(output)  # of a run that was killed
-    weights = cfg.weights[-len(found) :] if cfg.weights else None
-    return _Merge(found, str(resolve_model(base)), cfg.on, weights, (ctx.out / output).uri, output == RERANKER)
+    weights = cfg.weights[-len(kept) :] if cfg.weights else None
+    return _Merge(kept, str(resolve_model(base)), cfg.on, weights, (ctx.out / output).uri, output == RERANKER)
 
 
 def _probed(ctx: StageContext[RunConfig], checkpoints: Sequence[str], say: Callable[[str], None]) -> list[float]:
@@ -103,7 +106,7 @@ def _probed(ctx: StageContext[RunConfig], checkpoints: Sequence[str], say: Calla
 
 
 def _merge(work: _Merge) -> dict[str, Any]:
-    """Ray task: one merged model on storage; the report."""
+    """Ray task: merge one model, write it to storage, and return the report."""
     output = Storage(work.output)
     with tempfile.TemporaryDirectory() as folder:
         target = output.local() if output.is_local else Path(folder) / "model"
@@ -119,7 +122,7 @@ def _merge(work: _Merge) -> dict[str, Any]:
         if work.classifier:
             export_sequence_classifier(target, target / SEQUENCE_CLASSIFIER)
         output.upload(target, "")
-    # where they lie on storage, not where they were read
+    # URIs on storage, not the local copies that were read
     return report.to_dict() | {"checkpoints": work.checkpoints}
 
 
@@ -127,8 +130,8 @@ def _on_this_node(pieces: Sequence[Piece]) -> list[list[SlerpReport]]:
     """Pieces merged by Ray tasks beside this one, which share its disk; as many at a time as there are free CPUs."""
     if len(pieces) == 1:
         return [merge_piece(pieces[0])]
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(merge_piece).options(num_cpus=0.5, scheduling_strategy=here)
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(merge_piece).options(num_cpus=0.5, scheduling_strategy=this_node)
     return gather([task.remote(piece) for piece in pieces], "merge: pieces of a model")
 
 

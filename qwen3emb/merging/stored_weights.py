@@ -1,4 +1,4 @@
-"""Checkpoint directories as their headers say: where each tensor is, and whether checkpoints are of one model."""
+"""Headers of checkpoint directories: where each tensor is stored, and whether checkpoints are of one model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXACT = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "
 BYTES = FLOATS | _EXACT
 """Bytes of an element of every dtype that is read."""
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-"""Endings of files that are never read."""
+"""Suffixes of pickled files, which are never read."""
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Where these differ, equal shapes still mean different computations.
@@ -32,13 +32,13 @@ _CONFIG_KEYS = (
     "num_key_value_heads", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act",
 )  # fmt: skip
 _TOKENIZER = "tokenizer.json"
-_OLDER_TOKENIZER = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")  # what says it where there is none
+_OLDER_TOKENIZER = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")  # read where there is no tokenizer.json
 _POOLING = "1_Pooling/config.json"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor is (its bytes begin at `offset` of the file), and what its header says."""
+    """One stored tensor, from the header of its file: its bytes begin at `offset` of the file."""
 
     file: Path
     name: str
@@ -57,7 +57,7 @@ class Entry:
         return BYTES[self.dtype] * self.numel
 
     def read(self) -> Tensor:
-        """The tensor alone; the others of its file stay on disk."""
+        """Read this tensor; the others of its file stay on disk."""
         with safe_open(self.file, framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(self.name)
         return tensor
@@ -68,12 +68,12 @@ Entries = dict[str, Entry]
 
 
 def _weight_folders(root: Path) -> list[str]:
-    """Folders with weights, relative to root; "." first."""
+    """Folders with safetensors weights below `root`, relative to it; "." comes first."""
     if not root.is_dir():
         raise UserError(f"The checkpoint {root} is not a directory; name a local Hugging Face directory.")
-    found = {file.parent.relative_to(root) for file in root.rglob("model*.safetensors")}
-    if Path() in found:
-        return sorted(f.as_posix() for f in found if not any(part.startswith(".") for part in f.parts))
+    folders = {file.parent.relative_to(root) for file in root.rglob("model*.safetensors")}
+    if Path() in folders:
+        return sorted(f.as_posix() for f in folders if not any(part.startswith(".") for part in f.parts))
     pickled = any(path.suffix in PICKLES for path in root.iterdir())
     why = "only pickled weights; safetensors only are read" if pickled else "no model*.safetensors"
     raise UserError(f"The checkpoint {root} has {why}; save the whole model there as safetensors.")
@@ -105,20 +105,28 @@ def _read_header(file: Path) -> Entries:
         table = json.loads(opened.read(length))
     table.pop("__metadata__", None)
     return {
-        name: Entry(file, name, what["dtype"], tuple(what["shape"]), 8 + length + what["data_offsets"][0])
-        for name, what in table.items()
+        name: Entry(file, name, header["dtype"], tuple(header["shape"]), 8 + length + header["data_offsets"][0])
+        for name, header in table.items()
     }
 
 
 def read_base(folder: Path, like: Entries) -> Entries:
-    """Entries of the base under the checkpoints' names; tensors that only the base has are left out."""
+    """Entries of the base model under the checkpoints' names; tensors that only the base has are left out.
+
+    Args:
+        folder: of the base.
+        like: entries of a checkpoint; names may differ by wrappers and the prefix "model.".
+
+    Raises:
+        UserError: a tensor of `like` is missing in the base, or has another shape there.
+    """
     stored = _read_entries(folder)
     mapping = renamings(stored, tied=True)  # the base may be stored inside a wrapper; checkpoints never are
-    found = {renamed(name, mapping): entry for name, entry in stored.items()}
+    by_name = {renamed(name, mapping): entry for name, entry in stored.items()}
     base: Entries = {}
     for name, entry in like.items():
         spellings = (name, f"model.{name}", name.removeprefix("model."))
-        match = next((found[spelling] for spelling in spellings if spelling in found), None)
+        match = next((by_name[spelling] for spelling in spellings if spelling in by_name), None)
         if match is None or match.shape != entry.shape:
             state = "is missing" if match is None else f"{entry.shape} is {match.shape}"
             raise UserError(f"Tensor {name!r} {state} in the base {folder}; name the base of these models.")
@@ -127,7 +135,14 @@ def read_base(folder: Path, like: Entries) -> Entries:
 
 
 def check_alike(paths: Sequence[Path]) -> dict[str, list[Entries]]:
-    """Return each folder's entries, one per checkpoint; raise UserError for the first difference."""
+    """Check that checkpoints are of one model, by configuration, tokenizer, and names, dtypes and shapes of tensors.
+
+    Returns:
+        Folder, relative to the checkpoint -> its entries in each checkpoint.
+
+    Raises:
+        UserError: two checkpoints differ, or one cannot be read.
+    """
     opened = [{name: _read_entries(path / name) for name in _weight_folders(path)} for path in paths]
     for other, folders in zip(paths[1:], opened[1:], strict=True):
         _check_same(paths[0], other, _facts(paths[0], opened[0]), _facts(other, folders))
@@ -152,7 +167,7 @@ def _facts(root: Path, folders: dict[str, Entries]) -> dict[str, object]:
 
 
 def _check_same(first: Path, other: Path, mine: dict[str, object], theirs: dict[str, object]) -> None:
-    for what in mine | theirs:
-        left, right = mine.get(what, "missing"), theirs.get(what, "missing")
+    for fact in mine | theirs:
+        left, right = mine.get(fact, "missing"), theirs.get(fact, "missing")
         if left != right:
-            raise UserError(f"The {what} is {left} in {first}, {right} in {other}; merge one model only.")
+            raise UserError(f"The {fact} is {left} in {first}, {right} in {other}; merge one model only.")

@@ -1,4 +1,4 @@
-"""Weights as rows of numbers, read a chunk at a time in float64, from memory or from a file, and rounded once."""
+"""Weights as flat vectors, read a chunk at a time in float64, from memory or from a file, and rounded once."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _MIDDLE = -(1 << 31)  # an int32 whose lower half was 0x8000, moved up
 
 
 class Vector(Protocol):
-    """Numbers in a row."""
+    """A flat tensor that is read in slices."""
 
     @property
     def numel(self) -> int:
-        """How many."""
+        """Number of elements."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Their type."""
+        """Type of the elements."""
         ...
 
     def read(self, start: int, stop: int) -> Tensor:
-        """(stop - start,) of them; valid until the next call."""
+        """(stop - start,) elements `start` to `stop - 1`; valid until the next call."""
         ...
 
 
 class InMemory:
-    """A tensor, flattened."""
+    """A tensor in memory, flattened."""
 
     def __init__(self, tensor: Tensor) -> None:
         """Take a tensor of any shape."""
@@ -53,7 +53,7 @@ class InMemory:
 
 @dataclass
 class InFile:
-    """Numbers of an open file, little-endian, one after the other.
+    """Elements in an open file, little-endian, one after the other.
 
     Attributes:
         file: descriptor, open for reading.
@@ -68,18 +68,22 @@ class InFile:
     _buffer: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """See `Vector`. Raises OSError where the file ends before."""
+        """See `Vector`.
+
+        Raises:
+            OSError: the file is shorter.
+        """
         if self._buffer.numel() < stop - start:
             self._buffer = torch.empty(stop - start, dtype=self.dtype)
-        found = self._buffer[: stop - start]
-        into, begin = raw_bytes(found), self.offset + start * self.dtype.itemsize
+        values = self._buffer[: stop - start]
+        into, begin = raw_bytes(values), self.offset + start * self.dtype.itemsize
         done = 0
         while done < len(into):
             count = os.preadv(self.file, [into[done:]], begin + done)
             if count == 0:
                 raise OSError(f"the file ends at byte {begin + done}, in the middle of a tensor")
             done += count
-        return found
+        return values
 
 
 def raw_bytes(flat: Tensor) -> memoryview:
@@ -88,7 +92,12 @@ def raw_bytes(flat: Tensor) -> memoryview:
 
 
 def chunks(vectors: Sequence[Vector], base: Vector | None) -> Iterator[tuple[int, list[Tensor], Tensor | None]]:
-    """Yield (first element, one float64 row for each vector less the base, the base); all valid until the next."""
+    """Read vectors of one length chunk by chunk.
+
+    Yields:
+        (number of the first element; for each vector a float64 row, less the base where there is one; the base's row
+        or None). Rows are valid until the next chunk.
+    """
     numel = vectors[0].numel
     size = max(1, min(_LONGEST, numel, _BUFFERED // (len(vectors) + 2)))
     buffers = torch.empty(len(vectors) + 1, size, dtype=torch.float64)

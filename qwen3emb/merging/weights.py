@@ -31,7 +31,7 @@ __all__ = ["Probe", "loss_probe", "probe_rows", "probed_weights"]
 
 @dataclass(frozen=True)
 class Probe:
-    """What decides the weights of a linear merge: checkpoints as URIs, and how the loss is computed."""
+    """Input of `probed_weights`: the checkpoints as URIs, and the rows and settings to compute their loss with."""
 
     checkpoints: list[str]
     end_token: str
@@ -42,14 +42,14 @@ class Probe:
 
 
 class _LossOnly(PlainEngine):
-    """A module whose loss is wanted without gradients."""
+    """A module whose loss is computed without gradients."""
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 def loss_probe(ctx: StageContext[RunConfig], checkpoints: Sequence[str]) -> Probe:
-    """What `probed_weights` is asked for the stage `merge`.
+    """The `Probe` of the stage `merge`.
 
     Args:
         ctx: the stage `merge`.
@@ -92,7 +92,11 @@ def probe_rows(ctx: StageContext[RunConfig]) -> list[TrainingRow]:
 
 
 def probed_weights(probe: Probe) -> tuple[list[float], list[str]]:
-    """(one weight per checkpoint, by `merge.method` cocktail or self_position; lines to say)."""
+    """Compute the weights of a linear merge by `merge.method`, cocktail or self_position.
+
+    Returns:
+        (one weight per checkpoint, lines of progress).
+    """
     torch.set_num_threads(usable_cores())
     folders = [Path(Storage(uri).local()) for uri in probe.checkpoints]
     device = "cuda" if probe.gpus else "cpu"
@@ -101,7 +105,7 @@ def probed_weights(probe: Probe) -> tuple[list[float], list[str]]:
     def loaded(folder: Path) -> Any:
         return load_trunk(folder, stored_dtype(folder)).to(device)
 
-    said: list[str] = []
+    lines: list[str] = []
     if probe.cfg.method == "self_position":
         module = loaded(folders[0]).train()
 
@@ -109,11 +113,11 @@ def probed_weights(probe: Probe) -> tuple[list[float], list[str]]:
             return embedding_step(PlainEngine(module), template, probe.rows, probe.settings)["loss"]
 
         space = Interpolation(module, folders)
-        return self_position(space, loss, probe.cfg.probe_steps, probe.cfg.probe_lr, said.append), said
+        return self_position(space, loss, probe.cfg.probe_steps, probe.cfg.probe_lr, lines.append), lines
     losses = []
     for uri, folder in zip(probe.checkpoints, folders, strict=True):
         keep_all = replace(probe.settings, token_budget=1 << 60)  # without graphs there is nothing to keep
         with torch.no_grad():
             losses.append(embedding_step(_LossOnly(loaded(folder)), template, probe.rows, keep_all)["loss"])
-        said.append(f"{uri.rsplit('/', 1)[-1]}: loss {losses[-1]:.4f} on {len(probe.rows)} dev rows")
-    return cocktail_weights(losses, probe.cfg.temperature), said
+        lines.append(f"{uri.rsplit('/', 1)[-1]}: loss {losses[-1]:.4f} on {len(probe.rows)} dev rows")
+    return cocktail_weights(losses, probe.cfg.temperature), lines
