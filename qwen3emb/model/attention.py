@@ -1,4 +1,4 @@
-"""Attention within a packed batch, on CPU and CUDA, as the transformers library takes it."""
+"""Attention within a packed batch, on CPU and CUDA, for the attention interface of the transformers library."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def _layout(batch: PackedBatch) -> _Layout:
             groups.append([s])
     buckets, rows, columns, useful = zip(*map(_bucket, groups), strict=True)
     queries, keys = (torch.cat([t.flatten() for t in parts]) for parts in (rows, columns))
-    # The way back, from bucket rows to packed tokens: of all rows those that are no padding, then the permutation
-    # turned around. Every packed token stands in exactly one bucket row, so `places` has no gap.
+    # From bucket rows back to packed tokens: of all rows those that are no padding, then the inverse permutation.
+    # Every packed token stands in exactly one bucket row, so `places` has no gap.
     kept = torch.cat([t.flatten() for t in useful]).nonzero().squeeze(1)
     places = torch.empty_like(kept)
     places[queries[kept]] = kept
@@ -156,7 +156,7 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Zero for rows that were not taken."""
+        """The gradient of `rows`: zero for rows that were not taken."""
         [places] = ctx.saved_tensors
         out = gradient.new_zeros(ctx.count, *gradient.shape[1:])
         return out.index_copy_(0, places, gradient.contiguous()), None
@@ -218,7 +218,7 @@ def _interface(
 
 
 def _require_plain(module: Any, options: dict[str, Any]) -> None:
-    """Refuse what this attention does not do; without a word vectors would be near the right ones, and wrong."""
+    """Refuse kinds of attention that are not implemented here; ignored, they would give slightly wrong vectors."""
     kind = type(module).__name__
     batch = options.get("packed")
     if batch is None:

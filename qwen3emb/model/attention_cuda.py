@@ -1,7 +1,7 @@
 """The CUDA back end of packed attention: torch's flash kernel for plain sequences, flex attention for shared prefixes.
 
-Neither kernel runs on a CPU. What can be wrong about them there, the boundaries of the sequences and the rule of the
-mask, is made by the functions below and tested against the CPU path.
+Neither kernel runs on a CPU. Their inputs, the boundaries of the sequences and the rule of the mask, are made by the
+functions below, which are tested against the CPU path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Boundaries:
 
 
 def boundaries(batch: PackedBatch) -> Boundaries | None:
-    """The sequences of a batch; None where some share a prefix, which the kernel has no word for."""
+    """The sequences of a batch; None where some share a prefix, which the flash kernel does not support."""
     if any(s.prefix_length for s in batch.segments):
         return None
     if "boundaries" not in batch.cache:
@@ -74,33 +74,38 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Boundaries, sc
 
 
 def segment_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """(T,) own segment number and (T,) number of the prefix segment it may attend to (-1 for none)."""
-    own = torch.empty(batch.tokens, dtype=torch.long)
-    # -1 equals no segment number: a plain sequence has no prefix to look at.
+    """(T,) number of each token's segment and (T,) number of its prefix segment, -1 for none."""
+    segment = torch.empty(batch.tokens, dtype=torch.long)
+    # -1 equals no segment number: a plain sequence has no prefix to attend to.
     prefix = torch.full((batch.tokens,), -1, dtype=torch.long)
     starts = {s.start: i for i, s in enumerate(batch.segments)}
     for i, s in enumerate(batch.segments):
-        own[s.start : s.end] = i
+        segment[s.start : s.end] = i
         if s.prefix_length:
             prefix[s.start : s.end] = starts[s.prefix_start]
-    return own, prefix
+    return segment, prefix
 
 
-def may_attend(own: Tensor, prefix: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The rule of `allowed` for index tensors, as flex attention wants it."""
+def may_attend(segment: Tensor, prefix: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The rule of `packing.allowed` as flex attention takes it: may token `row` attend to token `column`.
+
+    Args:
+        segment, prefix: of `segment_tensors`.
+        row, column: token numbers, of shapes that broadcast.
+    """
     # Within its own segment a token sees what stands before it, of its prefix everything.
-    itself = (own[row] == own[column]) & (row >= column)
-    return itself | (own[column] == prefix[row])
+    itself = (segment[row] == segment[column]) & (row >= column)
+    return itself | (segment[column] == prefix[row])
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
     """Flex attention with the same rule as the CPU path, compiled once for all lengths."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    own, prefix = (t.to(query.device) for t in segment_tensors(batch))
+    segment, prefix = (t.to(query.device) for t in segment_tensors(batch))
 
     def rule(_batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        return may_attend(own, prefix, row, column)
+        return may_attend(segment, prefix, row, column)
 
     if "block" not in batch.cache:
         # Which tiles of the (T, T) matrix hold anything at all is found once per batch, not once per layer.

@@ -16,7 +16,7 @@ CONTRACT_FILE = "qwen3emb.json"
 
 @dataclass(frozen=True)
 class Contract:
-    """What a model directory promises.
+    """How a model's inputs are built and its outputs are read.
 
     Attributes:
         kind: embedding or reranker.
@@ -26,7 +26,7 @@ class Contract:
         dimensions: length of the full vector (0 for rerankers).
         mrl_dims: prefixes it was trained to be cut to.
         pooling: where the vector is read; embedding models only, which are normalised after it.
-        prompts: what stands before a query and before a document; embedding models only.
+        prompts: prompt in front of a query and of a document; embedding models only.
         normalised: whether vectors have length one; false for rerankers.
         template: a reranker's whole input with `{instruction}`, `{query}` and `{document}` for what goes in.
         yes_no: ids of a reranker's two answers; its score is sigmoid(logit yes - logit no) at the last position.
@@ -51,7 +51,7 @@ def write_contract(model_dir: Path, contract: Contract) -> None:
 
 
 def read_contract(model_dir: Path) -> Contract | None:
-    """The contract of a model directory of ours, None for any other model.
+    """The contract of a model directory that qwen3emb exported; None for any other model.
 
     Raises:
         UserError: the file is damaged.

@@ -1,6 +1,6 @@
-"""Texts to vectors: templates, packing by token budget, last-token pooling, normalisation, MRL.
+"""The encoder of texts into vectors: templates, packing by token budget, last-token pooling, normalisation, MRL.
 
-This is the engine of mining, filtering, validation, evaluation, indexing and serving. A vector depends on its text
+Mining, filtering, evaluation, indexing and serving embed texts with it. A vector depends on its text
 and instruction only, never on the batch (tested against sentence-transformers and vLLM).
 """
 
@@ -30,11 +30,11 @@ def normalised_prefix(vectors: Tensor, dimensions: int | None = None) -> Tensor:
 
 
 def _check_contract(model_dir: Path, contract: Contract | None) -> None:
-    """Vectors of another prompt or pooling than the trained one are worse, and nothing would show it."""
+    """Refuse a model that was trained with another prompt or pooling: its vectors would be silently worse."""
     if contract is None or contract.kind != "embedding":
         return
-    said = contract.prompts.get("query", query_prompt(contract.instruction)), contract.pooling, contract.normalised
-    if said != (query_prompt(contract.instruction), "last_token", True):
+    trained = contract.prompts.get("query", query_prompt(contract.instruction)), contract.pooling, contract.normalised
+    if trained != (query_prompt(contract.instruction), "last_token", True):
         raise UserError(
             f"{model_dir}/{CONTRACT_FILE}: the model was trained with another prompt or pooling than this version of "
             "qwen3emb uses, so its vectors would be wrong; use the version that exported it, or train again"
@@ -56,8 +56,8 @@ class Encoder:
         """Load the model.
 
         Args:
-            model_dir: a decoder directory; one exported by us knows its end token.
-            end_token: token the embedding is read at; needed for directories that are not ours.
+            model_dir: directory of a decoder; the contract of one that qwen3emb exported names its end token.
+            end_token: token the embedding is read at; needed for directories without a contract.
             dtype: of the weights.
             threads: CPU threads of this process.
             device: torch device; default CUDA where there is one.
@@ -117,7 +117,7 @@ class Encoder:
         with torch.inference_mode():
             for group in budgeted([len(leaf) for leaf in leaves], token_budget):
                 # One tree: the instruction is the prefix of every query and is computed once per group. `group`
-                # numbers the texts in their given order, whatever order they are computed in.
+                # numbers the texts in their given order, which may differ from the order of computation.
                 batch = pack([(prefix, [leaves[i] for i in group])]).to(self.device)
                 vectors = normalised_prefix(pooled(self.trunk, batch), dimensions)
                 out[group] = vectors.cpu().numpy()

@@ -1,9 +1,9 @@
-"""Embedding models behind an OpenAI-compatible server, each of which has limits of its own.
+"""Embedding models behind an OpenAI-compatible server, whose limits on requests and texts are not known beforehand.
 
-What a server refuses (400, 413, 422) may be one text or the whole request. A refused request is halved; a text that is
-refused alone is sent once more with `truncate` (servers of ours, TEI), and where that is unknown the longest beginning
-that is accepted is looked for, in steps that are the same for all texts: where a text is cut depends on it alone. What
-was learned says only where to begin, so that a limit costs a few requests.
+A server may refuse (400, 413, 422) one text or the whole request. A refused request is halved. A text that is refused
+alone is sent once more with `truncate` (known to our servers and to TEI). Where the server does not know that, the
+longest accepted beginning of the text is searched for, in steps that are the same for all texts, so that the place of
+the cut depends on the text alone. Earlier searches only decide where a search begins, so a limit costs a few requests.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from qwen3emb.text.templates import query_prompt
 __all__ = ["PLACEHOLDER", "EndpointEncoder", "notes_lines"]
 
 PLACEHOLDER = "."
-"""Sent for an empty text: servers refuse those, and many refuse white space too."""
+"""Sent in place of an empty text: servers refuse those, and many refuse white space too."""
 
 _TIMEOUT = 300.0  # seconds for one answer
 _REFUSED = (400, 413, 422)
 _FURTHER_TRIES = 5
 _BACK_OFF = tenacity.wait_exponential(multiplier=1)  # 1, 2, 4, 8, 16 s
 _LONGEST_WAIT = 120.0  # seconds, whatever the server says
-_CHARACTERS = 4  # of a token, to begin with
+_CHARACTERS = 4  # of a token, as a first guess
 _LADDER = sorted({round(2 ** (step / 8)) for step in range(8 * 26)})  # lengths that a text may be cut to, 9 % apart
-_SHORT = 16  # characters: no server's limit, so that a refusal is for the content
+_SHORT = 16  # characters: below any server's limit, so that a refusal is for the content
 
 
 class _Refusal(Exception):
-    """The server does not take these texts; `args` are its status and its words."""
+    """The server refuses these texts; `args` are its status and its message."""
 
 
 class EndpointEncoder:
@@ -51,14 +51,14 @@ class EndpointEncoder:
     """
 
     def __init__(self, address: str) -> None:
-        """Ask for one vector.
+        """Embed one text, to check the server and to learn the length of its vectors.
 
         Args:
             address: `http://HOST:PORT/v1?model=NAME`; without a model name the server's default.
 
         Raises:
-            UserError: it does not answer as such a server does.
-            StageFailure: it does not answer.
+            UserError: the answer is not that of such a server, or the server refuses the request.
+            StageFailure: the server does not answer.
         """
         parts = urllib.parse.urlsplit(address)
         self._model = urllib.parse.parse_qs(parts.query).get("model", [""])[0]
@@ -69,15 +69,15 @@ class EndpointEncoder:
             self._client = httpx.Client(
                 auth=_with_key, timeout=_TIMEOUT, follow_redirects=True, mounts=_without_proxy(parts.hostname or "")
             )
-        except (ImportError, ValueError, httpx.InvalidURL) as error:  # of a proxy that it has no package for
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # a proxy whose package is not installed
             raise UserError(f"{self._url}: the environment's proxy cannot be used: {error}") from error
         weakref.finalize(self, self._client.close)
-        self._most: int | None = None  # texts in a request
-        self._truncates: bool | None = None  # whether the server cuts by itself when it is asked to
-        self._lists = False  # whether it then says which, so that all requests may ask for it
-        self._whole = 0  # characters of the longest text that was taken as it is
-        self._fits = 0  # characters of the longest beginning that was taken: where the next search starts
-        self._refused = 0  # texts that were refused alone
+        self._most: int | None = None  # texts in a request, at most; None: no limit is known
+        self._truncates: bool | None = None  # whether the server knows `truncate`; None: not tried yet
+        self._lists = False  # whether it then lists the cut texts, so that all requests may ask for it
+        self._whole = 0  # characters of the longest text that was accepted uncut
+        self._fits = 0  # characters of the longest accepted beginning of a text: where the next search starts
+        self._refused = 0  # number of texts that were refused alone
         self._empty = self._cut = 0
         try:
             self._dimensions = int(self._ask(["a text"]).shape[1])
@@ -86,60 +86,63 @@ class EndpointEncoder:
 
     @property
     def dimensions(self) -> int:
-        """Length of its vectors."""
+        """Length of the model's vectors."""
         return self._dimensions
 
     @property
     def notes(self) -> dict[str, int]:
-        """What was done to be answered: `empty` texts replaced, texts `cut`, `most` texts in a request (0 = any)."""
+        """Counts: `empty` texts replaced, texts `cut`, and the `most` texts in a request (0 = no limit known)."""
         return {"empty": self._empty, "cut": self._cut, "most": self._most or 0}
 
     def encode(self, texts: Sequence[str], *, max_tokens: int, instruction: str | None = None) -> np.ndarray:
-        """(len(texts), dimensions) normalised float32; `max_tokens` is left to the server, unless it refuses a text.
+        """Embed texts; the server cuts them, and `max_tokens` is used only where it refuses a text.
+
+        Returns:
+            (len(texts), dimensions) normalised float32.
 
         Raises:
-            UserError: the server refuses the request, or a text however short it is cut.
-            StageFailure: it does not answer, six times.
+            UserError: the server refuses the request, or a text at any length.
+            StageFailure: the server does not answer, six times.
         """
         before = query_prompt(instruction) if instruction else ""
         out = np.empty((len(texts), self._dimensions), dtype=np.float32)
-        given = [text if before or text.strip() else PLACEHOLDER for text in texts]
+        inputs = [text if before or text.strip() else PLACEHOLDER for text in texts]
         self._empty += sum(not (before or text.strip()) for text in texts)
-        # Once some were refused, a text longer than all that were taken goes alone, to spare its neighbours' request.
+        # After a cut, texts longer than all accepted ones are sent alone, so that no other text shares their refusal.
         alone = self._cut > 0 and not self._lists
-        longer = {row for row, text in enumerate(given) if alone and len(text) > self._whole}
-        rest = [row for row in range(len(given)) if row not in longer]
+        longer = {row for row, text in enumerate(inputs) if alone and len(text) > self._whole}
+        rest = [row for row in range(len(inputs)) if row not in longer]
         if rest:
-            out[rest] = self._together(before, [given[row] for row in rest], max_tokens)
+            out[rest] = self._together(before, [inputs[row] for row in rest], max_tokens)
         for row in sorted(longer):
             if self._truncates:
-                out[row] = self._together(before, [given[row]], max_tokens)[0]
+                out[row] = self._together(before, [inputs[row]], max_tokens)[0]
             else:
-                out[row] = self._shortened(before, given[row], max_tokens, None)[0]
+                out[row] = self._shortened(before, inputs[row], max_tokens, None)[0]
         return out
 
     def _together(self, before: str, texts: list[str], max_tokens: int) -> np.ndarray:
-        """Vectors of texts in one request, or in as many as are needed."""
+        """Vectors of texts, in one request where the server accepts it, else in several."""
         size = self._most or len(texts)
         if len(texts) > size:
             parts = [texts[start : start + size] for start in range(0, len(texts), size)]
             return np.concatenate([self._together(before, part, max_tokens) for part in parts])
         try:
-            found = self._ask([before + text for text in texts])
+            vectors = self._ask([before + text for text in texts])
         except _Refusal as error:
             if len(texts) == 1:
                 return self._alone(before, texts[0], max_tokens, error)
             half, refused = (len(texts) + 1) // 2, self._refused
             parts = [texts[:half], texts[half:]]
-            found = np.concatenate([self._together(before, part, max_tokens) for part in parts])
+            vectors = np.concatenate([self._together(before, part, max_tokens) for part in parts])
             if refused == self._refused and half < (self._most or len(texts)):
                 self._most = half if self._too_many(before, texts) else self._most
-            return found
+            return vectors
         self._whole = max(self._whole, *map(len, texts))
-        return found
+        return vectors
 
     def _too_many(self, before: str, texts: list[str]) -> bool:
-        """Whether texts, each of which is fine, are refused together again: what passes teaches nothing."""
+        """Whether texts that are accepted in smaller requests are refused together once more."""
         try:
             self._ask([before + text for text in texts])
         except _Refusal:
@@ -147,14 +150,14 @@ class EndpointEncoder:
         return False
 
     def _alone(self, before: str, text: str, max_tokens: int, error: _Refusal) -> np.ndarray:
-        """The vector of a text that was refused, without its end.
+        """The vector of a text that was refused, cut where it is refused again.
 
         Raises:
-            UserError: it is refused whatever its length.
+            UserError: the text is refused at any length.
         """
         if not self._cut or len(text) <= self._whole:
             try:
-                return self._ask([before + text])  # the refusal may pass
+                return self._ask([before + text])  # the refusal may have passed
             except _Refusal:
                 pass
         self._refused += 1
@@ -171,10 +174,16 @@ class EndpointEncoder:
         return self._shortened(before, text, max_tokens, error)
 
     def _shortened(self, before: str, text: str, max_tokens: int, error: _Refusal | None) -> np.ndarray:
-        """The vector of the longest beginning that is accepted; `error` is what the whole text was refused with.
+        """The vector of the longest accepted beginning of a text.
+
+        Args:
+            before: the prompt in front of the text.
+            text: the text.
+            max_tokens: for the first guess of an accepted length.
+            error: the refusal of the whole text; None where the whole text was not tried.
 
         Raises:
-            UserError: it is refused whatever its length, or for what it says.
+            UserError: the text is refused at any length, or for its content.
         """
         steps = [*_LADDER[: bisect.bisect_left(_LADDER, len(text))], len(text)]
         accepted, refused, vector = -1, len(steps) - (error is not None), None
@@ -199,10 +208,12 @@ class EndpointEncoder:
         return vector
 
     def _check_content(self, before: str, text: str, low: int, high: int) -> None:
-        """Ask for the few words alone with which a text was refused: longer texts were taken, so is it their number?
+        """Check that a text was refused for its length, although longer texts were accepted.
+
+        The characters around `low` (accepted) and `high` (refused) are sent alone.
 
         Raises:
-            UserError: they are refused too.
+            UserError: they are refused too, so the refusal is for the content.
         """
         try:
             self._ask([before + text[max(0, low - 4 * _SHORT) : high]])
@@ -210,15 +221,15 @@ class EndpointEncoder:
             raise self._unwanted(text, error, "and not for its length") from error
 
     def _unwanted(self, text: str, error: _Refusal, how: str) -> UserError:
-        status, said = error.args
-        return UserError(f"{self._url} refuses a text, {how} ({status}): {said}; it is {text[:60]!r}")
+        status, message = error.args
+        return UserError(f"{self._url} refuses a text, {how} ({status}): {message}; it is {text[:60]!r}")
 
     def _ask(self, texts: list[str], truncate: bool = False) -> np.ndarray:
         """Unit vectors of texts in one request; `truncate` asks the server to cut.
 
         Raises:
-            _Refusal: the server does not take them.
-            UserError: it refuses the request for another reason, or its answer is none.
+            _Refusal: the server refuses these texts.
+            UserError: it refuses the request for another reason, or its answer cannot be used.
             StageFailure: it does not answer.
         """
         body: dict[str, Any] = {
@@ -235,8 +246,8 @@ class EndpointEncoder:
                 f"{self._url} did not answer {_FURTHER_TRIES} times more; the last time: HTTP {answer.status_code}"
             )
         if answer.status_code != 200:
-            said = " ".join(answer.text[:300].split())
-            raise UserError(f"{self._url} refuses the request ({answer.status_code}): {said}")
+            message = " ".join(answer.text[:300].split())
+            raise UserError(f"{self._url} refuses the request ({answer.status_code}): {message}")
         content = _parsed(answer, self._url)
         vectors = _vectors(content, texts, self._url)
         if getattr(self, "_dimensions", vectors.shape[1]) != vectors.shape[1]:
@@ -247,10 +258,10 @@ class EndpointEncoder:
         return vectors
 
     def _posted(self, body: dict[str, Any]) -> httpx.Response:
-        """The server's answer; one that is late, breaks off or says that the server is busy is asked for again.
+        """The server's answer; the request is repeated where the answer is late, incomplete or says `busy`.
 
         Raises:
-            StageFailure: there is none.
+            StageFailure: the server cannot be reached or does not answer in full.
         """
         patience = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(1 + _FURTHER_TRIES),
@@ -261,39 +272,43 @@ class EndpointEncoder:
         try:
             return patience(self._client.post, self._url, json=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            full = " in full" if "complete message body" in said else ""
+            message = " ".join(str(error).split()) or type(error).__name__
+            full = " in full" if "complete message body" in message else ""
             limit = f" ({_TIMEOUT:.0f} s)" if isinstance(error, httpx.TimeoutException) else ""
-            raise StageFailure(f"{self._url} does not answer{full}: {said}{limit}") from error
+            raise StageFailure(f"{self._url} does not answer{full}: {message}{limit}") from error
 
 
 def _is_busy(answer: httpx.Response) -> bool:
-    """Whether the same request may pass later."""
+    """Whether the same request may be accepted later."""
     status = answer.status_code
     return status == 429 or status >= 500 or (status == 413 and "Retry-After" in answer.headers)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds to the next try: what the server asks for, else longer each time."""
+    """Seconds to the next try: those of the `Retry-After` header, else longer each time."""
     outcome = state.outcome
-    said = "" if outcome is None or outcome.failed else outcome.result().headers.get("Retry-After", "").strip()
+    retry_after = "" if outcome is None or outcome.failed else outcome.result().headers.get("Retry-After", "").strip()
     try:
-        seconds = float(said) if said.isdecimal() else parsedate_to_datetime(said).timestamp() - time.time()
+        seconds = (
+            float(retry_after)
+            if retry_after.isdecimal()
+            else parsedate_to_datetime(retry_after).timestamp() - time.time()
+        )
     except ValueError:
         seconds = 0.0
     return min(seconds, _LONGEST_WAIT) if seconds > 0 else _BACK_OFF(state)
 
 
 def _last(state: tenacity.RetryCallState) -> Any:
-    """What the last try gave: an answer, or the error that it raises."""
+    """The answer of the last try, or the error that it raised."""
     return state.outcome.result() if state.outcome else None
 
 
-def _count(said: Any, texts: int) -> int:
-    """How many of the texts were cut by an answer's `truncated`: a list in ours, in others a number or yes."""
-    if isinstance(said, list):
-        return min(len(said), texts)
-    return min(max(said, 0), texts) if isinstance(said, int) else 0
+def _count(truncated: Any, texts: int) -> int:
+    """The number of cut texts by an answer's field `truncated`: a list in our servers, in others a number or true."""
+    if isinstance(truncated, list):
+        return min(len(truncated), texts)
+    return min(max(truncated, 0), texts) if isinstance(truncated, int) else 0
 
 
 def _with_key(request: httpx.Request) -> httpx.Request:
@@ -347,7 +362,7 @@ def _vectors(answer: Mapping[str, Any], texts: Sequence[str], url: str) -> np.nd
 
 
 def notes_lines(notes: Sequence[Mapping[str, int]]) -> list[str]:
-    """What encoders had to do to be answered, for a person; nothing where there was nothing."""
+    """Lines for the user on the sums of `EndpointEncoder.notes`; none where all texts were sent unchanged at once."""
     empty, cut = (sum(note.get(name, 0) for note in notes) for name in ("empty", "cut"))
     most = [note["most"] for note in notes if note.get("most")]
     lines = [f"{empty} empty texts were sent to the server as {PLACEHOLDER!r}"] if empty else []

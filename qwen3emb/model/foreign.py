@@ -1,6 +1,6 @@
-"""Embedding models that are not ours, behind the methods of `Encoder`: sentence-transformers, and served ones.
+"""Embedding models that qwen3emb did not export, with the interface of `Encoder`: sentence-transformers, and servers.
 
-`open_encoder` decides by what stands there: an address (`http://HOST:PORT/v1?model=NAME`) is an OpenAI-compatible
+`open_encoder` decides by the name of the model: an address (`http://HOST:PORT/v1?model=NAME`) is an OpenAI-compatible
 endpoint; a directory with `modules.json` that we did not export is a sentence-transformers model of any architecture;
 everything else is a decoder, read by `Encoder`.
 """
@@ -30,11 +30,11 @@ _OF_OTHER_TASKS = re.compile(
     r"(cls|pooler|lm_head|mlm_head|head|score|classifier|decoder|qa_outputs|predictions|vocab_\w+|discriminator_\w+)\."
     r"|.*(position_ids|inv_freq)$"
 )
-"""Heads and buffers that the files of an encoder may hold beside its own weights."""
+"""Heads and buffers that an encoder's files may hold beside the encoder's weights."""
 
 
 class AnyEncoder(Protocol):
-    """What embeds texts."""
+    """An embedding model, local or on a server."""
 
     @property
     def dimensions(self) -> int:
@@ -77,14 +77,14 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """The library would read pickled weights of a module where there are no safetensors."""
+    """Refuse modules with pickled weights only, which the library would read."""
     for file in sorted(folder.rglob("pytorch_model*.bin")):
         if not any(file.parent.glob("*.safetensors")):
             raise UserError(f"{file}: pickled weights are not read; save the model as safetensors")
 
 
 def _refuse_code(folder: Path) -> None:
-    """Before version 6 the library runs a module's own code where the directory is local, asked or not."""
+    """Refuse modules with code of their own, which the library before version 6 runs from any local directory."""
     for kind in _modules(folder, "type"):
         if not kind.startswith("sentence_transformers."):
             raise UserError(f"{folder}/modules.json: {kind} is code of the model's own, which is never run")
@@ -100,9 +100,10 @@ def _modules(folder: Path, field: str) -> list[str]:
 
 
 def _require_weights(model: Any, folder: Path) -> None:
-    """The library draws weights that no file holds at random and only logs it, so they are asked for once more.
+    """Refuse a model with missing weights, which the library draws at random and only logs.
 
-    Loaded onto the device `meta`, which holds no numbers, that takes a fraction of a second. Heads of other tasks may
+    The modules are loaded once more for the list of missing weights, onto the device `meta`, which holds no numbers and
+    takes a fraction of a second. Heads of other tasks may
     be left over. The pooler of BERT and its kin is missing in many published models; the library does not use it.
     """
     for module, path in zip(model, _modules(folder, "path"), strict=True):
@@ -124,9 +125,9 @@ def _require_weights(model: Any, folder: Path) -> None:
 
 
 def _read_controls_as_text(model: Any) -> None:
-    """Control tokens that a text spells are read as its characters, as in our own models (`templates`).
+    """Have control tokens that are written out in a text read as ordinary characters, as our models do (`templates`).
 
-    Not where the model's own prompts hold control tokens.
+    Left as it is where the model's own prompts hold control tokens.
     """
     tokenizer: Any = getattr(model, "tokenizer", None)
     tokens = getattr(tokenizer, "all_special_tokens", [])
@@ -138,7 +139,7 @@ class SentenceEncoder:
     """A sentence-transformers directory; queries get its own `query` prompt where it has one."""
 
     def __init__(self, folder: Path) -> None:
-        """Load it, without running code of its own.
+        """Load the model without running code from its directory.
 
         Raises:
             UserError: the library cannot load it, its files do not hold all of its weights, weights are pickled, or a

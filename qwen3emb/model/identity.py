@@ -1,4 +1,4 @@
-"""What tells one model from another: the content of its files, or the name of a hub model that is loaded where it runs.
+"""The identity of a model: the content of its files, or the name of a hub model that is not on this machine.
 
 Hashing reads every byte once: gigabytes take seconds. The hash of a large file is kept in the user's cache and taken
 again while the file's size, times and inode are the same. A model fetched from the hub keeps the name it had before it
@@ -23,7 +23,7 @@ from qwen3emb.model.fetch import cache_dir, is_endpoint, resolve_model
 
 __all__ = ["content_digest", "model_identity", "streamed_digest", "tokenizer_identity"]
 
-_READ = (".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt")  # what loading a model may look at
+_READ = (".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt")  # files that loading a model may read
 _OF_THE_WEIGHTS = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 _KEPT_FROM = 1 << 20  # bytes; smaller files are hashed faster than looked up
 _IN_THIS_PROCESS: dict[str, dict[str, Any]] = {}  # several stages read one model, and a cache may be read-only
@@ -79,10 +79,10 @@ def content_digest(directory: Path, files: Sequence[Path]) -> str:
 
 
 def streamed_digest(files: Iterable[tuple[str, Any]]) -> str:
-    """16 hexadecimal digits over names and contents of (name, open binary stream), in their order, wherever they lie.
+    """16 hexadecimal digits over names and contents of (name, open binary stream), in their order.
 
-    Other digits than those of `content_digest`, which remembers files of this machine: registries and kept scores
-    have these.
+    For files on any storage; registries and kept scores use it. It differs from `content_digest`, which caches the
+    hashes of local files, in its digits for the same files.
     """
     digest = hashlib.sha256()
     for name, stream in files:
@@ -112,19 +112,19 @@ class _Known:
             self._now[key] = kept
             return str(kept["sha256"])
         with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if state.st_size >= _KEPT_FROM and time.time() - state.st_ctime > _SETTLED:
-            self._now[key] = _IN_THIS_PROCESS[key] = {"state": stamp, "sha256": found}
-        return found
+            self._now[key] = _IN_THIS_PROCESS[key] = {"state": stamp, "sha256": digest}
+        return digest
 
     def keep(self) -> None:
-        """Write what is known now; a cache that cannot be written costs the time of hashing again, nothing else."""
+        """Write the hashes to the cache; where it cannot be written, they are computed again next time."""
         if self._now and self._now != self._before:
             _write_json(self._file, self._before | self._now)
 
 
 def _directory(name: str) -> Path | None:
-    """Where the model lies on this machine; None for a hub model that does not."""
+    """The model's directory on this machine; None for a hub model that was not fetched."""
     try:
         return resolve_model(name)
     except UserError:
@@ -139,7 +139,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    """The files that loading the model may read, without hidden ones; other formats of the weights are not read."""
+    """The files that loading the model may read, without hidden ones and other formats of the weights."""
     for file in directory.rglob("*"):
         parts = file.relative_to(directory).parts
         hidden = any(part.startswith(".") or part in ("onnx", "openvino") for part in parts)
@@ -148,7 +148,7 @@ def _files(directory: Path) -> Iterator[Path]:
 
 
 def _fetched(name: str, digest: str) -> str:
-    """The name of a fetched hub model, with its content where it is another than was first seen under that name."""
+    """The name of a fetched hub model; followed by its digest where that is not the first one seen for the name."""
     note = cache_dir() / f"{name.replace('/', '--')}.content.json"
     first = _read_json(note).get("content")
     if first is None:

@@ -103,7 +103,7 @@ def _architectures(model_dir: Path) -> list[str]:
 
 
 def _config_file(model_dir: Path) -> dict[str, Any]:
-    with _told(model_dir, "its config.json cannot be read"):
+    with _as_user_error(model_dir, "its config.json cannot be read"):
         content = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it holds no mapping")
@@ -111,10 +111,10 @@ def _config_file(model_dir: Path) -> dict[str, Any]:
 
 
 def require_vocabulary(model_dir: Path, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that knows more tokens than the model has embeddings of: a text with one would end a run.
+    """Refuse a tokenizer with more tokens than the model has embeddings: a text with such a token would end a run.
 
     Raises:
-        UserError: it does.
+        UserError: a token's number is not below the number of embeddings.
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -133,7 +133,7 @@ def _load(auto: Any, model_dir: Path, dtype: str, trunk: bool) -> Any:
         raise UserError(f"model directory {model_dir}: it is quantised; name the model in bf16, fp16 or fp32")
     mapping = renamings(names, bool(getattr(config, "tie_word_embeddings", False)))
     register_attention()
-    with _told(model_dir, "it cannot be loaded"), quiet_loading():
+    with _as_user_error(model_dir, "it cannot be loaded"), quiet_loading():
         model, info = auto.from_pretrained(
             model_dir,
             config=config,
@@ -142,7 +142,7 @@ def _load(auto: Any, model_dir: Path, dtype: str, trunk: bool) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
             key_mapping=mapping or None,
-            ignore_mismatched_sizes=True,  # they are named below
+            ignore_mismatched_sizes=True,  # `require_complete` refuses them
             output_loading_info=True,
         )
     kind = type(model).__name__
@@ -151,7 +151,7 @@ def _load(auto: Any, model_dir: Path, dtype: str, trunk: bool) -> Any:
     require_complete(model_dir, names, mapping, info, trunk)
     if getattr(config, "attn_logit_softcapping", None) or getattr(config, "use_bidirectional_attention", False):
         raise UserError(f"model directory {model_dir}: {kind} has attention that is capped or looks ahead")
-    with _told(model_dir, f"{kind} is no decoder of the Qwen3 and Llama families"):
+    with _as_user_error(model_dir, f"{kind} is no decoder of the Qwen3 and Llama families"):
         add_shortcuts(model)
     return model.eval()
 
@@ -159,15 +159,16 @@ def _load(auto: Any, model_dir: Path, dtype: str, trunk: bool) -> Any:
 def _config(model_dir: Path) -> Any:
     from transformers import AutoConfig
 
-    with _told(model_dir, "its config.json cannot be read"):
+    with _as_user_error(model_dir, "its config.json cannot be read"):
         return AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
 
 
 @contextmanager
-def _told(model_dir: Path, problem: str) -> Iterator[None]:
-    """Whatever a library raises on a damaged or foreign model directory, as one sentence that names it.
+def _as_user_error(model_dir: Path, problem: str) -> Iterator[None]:
+    """Turn any error of a library on a damaged or foreign model directory into a `UserError` that names the directory.
 
-    It raises nearly anything there (KeyError, ZeroDivisionError, errors of its own); memory is no fault of the model.
+    Libraries raise nearly anything there (KeyError, ZeroDivisionError, errors of their own). Errors about memory are
+    passed on, since they are not the model's fault.
     """
     try:
         yield
@@ -180,7 +181,7 @@ def _told(model_dir: Path, problem: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without transformers' own report of what did not fit: `require_complete` says it in one sentence."""
+    """Silence transformers' report of tensors that do not fit; `require_complete` raises one sentence about them."""
     from transformers.utils import logging as library
 
     before = library.get_verbosity()

@@ -1,4 +1,4 @@
-"""Query and documents to relevance: the yes / no reranker (RECIPE section 1, paper section 2).
+"""The yes / no reranker: relevance of documents to a query (RECIPE section 1, paper section 2).
 
 Documents of one query share the system, instruction and query prefix, which is computed once per pack.
 """
@@ -61,7 +61,7 @@ def rerank_tree(
 
 
 def _check_contract(model_dir: Path, contract: Contract | None, template: RerankTemplate) -> None:
-    """Scores with another template than the trained one are almost random, and nothing would show it."""
+    """Refuse a reranker that was trained with another template: its scores would silently be almost random."""
     if contract is None or not contract.template:
         return
     text, ids = template.text("{query}", "{document}", "{instruction}"), list(template.yes_no)

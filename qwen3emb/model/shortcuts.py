@@ -1,4 +1,4 @@
-"""What a packed forward may leave out, and an RMS norm with fewer passes over memory; results stay the same.
+"""Two shortcuts of a packed forward with the same results: unread tokens are not computed, and a faster RMS norm.
 
 Only the last token of each leaf is read. In the last decoder layer other tokens matter as keys and values alone, so
 the query and output projections and the MLP compute just those tokens: exact, and one layer of N nearly for free.
@@ -17,13 +17,13 @@ __all__ = ["add_shortcuts"]
 
 
 class _LastTokens:
-    """Hooks of the last layer: rows of its inputs that nobody reads are not computed and stay zero."""
+    """Hooks of the last layer: only each leaf's last token is computed; other rows of the output are zero."""
 
     def __init__(self) -> None:
         self.batch: PackedBatch | None = None
 
     def begin(self, _layer: Any, _inputs: Any, named: dict[str, Any]) -> None:
-        """Before the layer: whose last tokens; a forward without a packed batch is left alone."""
+        """Before the layer: keep the packed batch; a forward without one is not changed."""
         self.batch = named.get("packed")
 
     def narrow(self, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -57,7 +57,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        """Of states and weight."""
+        """Gradients of states and weight."""
         normal, scale, weight = ctx.saved_tensors
         of_weight = (gradient * normal).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[1] else None
         wide, along = (gradient * weight).float(), normal.float()
@@ -67,7 +67,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def add_shortcuts(model: Any) -> None:
-    """Teach a decoder of the transformers library both; its weights and their names stay as they are.
+    """Add both shortcuts to a decoder of the transformers library; its weights and their names stay as they are.
 
     Args:
         model: a trunk or a causal LM of the Llama and Qwen3 families, with packed attention.
@@ -85,7 +85,7 @@ def add_shortcuts(model: Any) -> None:
 
 
 class _NormForward:
-    """A norm's forward: ours on CPU, the library's elsewhere."""
+    """A norm's forward: `_RmsNorm` on CPU, the library's on CUDA."""
 
     def __init__(self, module: Any) -> None:
         self.module, self.theirs = module, module.forward

@@ -1,4 +1,4 @@
-"""Models on storage: what the training stages left, and the embedding model that later stages score with."""
+"""Models on storage: those of the training stages, and the embedding model that later stages score with."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qwen3emb.model.fetch import is_endpoint, resolve_model
 __all__ = ["WEAK", "checkpoints", "final_model", "scoring_model"]
 
 WEAK = "weak"
-"""The config's word for the final model of the weakly supervised stage."""
+"""Name in the configuration of the final model of the weakly supervised stage."""
 
 
 def final_model(folder: Storage) -> Storage:
-    """The model that a training stage ended with, a model directory of ours.
+    """The final model of a training stage, a directory that qwen3emb exported.
 
     Raises:
         UserError: the stage is not complete, or is not a training stage.
@@ -40,7 +40,7 @@ def scoring_model(name: str, weak: Storage | None, end_token: str) -> tuple[str,
     Args:
         name: `weak`, a model name or directory, or the address of a server.
         weak: folder of the weakly supervised stage, where the run has one.
-        end_token: for a model that does not say its own (`models.end_token`).
+        end_token: for a model without a contract (`models.end_token`).
 
     Raises:
         UserError: there is no such model.
@@ -50,7 +50,7 @@ def scoring_model(name: str, weak: Storage | None, end_token: str) -> tuple[str,
     if name == WEAK and weak is None:
         raise UserError("the model is `weak`, but the run has no stage weak; name another model or add that section")
     folder = final_model(weak) if name == WEAK and weak else Storage(str(resolve_model(name)))
-    # A model of ours knows its end token; None takes that one.
+    # The contract of an exported model names its end token; None takes that one.
     return folder.uri, None if folder.exists(CONTRACT_FILE) else end_token
 
 

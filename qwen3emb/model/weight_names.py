@@ -1,9 +1,9 @@
-"""Which tensors a model directory holds, what the model calls them, and whether all of its own are there.
+"""Names of the tensors in a model directory and in the model, and the check that the directory holds all of them.
 
 Trainers store a decoder inside wrappers, whose names stand before the decoder's (`encoder.model.layers.0...`,
 `base_model.model.`, `0.auto_model.`, `module.`). transformers knows none of them: it would draw every parameter at
-random and only log it. Whatever stands before `layers.` is therefore taken off, and what is then missing, left over or
-of another shape is refused.
+random and only log it. Therefore the prefix before `layers.` is removed, and a model with missing, unknown or
+misshaped tensors is refused.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _files(model_dir: Path) -> list[Path]:
         return [model_dir / _WEIGHTS]
     index = model_dir / _INDEX
     if not index.is_file():
-        found = ", ".join(sorted(file.name for file in model_dir.glob("*.safetensors"))[:_SHOWN])
-        raise UserError(f"model directory {model_dir}: neither {_WEIGHTS} nor {_INDEX} in it, only {found}")
+        others = ", ".join(sorted(file.name for file in model_dir.glob("*.safetensors"))[:_SHOWN])
+        raise UserError(f"model directory {model_dir}: neither {_WEIGHTS} nor {_INDEX} in it, only {others}")
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = [model_dir / str(name) for name in sorted(set(places.values()))]
@@ -79,14 +79,14 @@ def _files(model_dir: Path) -> list[Path]:
 
 
 def renamings(names: Iterable[str], tied: bool) -> dict[str, str]:
-    """Patterns of stored names and what takes their place, as `key_mapping` of `from_pretrained` wants them.
+    """Regular expressions for stored names -> replacements, for the argument `key_mapping` of `from_pretrained`.
 
     Args:
         names: of the stored tensors.
         tied: whether embeddings and language-model head are one tensor, which may be stored under either name.
     """
     names = list(names)
-    prefixes = {found[1] for name in names if (found := _PREFIX.match(name))}
+    prefixes = {match[1] for name in names if (match := _PREFIX.match(name))}
     if len(prefixes) != 1:  # none, or several models in the files: what is missing is named later
         return {}
     [prefix] = prefixes
@@ -100,7 +100,7 @@ def renamings(names: Iterable[str], tied: bool) -> dict[str, str]:
 
 
 def renamed(name: str, mapping: Mapping[str, str]) -> str:
-    """What the model calls a stored tensor, by the `renamings` of its files."""
+    """The model's name of a stored tensor, by the `renamings` of its files."""
     for pattern, replacement in mapping.items():
         name = re.sub(pattern, replacement, name)
     return name
@@ -109,14 +109,14 @@ def renamed(name: str, mapping: Mapping[str, str]) -> str:
 def require_complete(
     model_dir: Path, names: Iterable[str], mapping: Mapping[str, str], info: Mapping[str, Any], trunk: bool
 ) -> None:
-    """Refuse a model that is not exactly what its files hold.
+    """Refuse a model whose tensors are not exactly those in its files.
 
     Args:
         model_dir: where it was loaded from.
         names: of the tensors stored there.
         mapping: the renamings it was loaded with.
         info: the loading info of `from_pretrained`.
-        trunk: whether the heads that are stored beside a trunk are none of its business.
+        trunk: whether the model is a trunk, so that heads in its files are ignored.
 
     Raises:
         UserError: tensors are missing, left over, there twice, or of another shape.
@@ -133,10 +133,10 @@ def require_complete(
 def require_loaded(
     place: Path, info: Mapping[str, Any], harmless: Collection[str] = (), twice: Sequence[str] = ()
 ) -> None:
-    """Refuse a model of which transformers says that it drew parameters at random or left tensors of its files out.
+    """Refuse a model for which transformers drew parameters at random or ignored tensors of the files.
 
     Args:
-        place: what was loaded.
+        place: directory or file that was loaded.
         info: the loading info of `from_pretrained`.
         harmless: names that may be missing or left over.
         twice: names of tensors that stand for the same parameter as another one.
@@ -146,27 +146,27 @@ def require_loaded(
     """
     missing = sorted(set(info["missing_keys"]) - set(harmless))
     odd = sorted(set(info["unexpected_keys"]) - set(harmless))
-    said = []
+    problems = []
     if missing:
-        said.append(f"{len(missing)} of the model's tensors are not in its files: {_listed(missing)}")
+        problems.append(f"{len(missing)} of the model's tensors are not in its files: {_listed(missing)}")
     if odd:
-        said.append(f"its files hold {len(odd)} tensors that the model does not know: {_listed(odd)}")
+        problems.append(f"its files hold {len(odd)} tensors that the model does not know: {_listed(odd)}")
     if twice:
-        said.append(f"its files hold tensors under two names: {_listed(twice)}")
+        problems.append(f"its files hold tensors under two names: {_listed(twice)}")
     for name, stored, wanted in sorted(info["mismatched_keys"])[:_SHOWN]:
-        said.append(f"{name} is {tuple(stored)} in its files, its config.json says {tuple(wanted)}")
-    said += map(str, info.get("error_msgs") or [])
-    if said:
+        problems.append(f"{name} is {tuple(stored)} in its files, its config.json says {tuple(wanted)}")
+    problems += map(str, info.get("error_msgs") or [])
+    if problems:
         adapters = any("lora_" in name for name in odd)
         todo = "merge the adapter into its base first" if adapters else "name a directory that holds the whole model"
-        raise UserError(f"model directory {place}: {'; '.join(said)}; {todo}")
+        raise UserError(f"model directory {place}: {'; '.join(problems)}; {todo}")
 
 
 def _doubled(names: Iterable[str], mapping: Mapping[str, str]) -> list[str]:
-    """Names that stand for the same parameter as another one; which of them counts would be chance."""
+    """Stored names that stand for the same parameter as another one; which of them is loaded would be chance."""
     spelled = {name: renamed(name, mapping).removeprefix("model.") for name in names}
     counts = Counter(spelled.values())
-    return sorted(name for name, one in spelled.items() if counts[one] > 1)
+    return sorted(name for name, parameter in spelled.items() if counts[parameter] > 1)
 
 
 def _listed(names: Sequence[str]) -> str:
