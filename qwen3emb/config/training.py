@@ -198,12 +198,19 @@ class TeacherConfig(Section):
 
 
 class TrainRerankerConfig(_TrainConfig):
-    """`train_reranker`: yes / no supervised fine-tuning (paper section 2)."""
+    """`train_reranker`: fine-tuning on yes and no (paper section 2), and on the order of a query's documents."""
 
     queries_per_step: int = Field(default=4, ge=1)
     """Global batch: queries per optimizer step over all workers."""
+    loss: Literal["sft", "group", "both"] = "both"
+    """`sft`: the paper's, each document by itself is to be answered with "yes" or "no". `group`: cross-entropy over a
+    query's documents of the margin between the two (LCE, arXiv 2101.08751): the positive is to have the largest, which
+    a short training learns and `sft` does not. `both`: their sum, so that the scores stay probabilities."""
     negatives: int = Field(default=8, ge=1)
-    """Hard negatives per query, each a "no" beside the positive's "yes"."""
+    """Hard negatives per query."""
+    random_negatives: int = Field(default=0, ge=0)
+    """Further negatives per query, drawn from the positives of other queries of its dataset. A candidate list holds
+    more than near misses."""
     max_query_tokens: int = Field(default=64, ge=4)
     """Query length inside the template."""
     max_tokens: int = Field(default=512, ge=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 
 from qwen3emb.config.catalogue import chosen_datasets
@@ -14,7 +15,8 @@ from qwen3emb.config.training import DatasetConfig
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.objective.rows import TrainingRow, without_own_positives
-from qwen3emb.text.identity import content_hash
+from qwen3emb.text.false_negatives import answers_of, true_negatives
+from qwen3emb.text.identity import content_hash, content_id
 from qwen3emb.text.retrieval_set import read_retrieval_set
 from qwen3emb.training.validation import held_out, query_hashes
 
@@ -30,6 +32,7 @@ __all__ = [
     "reranker_rows",
     "rows_from_pairs",
     "rows_from_training",
+    "with_random_negatives",
     "without_queries",
 ]
 
@@ -82,6 +85,7 @@ def reranker_rows(table: pa.Table, cfg: RunConfig, stage: str, evaluated: Collec
     if stage == "reranker" and cfg.reranker_weak is not None:
         before = set(query_hashes(reranker_rows(table, cfg, "reranker_weak", evaluated).train))
     dev, train = held_out(usable, section.validation_queries, cfg.seed, before)
+    train = with_random_negatives(train, section.random_negatives, cfg.seed)
     left_out = {
         EVALUATED: len(rows) - len(unseen),
         "other_task": len(unseen) - len(suited),
@@ -89,6 +93,27 @@ def reranker_rows(table: pa.Table, cfg: RunConfig, stage: str, evaluated: Collec
         "validation": len(usable) - len(train),
     }
     return Selection(len(rows), train, dev, left_out)
+
+
+def with_random_negatives(rows: Sequence[TrainingRow], count: int, seed: int) -> list[TrainingRow]:
+    """The rows with up to `count` further negatives each: positives of other rows of their dataset, drawn at random.
+
+    None answers the row's query in any of `rows`, and none stands there already. A dataset with few distinct positives
+    gives fewer. The draw depends on the seed, the row's id and the rows of its dataset.
+    """
+    if not count:
+        return list(rows)
+    pools = {name: list(dict.fromkeys(r.positive for r in group)) for name, group in by_dataset(rows).items()}
+    answers = answers_of((row.query, row.positive) for row in rows)
+    extended = []
+    for row in rows:
+        pool = pools[row.dataset]
+        # Twice as many as wanted and some more, since some are answers of the query or drawn twice.
+        draws = np.random.default_rng([seed, content_id(row.id) % 2**63]).integers(len(pool), size=2 * count + 16)
+        negatives = [*row.negatives, *(pool[place] for place in draws.tolist())]
+        kept, _ = true_negatives(row.query, negatives, answers)
+        extended.append(replace(row, negatives=tuple(negatives[n] for n in kept[: len(row.negatives) + count])))
+    return extended
 
 
 def graded(sets: Mapping[str, DatasetConfig]) -> set[str]:

@@ -195,7 +195,7 @@ class RerankerTask:
         trees: list[Tree] = []
         sizes = []
         for row in self.dev:
-            documents = [row.positive, *row.negatives[: self.cfg.negatives]]
+            documents = [row.positive, *row.negatives]
             prefix, leaves = rerank_tree(
                 self.template,
                 row.query,

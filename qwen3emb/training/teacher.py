@@ -81,7 +81,7 @@ def _scored(
         numbers = [i for i, row in enumerate(rows) if instructions.get(row.dataset, instruction) == dataset_instruction]
         scores = pool.score(
             [rows[i].query for i in numbers],
-            [[rows[i].positive, *rows[i].negatives[: cfg.negatives]] for i in numbers],
+            [[rows[i].positive, *rows[i].negatives] for i in numbers],
             max_tokens=cfg.max_tokens,
             max_query_tokens=cfg.max_query_tokens,
             instruction=dataset_instruction,

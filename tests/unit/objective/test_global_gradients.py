@@ -37,6 +37,8 @@ RERANKER = TrainRerankerConfig(
 )
 TEACHER = TeacherConfig(model="-", weight=0.75, temperature=2.0)
 TAUGHT = [replace(row, teacher=tuple(0.9 / (1 + n) for n in range(1 + len(row.negatives)))) for row in ROWS]
+RERANKERS = (("sft", "sft", None), ("group", "group", None), ("both", "both", None), ("taught", "both", TEACHER))
+"""Names, losses and teachers of the reranker steps that are compared."""
 # (token_budget, pack_tokens): all at once; gradient cache; a few texts at a time, graphs kept; every text alone
 BUDGETS = ((100_000, 4096), (60, 60), (100_000, 60), (1, 60))
 
@@ -65,11 +67,10 @@ def gradients(folder: str) -> dict[str, tuple[float, torch.Tensor]]:
         found[name] = metrics["loss"], flat(trunk)
     for budget, packed in BUDGETS:
         cfg = RERANKER.model_copy(update={"token_budget": budget, "pack_tokens": packed})
-        metrics = reranker_step(PlainEngine(causal), RerankTemplate(tokenizer), ROWS, cfg, "find it")
-        found[f"reranker {budget}/{packed}"] = metrics["loss"], flat(causal)
-        cfg = cfg.model_copy(update={"teacher": TEACHER})
-        metrics = reranker_step(PlainEngine(causal), RerankTemplate(tokenizer), TAUGHT, cfg, "find it")
-        found[f"taught {budget}/{packed}"] = metrics["loss"], flat(causal)
+        for name, loss, teacher in RERANKERS:
+            own = cfg.model_copy(update={"loss": loss, "teacher": teacher})
+            metrics = reranker_step(PlainEngine(causal), RerankTemplate(tokenizer), TAUGHT, own, "find it")
+            found[f"{name} {budget}/{packed}"] = metrics["loss"], flat(causal)
     return found
 
 
@@ -113,9 +114,11 @@ def reference(folder: Path) -> dict[str, tuple[float, torch.Tensor]]:
             loss, _ = matryoshka_loss(batch, SETTINGS.loss, task == "classification")
         loss.backward()
         found[task] = float(loss), flat(trunk)
-    for name, weight in (("reranker", 0.0), ("taught", TEACHER.weight)):
-        losses = []
+    for name, kind, taught in RERANKERS:
+        losses, groups = [], []
+        weight = taught.weight if taught else 0.0
         for row in TAUGHT:
+            margins = []
             texts = [(row.positive, "yes"), *((n, "no") for n in row.negatives)]
             for (document, word), teacher in zip(texts, row.teacher, strict=True):
                 text = RerankTemplate.text(row.query, document, "find it")
@@ -125,8 +128,10 @@ def reference(folder: Path) -> dict[str, tuple[float, torch.Tensor]]:
                 student = torch.log_softmax(logits[[yes, no]] / TEACHER.temperature, dim=0)
                 soft = torch.softmax(torch.tensor([teacher, 1 - teacher]).log() / TEACHER.temperature, dim=0)
                 distilled = -(TEACHER.temperature**2) * (soft * student).sum()
-                losses.append((1 - weight) * label + weight * distilled)
-        loss = torch.stack(losses).mean()
+                losses.append((1 - weight) * label * (kind != "group") + weight * distilled)
+                margins.append(logits[yes] - logits[no])
+            groups.append(-torch.log_softmax(torch.stack(margins), dim=0)[0] * (kind != "sft"))
+        loss = torch.stack(losses).mean() + (1 - weight) * torch.stack(groups).mean()
         loss.backward()
         found[name] = float(loss), flat(causal)
     return found

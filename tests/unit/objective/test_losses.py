@@ -15,7 +15,7 @@ from qwen3emb.objective.losses import (
     contrastive_gradients,
     cosent_loss,
 )
-from qwen3emb.objective.reranker_step import answer_loss, distillation_loss
+from qwen3emb.objective.reranker_step import answer_loss, distillation_loss, group_loss
 from tests.unit.objective.whole_batch import contrastive_loss, matryoshka_loss
 
 
@@ -167,6 +167,15 @@ def test_answer_loss_is_the_negative_log_probability_of_the_label() -> None:
         for row, label in ((logits[0].tolist(), 1), (logits[1].tolist(), 0))
     )
     assert float(answer_loss(logits, torch.tensor([1, 0]), total=4)) == pytest.approx(expected / 4, rel=1e-6)
+
+
+@given(st.lists(st.lists(st.floats(-20, 20), min_size=1, max_size=5), min_size=1, max_size=4), st.floats(-9, 9))
+def test_group_loss_is_the_cross_entropy_of_each_querys_positive(groups: list[list[float]], shift: float) -> None:
+    expected = sum(math.log(sum(math.exp(m - group[0]) for m in group)) for group in groups)
+    sizes = [len(group) for group in groups]
+    margins = torch.tensor([m for group in groups for m in group])
+    assert float(group_loss(margins, sizes, total=7)) == pytest.approx(expected / 7, rel=1e-4, abs=1e-5)
+    assert float(group_loss(margins + shift, sizes, total=7)) == pytest.approx(expected / 7, rel=1e-3, abs=1e-4)
 
 
 @given(

@@ -56,6 +56,26 @@ def test_every_row_is_trained_on_or_counted() -> None:
     assert not {row.id for row in chosen.train} & {"docstrings3", "docstrings4", "docstrings9", "synthetic_sts0"}
 
 
+def test_random_negatives_answer_nothing_and_come_behind_the_hard_ones() -> None:
+    rows = table_of(docstrings=60, synthetic=3).to_pylist()
+    rows[1]["query"] = rows[0]["query"]  # what answers one of them answers both
+    table = pa.Table.from_pylist(rows, schema=TRAINING_ROW)
+    plain = {row.id: row for row in reranker_rows(table, run(), "reranker", ()).train}
+    section = {"steps": 1, "random_negatives": 4, "negatives": 8}
+    found = reranker_rows(table, run(reranker=section, mine={"negatives": 8}), "reranker", ()).train
+    assert [row.id for row in found] == list(plain)
+    for row in found:
+        hard, drawn = row.negatives[:2], row.negatives[2:]
+        assert hard == plain[row.id].negatives and len(set(drawn)) == len(drawn)
+        others = {r.positive for r in found if r.dataset == row.dataset and r.query != row.query}
+        assert len(drawn) == min(4, len(others)), "as many as there are, where there are few"
+        answers = {r.positive for r in found if r.query == row.query}
+        assert not answers & set(drawn) and set(drawn) <= others
+    assert len({row.negatives[2:] for row in found if row.dataset == "docstrings"}) > 30, "drawn for each row anew"
+    again = reranker_rows(table, run(reranker=section, mine={"negatives": 8}), "reranker", ()).train
+    assert again == found
+
+
 def test_the_second_reranker_stage_validates_on_nothing_that_the_first_one_has_trained_on() -> None:
     table = table_of(docstrings=300, synthetic=300)
     cfg = run(reranker_weak={"steps": 1, "validation_queries": 10}, reranker={"steps": 1, "validation_queries": 40})
