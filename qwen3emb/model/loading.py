@@ -23,6 +23,7 @@ __all__ = [
     "load_tokenizer",
     "load_trunk",
     "quiet_loading",
+    "replace_trunk",
     "require_vocabulary",
     "stored_dtype",
 ]
@@ -96,6 +97,29 @@ def load_causal(model_dir: Path, dtype: str) -> Any:
             "hold two that differ; set tie_word_embeddings to false there"
         )
     return model
+
+
+def replace_trunk(model: Any, trunk_dir: Path, dtype: str) -> None:
+    """Give a causal LM the weights of another trunk of its architecture; its language-model head stays.
+
+    Where head and embeddings are one tensor they stay one: it is the trunk's then.
+
+    Args:
+        model: of `load_causal`; changed in place.
+        trunk_dir: model directory, e.g. of an embedding model.
+        dtype: as the model was loaded with.
+
+    Raises:
+        UserError: the trunk cannot be loaded, or is of another architecture.
+    """
+    weights = load_trunk(trunk_dir, dtype).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.model.state_dict().items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
+        raise UserError(
+            f"{trunk_dir}: its trunk is not of the reranker base's architecture; set reranker.start to base, or "
+            "models.reranker_base to the model that the embedding model was trained from"
+        )
+    model.model.load_state_dict(weights)
 
 
 def _architectures(model_dir: Path) -> list[str]:

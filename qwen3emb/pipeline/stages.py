@@ -66,6 +66,7 @@ class Stage:
 
 
 _BASES = ("models.base", "models.reranker_base")
+_WORDS = ("weak", "base", "embedding")  # for a model that the run has anyway
 _ASKS, _READS_AT = "models.instruction", "models.end_token"
 
 STAGES = {
@@ -98,14 +99,14 @@ STAGES = {
             models=("models.base",),
         ),
         Stage(
-            *(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine"), ("--stage", "weak")),
+            *(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine", "supervised"), ("--stage", "weak")),
             reads=("seed", _ASKS),
-            models=("models.reranker_base", "reranker_weak.teacher.model"),
+            models=("models.reranker_base", "reranker_weak.start", "reranker_weak.teacher.model"),
         ),
         Stage(
-            *("reranker", _RERANKER, "reranker", ("corpus", "mine", _RERANKER_WEAK)),
+            *("reranker", _RERANKER, "reranker", ("corpus", "mine", "supervised", _RERANKER_WEAK)),
             reads=("seed", _ASKS),
-            models=("models.reranker_base", "reranker.teacher.model"),
+            models=("models.reranker_base", "reranker.start", "reranker.teacher.model"),
         ),
         Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), models=_BASES),
         Stage("evaluate", "jobs.evaluate", "evaluate", _EVALUATED, reads=(_ASKS, _READS_AT), models=("models.base",)),
@@ -125,8 +126,14 @@ def is_enabled(cfg: RunConfig, name: str) -> bool:
 
 def needs(cfg: RunConfig, name: str) -> list[str]:
     """The stages of this run whose artifacts a stage reads."""
-    scoring = {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak")
-    return [need for need in STAGES[name].needs if is_enabled(cfg, need) and (need != "weak" or scoring == "weak")]
+    unread = set()
+    if {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak") != "weak":
+        unread.add("weak")
+    if name in ("reranker", _RERANKER_WEAK):
+        start = getattr(getattr(cfg, name), "start", None)
+        unread |= {"supervised"} - ({"supervised"} if start == "embedding" else set())
+        unread |= {_RERANKER_WEAK} if start else set()
+    return [need for need in STAGES[name].needs if is_enabled(cfg, need) and need not in unread]
 
 
 def stage_folder(cfg: RunConfig, name: str) -> Storage:
@@ -203,7 +210,7 @@ def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity
     inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
     named = {key: _value(cfg, key) for key in stage.models}
     named |= {"models.reranker_base": cfg.models.reranker_base or cfg.models.base} if _BASES[1] in named else {}
-    inputs |= {key: "weak" if model == "weak" else model_identity(model) for key, model in named.items() if model}
+    inputs |= {key: model if model in _WORDS else model_identity(model) for key, model in named.items() if model}
     if stage.tokenizer:
         inputs["tokenizer"] = tokenizer_identity(_value(cfg, stage.tokenizer) or cfg.models.base)
     inputs |= dict(_external(cfg, name))

@@ -72,16 +72,20 @@ def train_reranker(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> 
     say(f"{name}: {chosen.summary()}")
     query_instructions = instructions(ctx.cfg, {row.dataset for row in (*chosen.train, *chosen.dev)})
     train = with_teacher_scores(chosen.train, cfg, ctx.cfg, query_instructions, ctx.out, say)
-    task = RerankerTask(cfg, _reranker_start(ctx), ctx.cfg.models.instruction, chosen.dev, query_instructions)
+    model, trunk = _reranker_start(ctx, cfg.start)
+    task = RerankerTask(cfg, model, ctx.cfg.models.instruction, chosen.dev, query_instructions, trunk)
     metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     return StageResult(chosen.rows, len(train), chosen.left_out, metrics)
 
 
-def _reranker_start(ctx: StageContext[RunConfig]) -> Path:
-    """The model that a stage of the reranker starts from."""
-    if "reranker_weak" in ctx.inputs:
-        return Path(final_model(ctx.inputs["reranker_weak"]).local())
-    return Path(resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base))
+def _reranker_start(ctx: StageContext[RunConfig], start: str | None) -> tuple[Path, Path | None]:
+    """(the model that a stage of the reranker starts from, the model whose trunk it takes instead of its own)."""
+    if start is None and "reranker_weak" in ctx.inputs:
+        return Path(final_model(ctx.inputs["reranker_weak"]).local()), None
+    base = Path(resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base))
+    if start == "embedding":
+        return base, Path(final_model(ctx.inputs["supervised"]).local())
+    return (base if start in (None, "base") else Path(resolve_model(start))), None
 
 
 def _train_embedding(

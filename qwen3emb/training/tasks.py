@@ -17,7 +17,7 @@ from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import normalised_prefix
-from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, require_vocabulary
+from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, replace_trunk, require_vocabulary
 from qwen3emb.model.lora import add_adapters, merged_weights
 from qwen3emb.model.packing import TOKEN_BUDGET, Tree, budgeted, pack, pooled
 from qwen3emb.model.reranker import answer_logits, rerank_tree
@@ -150,6 +150,7 @@ class RerankerTask:
         instruction: of the queries, unless `instructions` has one for their dataset.
         dev: validation rows, whose documents are ranked.
         instructions: dataset -> instruction.
+        trunk_dir: an embedding model whose trunk takes the place of the model's own.
     """
 
     cfg: TrainRerankerConfig
@@ -157,6 +158,7 @@ class RerankerTask:
     instruction: str
     dev: Sequence[TrainingRow]
     instructions: Mapping[str, str] = field(default_factory=dict)
+    trunk_dir: Path | None = None
 
     def instruction_of(self, row: TrainingRow) -> str:
         """The instruction of a row's query."""
@@ -182,6 +184,8 @@ class RerankerTask:
         self.yes_no = self.template.yes_no
         model = load_causal(self.model_dir, self.cfg.optimizer.dtype)
         require_vocabulary(self.model_dir, model, self.template.tokenizer)
+        if self.trunk_dir is not None:
+            replace_trunk(model, self.trunk_dir, self.cfg.optimizer.dtype)
         return _trainable(model, self.cfg.lora)
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:

@@ -78,10 +78,10 @@ def test_the_reranker_starts_from_its_weak_stage_where_there_is_one(
     metrics = {"model": "checkpoints/step_000001", "checkpoints": ["checkpoints/step_000001"]}
     complete(weak, identity(cfg, "reranker_weak"), StageResult(0, 0, {}, metrics), 0.0)
 
-    def begins(cfg: RunConfig, stage: str) -> Path:
-        return _reranker_start(StageContext(cfg, stage, stage_folder(cfg, stage), stage_inputs(cfg, stage)))
+    def begins(cfg: RunConfig, stage: str, start: str | None = None) -> tuple[Path, Path | None]:
+        return _reranker_start(StageContext(cfg, stage, stage_folder(cfg, stage), stage_inputs(cfg, stage)), start)
 
-    assert begins(cfg, "reranker") == Path(weak.local("checkpoints/step_000001"))
-    assert begins(cfg, "reranker_weak") == tiny_qwen3
+    assert begins(cfg, "reranker") == (Path(weak.local("checkpoints/step_000001")), None)
+    assert begins(cfg, "reranker", "base") == begins(cfg, "reranker_weak") == (tiny_qwen3, None)
     without = config(tmp_path, minimal_run, tiny_qwen3, reranker=section)
-    assert begins(without, "reranker") == tiny_qwen3
+    assert begins(without, "reranker") == (tiny_qwen3, None)

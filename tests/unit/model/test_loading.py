@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.model.encoder import Encoder
-from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, stored_dtype
+from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, replace_trunk, stored_dtype
 from qwen3emb.model.reranker import Reranker
 
 Weights = dict[str, torch.Tensor]
@@ -322,3 +322,27 @@ def test_a_config_that_is_no_mapping_is_the_users_to_mend(tiny_qwen3: Path, tmp_
             open_model(tmp_path / "damaged", "float32")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         stored_dtype(tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_trunk_of_another_model_leaves_the_head(tiny_qwen3: Path, tmp_path: Path, tied: bool) -> None:
+    def twice(weights: Weights) -> Weights:
+        head = {} if tied else {"lm_head.weight": weights["model.embed_tokens.weight"] + 1}
+        return {name: 2 * tensor for name, tensor in weights.items() if not name.startswith("lm_head")} | head
+
+    base = changed(tiny_qwen3, tmp_path / "base", lambda w: twice(w) if not tied else w, tie_word_embeddings=tied)
+    other = changed(tiny_qwen3, tmp_path / "other", twice, tie_word_embeddings=tied)
+    model = load_causal(base, "float32")
+    before = model.get_output_embeddings().weight.detach().clone()
+    replace_trunk(model, other, "float32")
+    trunk = load_trunk(other, "float32").state_dict()
+    assert all(torch.equal(tensor, trunk[name]) for name, tensor in model.model.state_dict().items())
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert (head is embeddings) == tied and torch.equal(head, before) == (not tied)
+
+
+def test_a_trunk_of_another_architecture_is_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_qwen3, num_hidden_layers=1, layer_types=["full_attention"])
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"is not of the reranker base's architecture; set reranker.start to base"):
+        replace_trunk(load_causal(tiny_qwen3, "float32"), tmp_path, "float32")

@@ -67,7 +67,7 @@ EMBEDDING = {
 RERANKER = {
     **TRAINING,
     **{"queries_per_step": 2, "negatives": 3, "max_query_tokens": 32, "max_tokens": 256, "validation_queries": 9},
-    **{"loss": "sft", "random_negatives": 2},
+    **{"start": "other", "loss": "sft", "random_negatives": 2},
     **{"teacher.model": "other", "teacher.weight": 0.4, "teacher.temperature": 2.0},
 }
 RERANKER_SPEED = {**SPEED, "teacher.workers": 2}

@@ -71,7 +71,8 @@ def readers(name: str) -> set[str]:
     ],
 )
 def test_a_changed_key_changes_its_stage_and_those_that_read_it(run_file: Path, override: str, stage: str) -> None:
-    assert changed(run_file, override) == readers(stage)
+    unread = {"reranker", "reranker_weak"} if stage == "supervised" else set()  # they start from the base
+    assert changed(run_file, override) == readers(stage) - unread
 
 
 @pytest.mark.parametrize(
@@ -296,6 +297,15 @@ def test_without_a_weak_stage_the_base_model_is_part_of_what_supervised_is(run_f
     (run_file.parent / "model" / "model.safetensors").write_bytes(b"other weights")
     after = identity(load_config(run_file, sets), "supervised")
     assert before.inputs["models.base"] != after.inputs["models.base"]
+
+
+@pytest.mark.parametrize(
+    ("start", "read"), [("embedding", {"supervised"}), ("base", set()), ("null", {"reranker_weak"})]
+)
+def test_the_reranker_reads_the_stage_that_it_starts_from(run_file: Path, start: str, read: set[str]) -> None:
+    cfg = load_config(run_file, ["reranker_weak={steps: 1, negatives: 2}", f"reranker.start={start}"])
+    assert set(needs(cfg, "reranker")) == {"corpus", "mine"} | read
+    identity(cfg, "reranker")  # the word is no model's name
 
 
 def test_a_weak_stage_of_the_reranker_stands_before_it(run_file: Path) -> None:
