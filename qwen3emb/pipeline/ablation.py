@@ -71,6 +71,9 @@ def variants(cfg: RunConfig) -> dict[str, list[str]]:
     if cfg.reranker:
         weak = "null" if cfg.reranker_weak else json.dumps(cfg.reranker.model_dump(mode="json"))
         found["other-reranker"] = [f"reranker_weak={weak}", "evaluate.compare=[]"]
+        if cfg.reranker.loss != "sft":
+            sections = ("reranker", *(["reranker_weak"] if cfg.reranker_weak else []))
+            found["sft-reranker"] = [*(f"{name}.loss=sft" for name in sections), "evaluate.compare=[]"]
     return {name: [f"storage={_place(cfg, name)}", *changes] for name, changes in found.items()}
 
 
@@ -99,6 +102,8 @@ def rows_of(cfg: RunConfig) -> list[Row]:
         names = ("no weak stage", "weak stage") if not cfg.reranker_weak else ("weak stage", "no weak stage")
         own, other = (f"{model}, {name}" for name in names)
         rows += [Row(own, "", model, ""), Row(other, "other-reranker", model, own)]
+        if cfg.reranker.loss != "sft":
+            rows.append(Row(f"{model}, the paper's SFT loss", "sft-reranker", model, own))
     return rows
 
 

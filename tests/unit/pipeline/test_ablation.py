@@ -46,6 +46,12 @@ def test_the_reranker_with_and_without_its_weak_stage(run_file: Path, own: list[
     assert to_run(run_file, "other-reranker", *own) == stages
 
 
+def test_the_paper_s_loss_trains_every_reranker_of_the_run_again(run_file: Path) -> None:
+    assert to_run(run_file, "sft-reranker") == ["reranker", "merge", "evaluate"]
+    weak = "reranker_weak={steps: 3, negatives: 2}"
+    assert to_run(run_file, "sft-reranker", weak) == ["reranker_weak", "reranker", "merge", "evaluate"]
+
+
 def test_a_run_without_synthetic_data_has_nothing_to_leave_out(run_file: Path) -> None:
     cfg = load_config(run_file, ["synthesize=null", "weak=null", "mine.model=m"])
     with pytest.raises(UserError, match="no section synthesize and weak"):
@@ -110,6 +116,7 @@ def finished_ablation(file: Path) -> None:
     for name, figures in (
         ("no-synthetic", {"merged": [0.4, 0.8]}),
         ("other-reranker", {"merged": [0.5, 0.9], "merged+reranker": [1.0, 1.0]}),
+        ("sft-reranker", {"merged": [0.5, 0.9], "merged+reranker": [0.5, 0.9]}),
     ):
         run = load_config(file, variants(cfg)[name])
         reuse_stages(run, cfg)
@@ -130,6 +137,9 @@ def write(cfg: RunConfig, per_query: dict[str, list[float]]) -> None:
 def test_the_rerankers_are_compared_with_each_other(run_file: Path) -> None:
     names = [(row.name, row.run, row.against) for row in rows_of(load_config(run_file))[4:]]
     own, other = "merged+reranker, no weak stage", "merged+reranker, weak stage"
-    assert names == [(own, "", ""), (other, "other-reranker", own)]
+    sft = ("merged+reranker, the paper's SFT loss", "sft-reranker", own)
+    assert names == [(own, "", ""), (other, "other-reranker", own), sft]
+    plain = load_config(run_file, ["reranker.loss=sft"])
+    assert [row.run for row in rows_of(plain)[4:]] == ["", "other-reranker"] and "sft-reranker" not in variants(plain)
     mixed = load_config(run_file, ["evaluate.rerank_weight=null", "reranker_weak={steps: 1, negatives: 2}"])
-    assert [row.name for row in rows_of(mixed)[4:]] == ["reranker alone, weak stage", "reranker alone, no weak stage"]
+    assert [row.name for row in rows_of(mixed)[4:6]] == ["reranker alone, weak stage", "reranker alone, no weak stage"]
