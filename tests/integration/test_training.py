@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,15 +166,18 @@ def test_reranker_stage_under_zero_3_goes_on_with_more_workers_and_opens_as_caus
     from transformers import AutoModelForCausalLM
 
     config = write_run(tmp_path, tiny_qwen3)
-    # `mine` stands in for everything before it: the reranker reads only its rows.
-    weak = stage_folder(load_config(config), "weak")
-    start(weak, identity(load_config(config), "weak"))
-    complete(weak, identity(load_config(config), "weak"), StageResult(1, 1), 0.0)
-    alone = job("train_reranker", config, "--set", "reranker.num_workers=1")
+    # `mine` and `supervised` stand in for everything before it: the reranker reads only their rows and model.
+    sets = ["reranker.start=embedding"]
+    cfg, flags = load_config(config, sets), ["--set", *sets]
+    shutil.copytree(tiny_qwen3, stage_folder(cfg, "supervised").local("model"))
+    for stage, metrics in (("weak", {}), ("supervised", {"model": "model", "checkpoints": ["model"]})):
+        start(stage_folder(cfg, stage), identity(cfg, stage))
+        complete(stage_folder(cfg, stage), identity(cfg, stage), StageResult(1, 1, {}, metrics), 0.0)
+    alone = job("train_reranker", config, *flags, "--set", "reranker.num_workers=1")
     killed_at_a_checkpoint(alone, tmp_path / "run" / "reranker")
-    said = finished(job("train_reranker", config))
+    said = finished(job("train_reranker", config, *flags))
     assert "resuming" in said and "step 1/4 " not in said
-    record = read_record(stage_folder(load_config(config), "reranker"))
+    record = read_record(stage_folder(cfg, "reranker"))
     assert record["rows_out"] + sum(record["rejected"].values()) == record["rows_in"] == 32
     folder = tmp_path / "run" / "reranker" / record["metrics"]["model"]
     model = AutoModelForCausalLM.from_pretrained(folder)
