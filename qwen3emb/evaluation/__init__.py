@@ -1,1 +1,1 @@
-"""The stage `evaluate` and the harness around mteb: what a model scores on held-out data."""
+"""The stage `evaluate` on the run's own held-out data, and the evaluation of any model on tasks of mteb."""

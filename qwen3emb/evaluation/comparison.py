@@ -1,4 +1,4 @@
-"""One evaluation against another, query by query: what `qwen3emb evaluate` shows in brackets."""
+"""The difference of two evaluations, query by query: `qwen3emb evaluate` shows it in brackets behind the scores."""
 
 from __future__ import annotations
 
@@ -20,37 +20,39 @@ _Splits = Mapping[str, Mapping[str, Mapping[str, float]]]
 def compared(
     splits: _Splits, out: Storage, name: str, baseline: Storage | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Each model against what it is compared with, task by task, in points of nDCG@10 with a 95 % interval.
+    """The gain of each model in points of nDCG@10, task by task, with a 95 % interval of the paired bootstrap.
 
-    The two stages are compared with the first alone, the model with the baseline; each on a task's main split.
+    The embedding model is compared with the baseline, the embedding model and reranker together with the embedding
+    model alone; each on the main split of the task.
 
     Args:
         splits: model -> task -> split -> points, the main split first.
         out: folder of the evaluation.
         name: of the embedding model.
-        baseline: folder that `baseline_figures` found.
+        baseline: folder from `baseline_figures`; None compares the embedding model with nothing.
 
     Returns:
-        ({model: {task: difference}}, {model: {task: why there is none}}); tasks without figures by query are left out.
+        ({model: {task: difference}}, {model: {task: reason why it is not compared}}); tasks without figures by query
+        are in neither.
     """
     differences: dict[str, Any] = {}
     left_out: dict[str, Any] = {}
     for model, tasks in splits.items():
         against = baseline if model == name else out / PER_QUERY / _folder(name)
         for task, scores in tasks.items() if against is not None else ():
-            mine = out / PER_QUERY / _folder(model)
-            if against is None or not mine.exists(f"{task}.json"):
+            folder = out / PER_QUERY / _folder(model)
+            if against is None or not folder.exists(f"{task}.json"):
                 continue
             if not against.exists(f"{task}.json"):
                 left_out.setdefault(model, {})[task] = f"{against.uri} has no figures of this task"
                 continue
             split = next(iter(scores), None)
             try:
-                one, other = (of_split(_figures(place, task), split) for place in (mine, against))
-            except UserError as error:  # what is compared took long: a broken file must not lose it
+                figures, other_figures = (of_split(_figures(place, task), split) for place in (folder, against))
+            except UserError as error:  # the scores took hours to compute: a broken file must not lose them
                 left_out.setdefault(model, {})[task] = str(error)
                 continue
-            gain = paired_bootstrap(one, other)
+            gain = paired_bootstrap(figures, other_figures)
             if gain is None:
                 reason = f"no query of the split {split} is in {against.uri} too"
                 left_out.setdefault(model, {})[task] = reason
@@ -75,10 +77,16 @@ def _folder(model: str) -> str:
 
 
 def baseline_figures(out: Path | None) -> Storage | None:
-    """Figures by query of the model in another folder of results: of the first stage, where there are two.
+    """The folder with the nDCG@10 of each query in the results of an earlier evaluation.
+
+    Args:
+        out: its `--out`, or None.
+
+    Returns:
+        The folder of the embedding model, also where a reranker was evaluated with it; None where `out` is None.
 
     Raises:
-        UserError: the folder has none.
+        UserError: `out` has no figures by query.
     """
     if out is None:
         return None

@@ -1,4 +1,4 @@
-"""Evaluating any model on tasks of `mteb`, texts embedded on Ray workers, results in mteb's own format."""
+"""Evaluate any model on tasks of `mteb`: Ray workers embed the texts, the results have mteb's own format."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class HarnessSettings:
-    """What is evaluated and how.
+    """The model to evaluate, and the settings of the evaluation.
 
     Attributes:
         model: directory or address of the embedding model.
         out: folder of the results.
         name: of the model in the results, `organisation/model`.
-        end_token: for directories that are not ours.
-        max_tokens: longer texts lose their end.
+        end_token: token whose state is the embedding, for decoders that this project did not export.
+        max_tokens: longest input in tokens; longer texts lose their end.
         workers: Ray workers that embed.
         gpus_per_worker: GPUs of each.
         reranker: directory of a reranker for the retrieval tasks; None = one stage only.
-        rerank_top: documents it reads of each query.
+        rerank_top: the best documents of each query, which the reranker scores.
         instructions: task -> instruction, where it is not mteb's.
         baseline: folder of earlier results to compare with, query by query.
         data: task -> fingerprint of the folder that its data comes from (`storage.external_fingerprint`).
@@ -59,22 +59,22 @@ class HarnessSettings:
 
 
 def evaluate_tasks(tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -> dict[str, Any]:
-    """Evaluate a model on each task; one whose data cannot be reached, or that fails, is skipped and said so.
+    """Evaluate a model on each task; a task whose data cannot be loaded, or that fails, is skipped with a message.
 
     Writes, below `settings.out`: `results/` in mteb's layout, `per_query/` (nDCG@10 of each query of a retrieval
     task), `vectors/` (the cache) and `summary.json`.
 
     Args:
-        tasks: as `harness_tasks.open_tasks` gives them.
-        settings: the model and how.
+        tasks: from `harness_tasks.open_tasks`.
+        settings: the model and the settings.
         say: takes lines of progress.
 
     Returns:
         {"scores": {model: {task: main score of the main split, in points}},
         "splits": {model: {task: {split: points, the main one first}}},
         "skipped": {task: reason},
-        "failed": tasks among the skipped whose evaluation failed,
-        "differences": {model: {task: of the main split}},
+        "failed": names of the skipped tasks whose evaluation raised an error,
+        "differences": {model: {task: gain on the main split, see `comparison.compared`}},
         "not_compared": {model: {task: reason}}}.
 
     Raises:
@@ -92,9 +92,9 @@ def evaluate_tasks(tasks: Sequence[Any], settings: HarnessSettings, say: _Say) -
         def embed(texts: list[str], instruction: str | None) -> np.ndarray:
             return pool.encode(texts, max_tokens=settings.max_tokens, instruction=instruction)
 
-        meta = model_meta(settings.name, _asked(revision, settings), pool.dimensions)
+        meta = model_meta(settings.name, _meta_revision(revision, settings), pool.dimensions)
         folder = Storage(str(settings.out)) / f"vectors/{revision}-{settings.max_tokens}"
-        cache = VectorCache(folder) if revision else None  # what a server answers may change at any time
+        cache = VectorCache(folder) if revision else None  # the model of a server may change at any time
         encoder = HarnessEncoder(embed, cache, instructions, meta)
         _score(scored, encoder, reached, settings, say)
         if settings.reranker:
@@ -109,12 +109,13 @@ def _score(scored: Scored, model: Any, tasks: Sequence[Any], settings: HarnessSe
 
 
 def _summary(scored: Scored, settings: HarnessSettings, baseline: Storage | None, say: _Say) -> dict[str, Any]:
-    """What `evaluate_tasks` returns; `summary.json` is written before the comparisons, and with them."""
+    """What `evaluate_tasks` returns. `summary.json` is written before the comparisons, and again with them."""
     out, splits, scores = Storage(str(settings.out)), scored.splits, {}
     for model, points in splits.items():
-        scores[model] = {task: next(iter(found.values())) for task, found in points.items()}
+        scores[model] = {task: next(iter(by_split.values())) for task, by_split in points.items()}
     summary: dict[str, Any] = {"scores": scores, "splits": splits, "skipped": scored.skipped, "failed": scored.failed}
-    out.write_json("summary.json", summary | {"differences": {}, "not_compared": {}})  # first what took long
+    # Before the comparisons: should one fail, the scores, which took hours, are not lost.
+    out.write_json("summary.json", summary | {"differences": {}, "not_compared": {}})
     summary["differences"], summary["not_compared"] = compared(splits, out, settings.name, baseline)
     out.write_json("summary.json", summary)
     for model, reasons in summary["not_compared"].items():
@@ -123,21 +124,21 @@ def _summary(scored: Scored, settings: HarnessSettings, baseline: Storage | None
     return summary
 
 
-def _asked(revision: str | None, settings: HarnessSettings) -> str:
-    """What mteb takes for the model's revision: its files, and how and on what it is asked.
+def _meta_revision(revision: str | None, settings: HarnessSettings) -> str:
+    """The revision that mteb is given: the model's files, the settings that change its vectors, and the tasks' data.
 
-    mteb takes results that it has kept of a revision for those of this run. With the files alone, other lengths,
-    instructions or data would get the scores of those before them.
+    mteb reuses the results that it has stored for a revision. Were the revision the files alone, a run with other
+    lengths, instructions or data would get the scores of an earlier run.
     """
     if revision is None:
         return "endpoint"
-    how = [settings.end_token, settings.max_tokens, dict(settings.instructions), dict(settings.data)]
-    told = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
-    return f"{revision}-{told[:8]}"
+    encoding = [settings.end_token, settings.max_tokens, dict(settings.instructions), dict(settings.data)]
+    encoding_hash = hashlib.sha256(json.dumps(encoding, sort_keys=True).encode()).hexdigest()
+    return f"{revision}-{encoding_hash[:8]}"
 
 
 def _revision(model: str) -> str | None:
-    """A hash of the weights and what decides how they are read; None of an endpoint, which can change unseen."""
+    """A hash of weights, configuration and tokenizer; None for an endpoint, whose model may change unnoticed."""
     if is_endpoint(model):
         return None
     folder = Storage(model)
@@ -153,20 +154,20 @@ def _two_stages(
     instructions: Instructions,
     say: _Say,
 ) -> None:
-    """The retrieval tasks that have a score once more, with the reranker behind the embedding model."""
+    """Evaluate retrieval again with the reranker after the embedding model, on the tasks that have a score."""
     assert settings.reranker is not None
     retrieval = [
         task for task in tasks if hasattr(task, "k_values") and task.metadata.name in scored.splits[settings.name]
     ]
-    own = encoder.mteb_model_meta
-    revision = f"{own.revision}-{_revision(settings.reranker)}-{settings.rerank_top}"
-    meta = model_meta(f"{settings.name}+reranker", revision, own.embed_dim)
+    encoder_meta = encoder.mteb_model_meta
+    revision = f"{encoder_meta.revision}-{_revision(settings.reranker)}-{settings.rerank_top}"
+    meta = model_meta(f"{settings.name}+reranker", revision, encoder_meta.embed_dim)
     options: dict[str, Any] = {"workers": settings.workers, "gpus_per_worker": settings.gpus_per_worker}
     with Rerankers(settings.reranker, **options) as pool:
 
         def judge(queries: list[str], documents: list[list[str]], instruction: str | None) -> list[np.ndarray]:
             return pool.score(queries, documents, max_tokens=2 * settings.max_tokens, instruction=instruction)
 
-        own = [task.metadata.name for task in retrieval if task.ignore_identical_ids]
-        search = TwoStageSearch(encoder, judge, instructions, settings.rerank_top, meta, own)
+        own_left_out = [task.metadata.name for task in retrieval if task.ignore_identical_ids]
+        search = TwoStageSearch(encoder, judge, instructions, settings.rerank_top, meta, own_left_out)
         _score(scored, search, retrieval, settings, say)

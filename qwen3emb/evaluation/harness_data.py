@@ -1,4 +1,4 @@
-"""The rows of local folders as mteb's tasks hold them; a row or a set that cannot be used is an error with its file."""
+"""Local folders read into the form of mteb's tasks; a row or set that cannot be used is an error with its file."""
 
 from __future__ import annotations
 
@@ -31,13 +31,22 @@ __all__ = [
 ]
 
 OUR_NAMES = {"dev": "validation"}
-"""Names of splits in our folders that mteb calls otherwise; tried where the mteb name is not there."""
+"""Our name of a split -> mteb's name of it. Ours is tried where a folder has no split of mteb's name."""
 SPLITS = ("test", "validation", "dev", "train")
 """The usual names of splits, the one to evaluate on first."""
 
 
 def retrieval_data(folder: Path, split: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """A BEIR folder's split as mteb's retrieval tasks hold it; what is odd is said."""
+    """A split of a BEIR folder in the form of mteb's retrieval tasks.
+
+    Args:
+        folder: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
+        split: name of the judgments.
+        say: takes a line about each oddity of the data.
+
+    Raises:
+        UserError: a file is missing, a row cannot be used, or the set cannot be evaluated on.
+    """
     from datasets import Dataset
 
     data = read_beir(Storage(str(folder)), split)
@@ -49,16 +58,16 @@ def retrieval_data(folder: Path, split: str, say: Callable[[str], None]) -> dict
     return {
         "corpus": Dataset.from_list(corpus),
         "queries": Dataset.from_list(queries),
-        "relevant_docs": {query: dict(found) for query, found in data.qrels.items()},
+        "relevant_docs": {query: dict(grades) for query, grades in data.qrels.items()},
         "top_ranked": None,
     }
 
 
 def sts_data(folder: Path, split: str) -> Any:
-    """Pairs of sentences and their scores.
+    """Sentence pairs and their similarity scores, as a `datasets.Dataset`.
 
     Raises:
-        UserError: a row cannot be used, there is none, or all scores are the same: no correlation is defined.
+        UserError: a row cannot be used, there is none, or all scores are equal, so that no correlation is defined.
     """
     from datasets import Dataset
 
@@ -66,7 +75,7 @@ def sts_data(folder: Path, split: str) -> Any:
         sentences = {name: exact_text(values.get(name), name) for name in ("sentence1", "sentence2")}
         return sentences | {"score": _score(values.get("score"))}
 
-    table = _needed(folder, split, "tsv")
+    table = _split_table(folder, split, "tsv")
     rows = _read(table, read)
     if len(rows) > 1 and len({row["score"] for row in rows}) == 1:
         raise UserError(f"{table.source}: all {len(rows)} scores are {rows[0]['score']:g}, so nothing can correlate")
@@ -74,20 +83,29 @@ def sts_data(folder: Path, split: str) -> Any:
 
 
 def classification_data(folder: Path, split: str) -> Any:
-    """Texts and the names of their classes."""
+    """Texts and the names of their classes, as a `datasets.Dataset`.
+
+    Raises:
+        UserError: a row cannot be used, or there is none.
+    """
     from datasets import Dataset
 
     def read(values: Mapping[str, object]) -> dict[str, Any]:
         return {"text": exact_text(values.get("text"), "text"), "label": class_text(values.get("label"), "label")}
 
-    return Dataset.from_list(_read(_needed(folder, split, "jsonl"), read))
+    return Dataset.from_list(_read(_split_table(folder, split, "jsonl"), read))
 
 
 def check_classes(data: dict[str, Any], train: str, folder: Path) -> None:
-    """Whether the train split has two classes, and all those of the others.
+    """Check that the train split has at least two classes, and every class of the other splits.
+
+    Args:
+        data: split -> rows, or language -> split -> rows.
+        train: name of the train split.
+        folder: where the data come from, for messages.
 
     Raises:
-        UserError: it has not; file and class are named.
+        UserError: it has not; the message names the file and the class.
     """
     if any(isinstance(part, dict) for part in data.values()):
         for subset, part in data.items():
@@ -104,7 +122,7 @@ def check_classes(data: dict[str, Any], train: str, folder: Path) -> None:
 
 
 def _place(folder: Path, split: str) -> str:
-    """The file of a split, which may lie in the folder's only language."""
+    """The file of a split, which may lie in the folder of the only language."""
     for place in (folder, *folders_in(folder)):
         for name in (split, *(ours for ours, theirs in OUR_NAMES.items() if theirs == split)):
             table = find_table(Storage(str(place)), name)
@@ -124,7 +142,10 @@ def _score(value: object) -> float:
 
 
 def numbered(data: dict[str, Any]) -> dict[str, Any]:
-    """Labels as numbers, by the order of their names over all splits: mteb's metrics want numbers."""
+    """The same data with class names replaced by their number in sorted order; mteb's metrics need numbers.
+
+    All splits of a language share one numbering.
+    """
     if any(isinstance(part, dict) for part in data.values()):
         return {subset: numbered(part) for subset, part in data.items()}
     names = sorted({label for part in data.values() for label in part["label"]}, key=str)
@@ -136,7 +157,12 @@ def numbered(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def bitext_data(folder: Path, subsets: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Pairs of sentences by subset, `<lang>-eng`."""
+    """Sentence pairs by subset, `<lang>-eng`, each as the split `test`.
+
+    Raises:
+        NotThere: the folder has no table.
+        UserError: a row cannot be used, or a subset has no pairs.
+    """
     from datasets import Dataset
 
     table = bitext_table(folder)
@@ -152,14 +178,18 @@ def bitext_data(folder: Path, subsets: Sequence[str]) -> dict[str, dict[str, Any
 
 
 def bitext_table(folder: Path) -> TableFile | None:
-    """The first table of a folder, TSV before others."""
-    found = [table_file(Storage(str(folder)), path.name) for path in sorted(folder.glob("*.*")) if path.is_file()]
-    tables = [table for table in found if table is not None]
+    """The table of sentence pairs in a folder: the first TSV file, else the first table; None without any."""
+    files = [table_file(Storage(str(folder)), path.name) for path in sorted(folder.glob("*.*")) if path.is_file()]
+    tables = [table for table in files if table is not None]
     return min(tables, key=lambda table: table.kind != "tsv", default=None)
 
 
 def pairs_of(table: TableFile) -> list[tuple[str, dict[str, str]]]:
-    """(language, pair of sentences) of each row."""
+    """(language, {"sentence1", "sentence2"}) of each row.
+
+    Raises:
+        UserError: a row cannot be used, or there is none.
+    """
 
     def read(values: Mapping[str, object]) -> tuple[str, dict[str, str]]:
         language = exact_text(values.get("lang"), "lang").strip()
@@ -171,35 +201,35 @@ def pairs_of(table: TableFile) -> list[tuple[str, dict[str, str]]]:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, hidden ones left out."""
+    """The folders in a folder in sorted order, without hidden ones."""
     return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
-def splits_in(folder: Path, asked: Sequence[str] = ()) -> list[str]:
-    """The splits that a folder has a table of: of those asked for, then of the usual names."""
-    names = [*asked, *(ours for ours, theirs in OUR_NAMES.items() if theirs in asked), *SPLITS]
+def splits_in(folder: Path, requested: Sequence[str] = ()) -> list[str]:
+    """The splits that a folder has a table for: the requested ones first, then those in the order of `SPLITS`."""
+    names = [*requested, *(ours for ours, theirs in OUR_NAMES.items() if theirs in requested), *SPLITS]
     return [name for name in dict.fromkeys(names) if find_table(Storage(str(folder)), name)]
 
 
-def _needed(folder: Path, split: str, kind: str) -> TableFile:
-    """The table of a split; TSV or JSONL is what it usually is."""
-    found = find_table(Storage(str(folder)), split)
-    if found is None:
+def _split_table(folder: Path, split: str, kind: str) -> TableFile:
+    """The table of a split; `kind` is its usual file type, for the message where there is no table."""
+    table = find_table(Storage(str(folder)), split)
+    if table is None:
         places = [path.name for path in folders_in(folder) if find_table(Storage(str(path)), split)]
-        there = [f"{name}/{split}" for name in places] or splits_in(folder)
-        hint = f", but {', '.join(there)} {'are' if len(there) > 1 else 'is'}" if there else ""
+        available = [f"{name}/{split}" for name in places] or splits_in(folder)
+        hint = f", but {', '.join(available)} {'are' if len(available) > 1 else 'is'}" if available else ""
         raise NotThere(f"{folder}: no {split}.{kind} there{hint}")
-    return found
+    return table
 
 
 _Row = TypeVar("_Row")
 
 
 def _read(file: TableFile, read: Callable[[Mapping[str, object]], _Row]) -> list[_Row]:
-    """What `read` makes of each row of a table.
+    """Apply `read` to each row of a table.
 
     Raises:
-        UserError: there is no row, or one cannot be read; what is left out would change the scores.
+        UserError: there is no row, or one cannot be used; leaving it out would change the scores.
     """
     rows = []
     for row in table_rows(file):

@@ -1,4 +1,4 @@
-"""The main scores of tasks from mteb, task by task: one that fails costs itself only, and it is said why."""
+"""The main scores of mteb's tasks, task by task; a task that fails is skipped with its reason, the others go on."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _Say = Callable[[str], None]
 
 @dataclass
 class Scored:
-    """What an evaluation has found so far.
+    """The scores of an evaluation so far.
 
     Attributes:
         splits: model -> its points.
-        skipped: task -> why it has no score, in a line.
-        failed: those of them whose evaluation raised an exception.
+        skipped: task -> one line that says why it has no score.
+        failed: the skipped tasks whose evaluation raised an exception.
     """
 
     splits: dict[str, Points] = field(default_factory=dict)
@@ -38,7 +38,11 @@ class Scored:
 
 
 def reached_tasks(tasks: Sequence[Any], say: _Say) -> tuple[list[Any], dict[str, str]]:
-    """Tasks with their data loaded, and why others have none."""
+    """Load the data of tasks.
+
+    Returns:
+        (tasks whose data could be loaded, {other task: reason}).
+    """
     reached, skipped = [], {}
     for task in tasks:
         try:
@@ -46,7 +50,7 @@ def reached_tasks(tasks: Sequence[Any], say: _Say) -> tuple[list[Any], dict[str,
                 task.load_data()
             leave_out_own(task, say)
             reached.append(task)
-        except Exception as error:  # each source raises its own; a task less must not end the others
+        except Exception as error:  # each source of data raises its own kinds; the other tasks must go on
             name = task.metadata.name
             skipped[name] = f"its data cannot be reached ({_in_a_line(error)})"
             say(f"evaluate: {name} is skipped: {skipped[name]}; give --data {name}=DIR")
@@ -59,16 +63,16 @@ def _in_a_line(error: Exception) -> str:
 
 
 def score_tasks(scored: Scored, model: Any, tasks: Sequence[Any], out: Path, *, kept: bool, say: _Say) -> None:
-    """Add a model's main scores to what was found.
+    """Evaluate a model on tasks and add its main scores to `scored`.
 
-    A task whose evaluation raises, or whose main score is no finite number, is skipped and said so.
+    A task whose evaluation raises, or whose main score is no finite number, is skipped with a message.
 
     Args:
-        scored: takes points and reasons.
-        model: as mteb takes it.
+        scored: is added to: points, or why a task is skipped.
+        model: an encoder or a search in the form that mteb calls, as those of `harness_model`.
         tasks: with their data loaded.
         out: folder of the results.
-        kept: whether mteb may take results that it has kept; a server may answer differently than before.
+        kept: whether mteb may reuse results that it stored before; not for a server, whose answers may have changed.
         say: takes lines of progress.
     """
     import datasets
@@ -79,30 +83,33 @@ def score_tasks(scored: Scored, model: Any, tasks: Sequence[Any], out: Path, *, 
     for task in tasks:
         task_name = task.metadata.name
         try:
-            found = _evaluated(model, task, out, kept)
-        except Exception as error:  # models, servers and mteb raise their own; what the others found must not be lost
+            by_split = _evaluate(model, task, out, kept)
+        except Exception as error:  # models, servers and mteb raise their own kinds; other tasks keep their scores
             _skip(scored, name, task_name, f"its evaluation failed ({_in_a_line(error)})", say)
             scored.failed += [task_name] if task_name not in scored.failed else []
             continue
-        bad = {split: value for split, value in found.items() if not math.isfinite(value)}
-        if not found or next(iter(found)) in bad:
-            said = ", ".join(f"{split} {value}" for split, value in bad.items()) or f"none in {list(task.eval_splits)}"
-            _skip(scored, name, task_name, f"its {task.metadata.main_score} is no finite number ({said})", say)
+        not_finite = {split: value for split, value in by_split.items() if not math.isfinite(value)}
+        if not by_split or next(iter(by_split)) in not_finite:
+            invalid = (
+                ", ".join(f"{split} {value}" for split, value in not_finite.items())
+                or f"none in {list(task.eval_splits)}"
+            )
+            _skip(scored, name, task_name, f"its {task.metadata.main_score} is no finite number ({invalid})", say)
             continue
-        points[task_name] = {split: value for split, value in found.items() if split not in bad}
-        shown = ", ".join(f"{split} {value:.2f}" for split, value in found.items())
+        points[task_name] = {split: value for split, value in by_split.items() if split not in not_finite}
+        shown = ", ".join(f"{split} {value:.2f}" for split, value in by_split.items())
         say(f"evaluate: {name}: {task_name}: {task.metadata.main_score} {shown}")
 
 
 def _skip(scored: Scored, model: str, task: str, reason: str, say: _Say) -> None:
-    """Note why a task has no score; of a second model, of which it is, since the first has one."""
+    """Note why a task has no score; for the second model with the model's name, since the first has a score."""
     first = next(iter(scored.splits))
     scored.skipped[task] = reason if model == first else f"{model}: {reason}"
     say(f"evaluate: {model}: {task} is skipped: {reason}")
 
 
-def _evaluated(model: Any, task: Any, out: Path, kept: bool) -> dict[str, float]:
-    """split -> points, from mteb; figures by query are kept."""
+def _evaluate(model: Any, task: Any, out: Path, kept: bool) -> dict[str, float]:
+    """Evaluate with mteb: split -> points. The figures by query are written below `out`."""
     import mteb
 
     name = model.mteb_model_meta.name
@@ -118,27 +125,27 @@ def _evaluated(model: Any, task: Any, out: Path, kept: bool) -> dict[str, float]
             show_progress_bar=False,
             co2_tracker=False,
         )
-    found = _by_split(task, result.task_results[0].scores)
+    by_split = _by_split(task, result.task_results[0].scores)
     revision = model.mteb_model_meta.revision if kept else None
     _keep_per_query(task, predictions / f"{task.metadata.name}_predictions.json", out, name, revision)
-    return found
+    return by_split
 
 
 def _by_split(task: Any, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-    """split -> points, the mean over the task's subsets; of what is asked for, since mteb adds what it has kept."""
-    found = {}
+    """split -> points, the mean over subsets; those that mteb adds from its stored results are left out."""
+    points = {}
     for split in main_first(task.eval_splits):
         values = [float(row["main_score"]) for row in scores.get(split, ()) if row["hf_subset"] in task.hf_subsets]
         if values:
-            found[split] = round(100 * sum(values) / len(values), 3)
-    return found
+            points[split] = round(100 * sum(values) / len(values), 3)
+    return points
 
 
 def _keep_per_query(task: Any, predictions: Path, out: Path, model: str, revision: str | None) -> None:
-    """nDCG@10 of every query from the ranking that mteb wrote, which is then removed: it is large.
+    """Write the nDCG@10 of every query, computed from the rankings that mteb wrote; remove those, they are large.
 
-    mteb ranks only the splits that it has kept no score of. The figures of the others stay if they are of the same
-    revision.
+    mteb ranks only the splits that it has no stored score of. Figures of other splits that were written before stay
+    if they are of the same revision of the model.
     """
     if not hasattr(task, "k_values") or not predictions.is_file():
         return
@@ -149,7 +156,7 @@ def _keep_per_query(task: Any, predictions: Path, out: Path, model: str, revisio
     for subset, splits in content.items():
         for split, run in splits.items() if subset in task.dataset else ():
             qrels = task.dataset[subset][split]["relevant_docs"]
-            if task.ignore_identical_ids:  # mteb writes the ranking before it leaves them out
+            if task.ignore_identical_ids:  # mteb leaves them out only after it has written the ranking
                 run = {query: {d: s for d, s in hits.items() if d != query} for query, hits in run.items()}
             judged = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
             figures |= {figure_key(subset, split, query): row["ndcg_cut_10"] for query, row in judged.items()}

@@ -1,4 +1,4 @@
-"""Tasks of the field's own harness, `mteb`: by their name, and with data from local folders.
+"""Tasks of `mteb` by their name, and tasks whose data come from local folders.
 
 A folder has one of these layouts (`<lang>/` only for tasks of several languages):
 
@@ -57,13 +57,16 @@ def open_tasks(
     splits: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Any]:
-    """mteb's tasks, those with a folder loaded from it.
+    """Tasks by name; those with a folder have their data loaded from it.
 
     Args:
         names: of tasks or benchmarks ("MTEB(eng, v2)"); a name that mteb does not know needs a folder.
         folders: name -> folder with its data.
         splits: evaluate on these; default the task's own.
-        say: takes lines about what is odd in the data.
+        say: takes a line about each oddity of the data.
+
+    Returns:
+        mteb task objects, for a benchmark all of its tasks.
 
     Raises:
         UserError: mteb knows no task of that name, or a folder does not hold what the task needs.
@@ -75,7 +78,7 @@ def open_tasks(
         if name in {benchmark.name for benchmark in mteb.get_benchmarks()}:
             tasks += list(mteb.get_benchmark(name).tasks)
         else:
-            tasks.append(_known(name) or _made(name, folders, splits))
+            tasks.append(_mteb_task(name) or _folder_task(name, folders, splits))
     for task in tasks:
         if splits:
             task.filter_eval_splits(list(splits))
@@ -84,7 +87,7 @@ def open_tasks(
     return tasks
 
 
-def _known(name: str) -> Any:
+def _mteb_task(name: str) -> Any:
     """mteb's task of that name, or None."""
     import mteb
 
@@ -94,8 +97,8 @@ def _known(name: str) -> Any:
         return None
 
 
-def _made(name: str, folders: Mapping[str, Path], splits: Sequence[str]) -> Any:
-    """A task of our own for a folder, of the kind that its files tell."""
+def _folder_task(name: str, folders: Mapping[str, Path], splits: Sequence[str]) -> Any:
+    """A new task for a local folder; its type follows from the files in it."""
     import difflib
 
     import mteb
@@ -114,48 +117,48 @@ def _made(name: str, folders: Mapping[str, Path], splits: Sequence[str]) -> Any:
     }
     kind: Any
     _check_folder(name, folders[name])
-    kind, subsets, found = _kind(folders[name], splits)
+    kind, subsets, eval_splits = _kind(folders[name], splits)
     metadata = TaskMetadata(
         dataset={"path": str(folders[name]), "revision": "local"},
         name=name,
         description=f"Local data of {folders[name]}",
         type=kind,
         category="t2t",
-        eval_splits=found,
+        eval_splits=eval_splits,
         eval_langs={subset: ["eng-Latn"] for subset in subsets} if subsets else ["eng-Latn"],
         main_score=_MAIN[kind],
     )
-    made = type(name, (kinds[kind],), {"metadata": metadata})
-    return made()
+    task_class = type(name, (kinds[kind],), {"metadata": metadata})
+    return task_class()
 
 
 def _check_folder(name: str, folder: Path) -> None:
     if not folder.is_dir():
-        said = "is a file; give the folder that it is in" if folder.exists() else "no such folder"
-        raise UserError(f"--data {name}={folder}: {said}")
+        problem = "is a file; give the folder that it is in" if folder.exists() else "no such folder"
+        raise UserError(f"--data {name}={folder}: {problem}")
 
 
-def _kind(folder: Path, asked: Sequence[str]) -> tuple[str, list[str], list[str]]:
-    """(mteb's type, subsets, splits) of what lies in a folder; no subsets where there is one unnamed set.
+def _kind(folder: Path, requested: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    """(mteb's task type, subsets, splits) of the data in a folder; no subsets where it has no folders of languages.
 
-    Splits are those asked for, else `test` or the first that is there.
+    The splits are the requested ones, else `test` or the first one with data.
 
     Raises:
         UserError: it has none of the layouts.
     """
     if has_beir_corpus(Storage(str(folder))):
-        return "Retrieval", [], list(asked) or _default(sorted(_judged(folder)))
+        return "Retrieval", [], list(requested) or _default_split(sorted(_judged_splits(folder)))
     inside = folders_in(folder)
     for place in (folder, *inside):
-        there = splits_in(place, asked)
-        if there:
-            table = find_table(Storage(str(place)), there[0])
+        splits = splits_in(place, requested)
+        if splits:
+            table = find_table(Storage(str(place)), splits[0])
             assert table is not None
             kind = _kind_of_rows(table)
             if kind == "BitextMining":
                 break
-            subsets = [] if place == folder else [path.name for path in inside if splits_in(path, asked)]
-            return kind, subsets, list(asked) or _evaluated(place, kind, there)
+            subsets = [] if place == folder else [path.name for path in inside if splits_in(path, requested)]
+            return kind, subsets, list(requested) or _splits_to_evaluate(place, kind, splits)
     pairs = bitext_table(folder)
     if pairs is not None:
         languages = {language for language, _ in pairs_of(pairs)}
@@ -165,28 +168,28 @@ def _kind(folder: Path, asked: Sequence[str]) -> tuple[str, list[str], list[str]
     raise UserError(f"{folder}: none of the layouts that can be evaluated{hint}; see `qwen3emb evaluate --help`")
 
 
-def _judged(folder: Path) -> set[str]:
-    """The splits that a BEIR folder has judgments of."""
+def _judged_splits(folder: Path) -> set[str]:
+    """The splits that a BEIR folder has judgments for."""
     names = Storage(str(folder)).names("qrels")
     return {posixpath.basename(name).partition(".")[0] for name in names} - {""}  # hidden files
 
 
-def _default(there: Sequence[str]) -> list[str]:
-    """`test` where it is there or nothing is, else the first split in the order of `SPLITS`."""
-    first = [split for split in SPLITS if split in there]
-    return [[*first, *there, "test"][0]]
+def _default_split(splits: Sequence[str]) -> list[str]:
+    """`test` if it is among `splits` or they are empty, else the first of them in the order of `SPLITS`."""
+    first = [split for split in SPLITS if split in splits]
+    return [[*first, *splits, "test"][0]]
 
 
-def _evaluated(place: Path, kind: str, there: Sequence[str]) -> list[str]:
-    """The split to evaluate on where none is asked for; a classifier is not scored on what it was fitted to."""
-    usable = [split for split in there if split != "train"] if kind == "Classification" else list(there)
+def _splits_to_evaluate(place: Path, kind: str, splits: Sequence[str]) -> list[str]:
+    """The split to evaluate on where none is requested; never the train split that a classifier is fitted on."""
+    usable = [split for split in splits if split != "train"] if kind == "Classification" else list(splits)
     if not usable:
         raise NotThere(f"{place}: only the split train is there; a classification needs test or validation too")
-    return _default(usable)
+    return _default_split(usable)
 
 
 def _kind_of_rows(file: TableFile) -> str:
-    """What the fields of a file's first row are those of."""
+    """mteb's task type, as the fields of the file's first row tell it."""
     row = next(table_rows(file), None)
     if row is None:
         raise UserError(f"{file.source}: no rows there to evaluate on")
@@ -197,12 +200,12 @@ def _kind_of_rows(file: TableFile) -> str:
         return "STS"
     if "text" in fields:
         return "Classification"
-    said = ", ".join(sorted(fields)) or "none"
-    raise UserError(f"{file.source}: expected the fields sentence1, sentence2, score, or text, label; it has {said}")
+    names = ", ".join(sorted(fields)) or "none"
+    raise UserError(f"{file.source}: expected the fields sentence1, sentence2, score, or text, label; it has {names}")
 
 
 def _load(task: Any, folder: Path, say: Callable[[str], None]) -> None:
-    """Put the folder's data where the task's own would be."""
+    """Load the folder's data into the task in place of its own."""
     from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskRetrieval, AbsTaskSTS
 
     _check_folder(task.metadata.name, folder)
@@ -219,14 +222,14 @@ def _load(task: Any, folder: Path, say: Callable[[str], None]) -> None:
         if isinstance(task, AbsTaskClassification):
             splits = list(dict.fromkeys([task.train_split, *splits]))
         if task.metadata.is_multilingual:
-            here = [subset for subset in task.hf_subsets if (folder / subset).is_dir()]
-            if not here:
+            subsets = [subset for subset in task.hf_subsets if (folder / subset).is_dir()]
+            if not subsets:
                 raise UserError(f"{folder}: no folder of the subsets {', '.join(task.hf_subsets)}")
-            task.hf_subsets = here
-            task.dataset = {subset: _by_split(reader, folder / subset, splits) for subset in here}
+            task.hf_subsets = subsets
+            task.dataset = {subset: _by_split(reader, folder / subset, splits) for subset in subsets}
         else:
-            found = _by_split(reader, _one_folder(folder, isinstance(task, AbsTaskRetrieval), splits), splits)
-            task.dataset = {"default": found} if isinstance(task, AbsTaskRetrieval) else found
+            by_split = _by_split(reader, _one_folder(folder, isinstance(task, AbsTaskRetrieval), splits), splits)
+            task.dataset = {"default": by_split} if isinstance(task, AbsTaskRetrieval) else by_split
         if isinstance(task, AbsTaskClassification):
             check_classes(task.dataset, task.train_split, folder)
             task.dataset = numbered(task.dataset)
@@ -234,7 +237,7 @@ def _load(task: Any, folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _one_folder(folder: Path, retrieval: bool, splits: Sequence[str]) -> Path:
-    """The folder itself, or the one folder in it where nothing else is there: that of a language.
+    """The folder itself if it has tables, else the only folder in it with tables: that of a language.
 
     Raises:
         UserError: there are several.
@@ -244,22 +247,22 @@ def _one_folder(folder: Path, retrieval: bool, splits: Sequence[str]) -> Path:
         return folder
     inside = [path for path in folders_in(folder) if any(find_table(Storage(str(path)), name) for name in names)]
     if len(inside) > 1:
-        there = ", ".join(path.name for path in inside)
+        candidates = ", ".join(path.name for path in inside)
         raise UserError(
-            f"{folder}: the task has one language, but there are data in {there}; name one of these folders"
+            f"{folder}: the task has one language, but there are data in {candidates}; name one of these folders"
         )
     return inside[0] if inside else folder
 
 
 def _by_split(reader: Any, folder: Path, splits: Sequence[str]) -> dict[str, Any]:
-    """split -> data; a split that mteb calls otherwise is looked for under our name too."""
-    found = {}
+    """split -> its data from `reader`; a split that is not there is tried under our name for it (`OUR_NAMES`)."""
+    by_split = {}
     for split in splits:
-        ours = next((mine for mine, theirs in OUR_NAMES.items() if theirs == split), split)
+        ours = next((name for name, theirs in OUR_NAMES.items() if theirs == split), split)
         try:
-            found[split] = reader(folder, split)
+            by_split[split] = reader(folder, split)
         except NotThere:
             if ours == split:
                 raise
-            found[split] = reader(folder, ours)
-    return found
+            by_split[split] = reader(folder, ours)
+    return by_split

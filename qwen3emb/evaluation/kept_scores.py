@@ -1,4 +1,4 @@
-"""What `qwen3emb evaluate --out` wrote of a model, read again and checked: its scores, and its figures by query."""
+"""Read and check what `qwen3emb evaluate --out` wrote of a model: its scores, and its figures by query."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def json_mapping(file: Path) -> dict[str, Any]:
 
 
 def main_scores(folder: Path) -> dict[str, float]:
-    """task -> points of the model itself, not of its two stages, in the task's main split; empty where it has none.
+    """task -> points of the embedding model alone (without reranker) in the task's main split; empty without scores.
 
     Raises:
-        UserError: there is no such summary, or a score in it is no finite number.
+        UserError: `folder` has no summary of an evaluation, or a score in it is no finite number.
     """
     file = folder / _SUMMARY
     if not file.is_file():
@@ -52,16 +52,16 @@ def main_scores(folder: Path) -> dict[str, float]:
 
 
 def figures_by_query(folder: Path, task: str) -> dict[str, float]:
-    """Figures by query of the model itself in the main split, whose points `main_scores` holds; maybe none.
+    """The nDCG@10 of each query of a task's main split, of the embedding model alone; empty where none were written.
 
     Raises:
-        UserError: a file of them, or the summary, is not what `qwen3emb evaluate` writes.
+        UserError: the file of figures, or the summary, is not what `qwen3emb evaluate` writes.
     """
-    found = [path / f"{task}.json" for path in (folder / PER_QUERY).glob("*")]
-    found = sorted((path for path in found if path.is_file()), key=lambda path: len(path.parent.name))
-    if not found:
+    files = [path / f"{task}.json" for path in (folder / PER_QUERY).glob("*")]
+    files = sorted((path for path in files if path.is_file()), key=lambda path: len(path.parent.name))
+    if not files:
         return {}
-    figures = checked_figures(json_mapping(found[0]), str(found[0]))
+    figures = checked_figures(json_mapping(files[0]), str(files[0]))
     by_split = json_mapping(folder / _SUMMARY).get("splits") or {}
     try:
         splits = by_split[min(by_split, key=len)].get(task) if by_split else None

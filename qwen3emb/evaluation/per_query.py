@@ -1,4 +1,4 @@
-"""Figures by query as `qwen3emb evaluate` keeps them, `subset/split/query` -> figure, and a task's main split."""
+"""Figures by query (nDCG@10) as `qwen3emb evaluate` writes them, `subset/split/query` -> figure; the main split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwen3emb.core.errors import UserError
 __all__ = ["PER_QUERY", "checked_figures", "figure_key", "finite", "main_first", "of_split"]
 
 PER_QUERY = "per_query"
-"""Folder below `--out`: `<model>/<task>.json`."""
+"""Folder below `--out` with a file `<model>/<task>.json` for each retrieval task."""
 
 _MAIN = "test"
 
@@ -31,11 +31,11 @@ def finite(value: object) -> bool:
 
 
 def checked_figures(content: object, source: str) -> dict[str, float]:
-    """Figures by query out of a JSON file.
+    """Check that the content of a JSON file is figures by query, and return it.
 
     Args:
-        content: of the file.
-        source: its name, for messages.
+        content: parsed JSON.
+        source: the file's name, for messages.
 
     Raises:
         UserError: it is no mapping of queries to finite numbers.
@@ -56,5 +56,5 @@ def of_split(figures: Mapping[str, float], split: str | None) -> dict[str, float
 
 
 def main_first(splits: Sequence[str]) -> list[str]:
-    """Splits with the main one first: `test`, which a task's authors report, else the task's own first one."""
+    """The distinct splits with the main one first: `test`, else the first one of `splits`."""
     return sorted(dict.fromkeys(splits), key=lambda split: split != _MAIN)

@@ -1,4 +1,4 @@
-"""Ranked documents per query: from vectors, re-ordered by a reranker, as metrics, and as Parquet."""
+"""Rankings of the documents of a retrieval set: from vectors, re-ordered by a reranker, scored, and as Parquet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 RUN = pa.schema([("query_id", pa.string()), ("corpus_id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
-"""A run: `rank` counts from 1; `score` is null for documents below those that a reranker has seen."""
+"""A run: `rank` counts from 1; `score` is null for documents that a reranker did not score."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Ranking:
     """The best documents of each query of a retrieval set.
 
     Attributes:
-        rows: (Q, k) places in the corpus, best first; `NONE` where there are fewer documents.
+        rows: (Q, k) int64 row numbers in the corpus, best first; `NONE` where there are fewer documents.
         scores: (Q, k) float32; NaN where a document was ranked without a score.
     """
 
@@ -42,32 +42,39 @@ class Ranking:
 
 
 def nearest(
-    queries: np.ndarray, documents: np.ndarray, depth: int, own: Sequence[Sequence[int]] | None = None
+    queries: np.ndarray, documents: np.ndarray, depth: int, excluded: Sequence[Sequence[int]] | None = None
 ) -> Ranking:
-    """The `depth` nearest of (C, D) document vectors for each of (Q, D) query vectors, without those of `own`.
+    """Rank the documents by inner product with each query.
 
-    `own` holds the rows that do not count, for each query (`retrieval.own_documents`).
+    Args:
+        queries: (Q, D) float32.
+        documents: (C, D) float32.
+        depth: documents to keep of each query.
+        excluded: for each query the rows of documents that do not count (`metrics.retrieval.own_documents`).
     """
-    rows, scores = top_k(queries, documents, min(depth, len(documents)), own)
+    rows, scores = top_k(queries, documents, min(depth, len(documents)), excluded)
     return Ranking(rows, scores)
 
 
 def reranked(first: Ranking, scores: Sequence[np.ndarray], weight: float = 1.0) -> Ranking:
-    """`first` with the top of each query re-ordered; equal scores keep the order of `first`.
+    """Re-order the top documents of each query in `first`; equal scores keep the order of `first`.
 
     Args:
         first: the ranking whose top was scored.
-        scores: for each query the probabilities of its first `len(scores[i])` documents; the others follow in order.
+        scores: for query i the reranker's probabilities of its first `len(scores[i])` documents; the others follow in
+            the order of `first`.
         weight: share of the reranker's logit against the score in `first`, both standardised over the query's
             documents; 1 = the reranker alone decides, as in the paper.
     """
     rows, values = first.rows.copy(), np.full(first.scores.shape, np.nan, dtype=np.float32)
-    for i, found in enumerate(scores):
-        before = first.scores[i, : len(found)]
-        mixed = found if weight == 1 else weight * _standard(_logit(found)) + (1 - weight) * _standard(before)
+    for i, probabilities in enumerate(scores):
+        first_scores = first.scores[i, : len(probabilities)]
+        mixed = probabilities
+        if weight != 1:
+            mixed = weight * _standardised(_logit(probabilities)) + (1 - weight) * _standardised(first_scores)
         order = best_first(mixed)
-        rows[i, : len(found)] = first.rows[i, order]
-        values[i, : len(found)] = mixed[order]
+        rows[i, : len(probabilities)] = first.rows[i, order]
+        values[i, : len(probabilities)] = mixed[order]
     return Ranking(rows, values)
 
 
@@ -76,22 +83,22 @@ def _logit(probability: np.ndarray) -> np.ndarray:
     return np.asarray(np.log(clipped / (1 - clipped)))
 
 
-def _standard(values: np.ndarray) -> np.ndarray:
+def _standardised(values: np.ndarray) -> np.ndarray:
     return np.asarray((values - values.mean()) / (values.std() + 1e-9))
 
 
 def ranking_per_query(data: RetrievalSet, ranking: Ranking, recall_at: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Judged query -> metric -> value, by rank alone."""
+    """Judged query id -> metric -> value; only the ranks count, so that equal scores have one outcome."""
     return per_query(data, _as_run(data, ranking), recall_at)
 
 
 def ranking_metrics(data: RetrievalSet, ranking: Ranking, recall_at: Sequence[int]) -> dict[str, float]:
-    """`run_metrics` of the ranking, by rank alone, so that equal scores have one outcome."""
+    """metric -> mean over the judged queries; only the ranks count, so that equal scores have one outcome."""
     return run_metrics(data, _as_run(data, ranking), recall_at)
 
 
 def _as_run(data: RetrievalSet, ranking: Ranking) -> dict[str, dict[str, float]]:
-    """query id -> {document id: a number that falls with the rank}."""
+    """query id -> {document id: depth - rank}, a score that is higher for better ranks."""
     documents, depth = list(data.corpus), ranking.rows.shape[1]
     return {
         query: {documents[row]: float(depth - rank) for rank, row in enumerate(rows) if row != NONE}

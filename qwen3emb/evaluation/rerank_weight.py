@@ -1,4 +1,4 @@
-"""The reranker's share, chosen on a dev set: corrected for having looked at all of them."""
+"""Choose the weight of the reranker's score on a dev set, with a correction for comparing several weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _ROUNDS = 4000
 
 @dataclass(frozen=True)
 class WeightChoice:
-    """What was chosen, and how sure it is.
+    """The chosen share of the reranker's score, and the evidence for it.
 
     Attributes:
-        weight: the share; 0 where none is clearly better than none.
+        weight: the share; 0 = no reranker, where no share above 0 is clearly better.
         best: the share above 0 with the highest nDCG@10, chosen or not.
         gain: its mean nDCG@10 minus that of the share 0.
-        low: lower end of its 95 % interval, which is that of all shares together.
+        low: lower end of its 95 % interval, simultaneous over all shares.
         high: upper end.
         queries: judged queries that it was chosen on.
     """
@@ -38,25 +38,26 @@ class WeightChoice:
 
 
 def best_weight(data: RetrievalSet, first: Ranking, scores: Sequence[np.ndarray]) -> float:
-    """The share of `chosen_weight`."""
+    """The `weight` of `chosen_weight`."""
     return chosen_weight(data, first, scores).weight
 
 
 def chosen_weight(
     data: RetrievalSet, first: Ranking, scores: Sequence[np.ndarray], rounds: int = _ROUNDS, seed: int = 0
 ) -> WeightChoice:
-    """The share in steps of 0.1 with the highest nDCG@10 of `reranked`, of equals the larger; 0 without a clear gain.
+    """Choose the share of 0, 0.1, ... 1 with the highest nDCG@10 of `reranked`; of equals the larger.
 
     The best of many shares looks good by chance alone. So the intervals of all shares' gains are made wide enough to
     hold together in 95 % of samples: the distance from the mean, in standard errors, that the worst of them keeps in
-    95 % of the bootstrap's samples of queries. A gain is clear where the whole interval lies above zero.
+    95 % of the bootstrap's samples of queries. A gain is clear where the whole interval lies above zero; without
+    a clear gain the share is 0.
 
     Args:
         data: the dev set.
         first: the ranking without the reranker.
         scores: see `reranked`.
         rounds: samples of queries.
-        seed: of the samples.
+        seed: of the random samples.
     """
     figures = np.array([_ndcg(data, reranked(first, scores, weight)) for weight in _GRID])  # (shares, queries)
     gains = figures - figures[0]
@@ -65,14 +66,14 @@ def chosen_weight(
         return WeightChoice(0.0, 0.0, 0.0, 0.0, 0.0, count)
     means, errors = gains.mean(axis=1), gains.std(axis=1, ddof=1) / count**0.5
     draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=rounds)
-    away = np.abs(draws @ gains.T / count - means) / np.maximum(errors, 1e-12)
-    width = float(np.quantile(away.max(axis=1), 0.95))
-    place = max(range(1, len(_GRID)), key=lambda i: (round(float(means[i]), 6), i))
-    gain, half = float(means[place]), width * float(errors[place])
+    deviations = np.abs(draws @ gains.T / count - means) / np.maximum(errors, 1e-12)
+    width = float(np.quantile(deviations.max(axis=1), 0.95))
+    best = max(range(1, len(_GRID)), key=lambda i: (round(float(means[i]), 6), i))
+    gain, half = float(means[best]), width * float(errors[best])
     clear = gain - half > 0
-    return WeightChoice(_GRID[place] if clear else 0.0, _GRID[place], gain, gain - half, gain + half, count)
+    return WeightChoice(_GRID[best] if clear else 0.0, _GRID[best], gain, gain - half, gain + half, count)
 
 
 def _ndcg(data: RetrievalSet, ranking: Ranking) -> np.ndarray:
     """(Q,) nDCG@10 of each judged query."""
-    return np.array([found["ndcg@10"] for found in ranking_per_query(data, ranking, [10]).values()])
+    return np.array([figures["ndcg@10"] for figures in ranking_per_query(data, ranking, [10]).values()])

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: what each stage bought on a retrieval set that none of them has seen."""
+"""The stage `evaluate`: the model of every stage on a retrieval set that none of them was trained on."""
 
 from __future__ import annotations
 
@@ -48,20 +48,22 @@ _RERANKED = "merged+reranker"
 _ALONE = "reranker alone"
 _WEIGHT = "rerank_weight.json"
 _SCORES = "runs/rerank_scores.parquet"
-_SAYING = (DOCSTRINGS, dataset_of("retrieval"))  # `language` of other tasks' pairs may be the document's
+_QUERY_LANGUAGE = (DOCSTRINGS, dataset_of("retrieval"))  # `language` of other tasks' pairs may be the document's
 _Say = Callable[[str], None]
 _PerQuery = dict[str, dict[str, dict[str, float]]]
 
 
 def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
-    """Rank the documents with every model; write `results.json`, `per_query.json` (nDCG@10) and `runs/`.
+    """Rank the documents of the retrieval set with every model of the run and compute the metrics.
+
+    Writes `results.json`, `per_query.json` (nDCG@10 of each query) and the rankings, `runs/`.
 
     Args:
-        ctx: the stage.
+        ctx: configuration, inputs and output folder of the stage.
         say: takes lines of progress.
 
     Returns:
-        `metrics` is metric name -> model -> mean over the queries, four digits.
+        Counts of queries; `metrics` is metric name -> model -> mean over the queries, rounded to four digits.
 
     Raises:
         UserError: the retrieval set is missing or empty, or a model is missing.
@@ -69,9 +71,9 @@ def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     cfg = ctx.cfg.evaluate
     data = evaluation_set(cfg, ctx.inputs["corpus"])
     say(f"evaluate: {len(data.queries)} queries, {len(data.corpus)} documents from {cfg.dataset}")
-    own = sum(map(len, own_documents(data)))
-    if own:
-        say(f"evaluate: {own} queries are documents too; a query's own document does not count")
+    own_count = sum(map(len, own_documents(data)))
+    if own_count:
+        say(f"evaluate: {own_count} queries are documents too; a query's own document does not count")
     for note in data.notes:
         say(f"evaluate: {note}")
     results: dict[str, dict[str, float]] = {}
@@ -79,10 +81,10 @@ def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     with _Pools(cfg.workers, ctx.cfg.cluster.gpus_per_worker) as pools:
         for name, rank in _rankings(_Evaluation(ctx, data, pools, say)).items():
             began = time.monotonic()
-            ranking = _kept(ctx, data, name, rank)
-            found = ranking_metrics(data, ranking, cfg.recall_at)
+            ranking = _kept_ranking(ctx, data, name, rank)
+            means = ranking_metrics(data, ranking, cfg.recall_at)
             per_query[name] = ranking_per_query(data, ranking, cfg.recall_at)
-            results[name] = {metric: round(value, 4) for metric, value in found.items()}
+            results[name] = {metric: round(value, 4) for metric, value in means.items()}
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in results[name].items())
             say(f"evaluate: {name}: {shown} ({time.monotonic() - began:.0f} s)")
     content: dict[str, Any] = {"dataset": cfg.dataset, "queries": len(data.queries), "documents": len(data.corpus)}
@@ -99,9 +101,9 @@ def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
 def _languages(
     ctx: StageContext[RunConfig], data: RetrievalSet, figures: _PerQuery, say: _Say
 ) -> dict[str, dict[str, Any]]:
-    """`by_language`; says which languages have few training rows."""
-    asked = {name: Query(text, data.languages.get(name)) for name, text in data.queries.items()}
-    languages = by_language(asked, _training_queries(ctx), figures)
+    """The metrics `by_language`; a line of progress names the languages with few training rows."""
+    queries = {name: Query(text, data.languages.get(name)) for name, text in data.queries.items()}
+    languages = by_language(queries, _training_queries(ctx), figures)
     few = few_rows_line(languages, ctx.cfg.evaluate.few_rows)
     if few:
         say(f"evaluate: {few}")
@@ -109,21 +111,21 @@ def _languages(
 
 
 def _training_queries(ctx: StageContext[RunConfig]) -> list[Query]:
-    """Of the rows that the supervised stage trains on, with the language that their pairs say."""
-    said: dict[tuple[str, str], str] = {}
+    """The queries of the rows that the supervised stage trains on, with the language stated in their pairs."""
+    languages: dict[tuple[str, str], str] = {}
     for stage in ("corpus", "filter"):
         if stage in ctx.inputs:
             pairs = ctx.inputs[stage].read_table("pairs", PAIR)
             columns = (pairs[name].to_pylist() for name in ("dataset", "id", "language"))
-            said |= {(o, i): code for o, i, code in zip(*columns, strict=True) if o in _SAYING}
+            languages |= {(o, i): code for o, i, code in zip(*columns, strict=True) if o in _QUERY_LANGUAGE}
     rows = ctx.inputs["mine"].read_table("rows", TRAINING_ROW)
     used = {dataset: trained_on(ctx.cfg, dataset) for dataset in set(rows["dataset"].to_pylist())}
     columns = (rows[name].to_pylist() for name in ("dataset", "id", "query"))
-    return [Query(query, said.get((o, i))) for o, i, query in zip(*columns, strict=True) if used[o]]
+    return [Query(query, languages.get((o, i))) for o, i, query in zip(*columns, strict=True) if used[o]]
 
 
 class _Pools:
-    """The actors of an evaluation: started at first use, then shared by all models."""
+    """The pools of Ray actors of an evaluation: started at first use, then shared by all models."""
 
     def __init__(self, workers: int, gpus_per_worker: int) -> None:
         self._options: dict[str, Any] = {"workers": workers, "gpus_per_worker": gpus_per_worker}
@@ -154,7 +156,7 @@ class _Pools:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What every ranking of one evaluation shares."""
+    """Context, retrieval set, actors and progress, which all rankings of an evaluation share."""
 
     ctx: StageContext[RunConfig]
     data: RetrievalSet
@@ -163,7 +165,7 @@ class _Evaluation:
 
 
 def _rankings(e: _Evaluation) -> dict[str, Callable[[], Ranking]]:
-    """What ranks the documents, by the name in the results, in the order of the pipeline."""
+    """Name in the results -> function that ranks the documents, in the order of the pipeline."""
     cfg = e.ctx.cfg
     models: dict[str, tuple[str, str | None]] = {}
     for name in cfg.evaluate.compare:
@@ -182,19 +184,19 @@ def _rankings(e: _Evaluation) -> dict[str, Callable[[], Ranking]]:
     return rankings | {_RERANKED: partial(_reranked, e, cfg.evaluate.rerank_weight)}
 
 
-def _kept(ctx: StageContext[RunConfig], data: RetrievalSet, name: str, rank: Callable[[], Ranking]) -> Ranking:
-    """The ranking from `runs/` where a killed run of this stage left it, else a new one."""
+def _kept_ranking(ctx: StageContext[RunConfig], data: RetrievalSet, name: str, rank: Callable[[], Ranking]) -> Ranking:
+    """The ranking from `runs/` if an interrupted run of this stage has written it, else a new one."""
     file = f"runs/{name}.parquet"
     if not ctx.out.exists(file):
         ctx.out.write_table(file, run_table(data, rank()))
     return read_run(data, ctx.out.read_table(file))
 
 
-def _asked(e: _Evaluation, data: RetrievalSet) -> str:
-    """The instruction of a set's queries: that of the rows which held-out and dev set are from, else the run's."""
+def _query_instruction(e: _Evaluation, data: RetrievalSet) -> str:
+    """The instruction of a set's queries: that of docstring pairs for the held-out and the dev set, else the run's."""
     cfg = e.ctx.cfg
-    own = data is not e.data or cfg.evaluate.dataset == "heldout"
-    return instructions(cfg, [DOCSTRINGS])[DOCSTRINGS] if own else cfg.models.instruction
+    docstring_queries = data is not e.data or cfg.evaluate.dataset == "heldout"
+    return instructions(cfg, [DOCSTRINGS])[DOCSTRINGS] if docstring_queries else cfg.models.instruction
 
 
 def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_token: str | None) -> Ranking:
@@ -203,7 +205,7 @@ def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_tok
     queries = pool.encode(
         list(data.queries.values()),
         max_tokens=limits.query,
-        instruction=_asked(e, data),
+        instruction=_query_instruction(e, data),
         progress=paced(e.say, f"evaluate: {name}: queries embedded"),
     )
     documents = pool.encode(
@@ -219,14 +221,16 @@ def _reranked(e: _Evaluation, weight: float | None) -> Ranking:
     out = e.ctx.out
     first = read_run(e.data, out.read_table("runs/merged.parquet"))
     if not out.exists(_SCORES):
-        found = _scores(e, e.data, first, e.ctx.cfg.evaluate.rerank_top)
-        out.write_table(_SCORES, pa.table({"query_id": list(e.data.queries), "scores": [s.tolist() for s in found]}))
+        probabilities = _scores(e, e.data, first, e.ctx.cfg.evaluate.rerank_top)
+        out.write_table(
+            _SCORES, pa.table({"query_id": list(e.data.queries), "scores": [s.tolist() for s in probabilities]})
+        )
     scores = [np.array(s, dtype=np.float32) for s in out.read_table(_SCORES)["scores"].to_pylist()]
     return reranked(first, scores, _dev_weight(e) if weight is None else weight)
 
 
 def _dev_weight(e: _Evaluation) -> float:
-    """The reranker's share that is best on the dev set.
+    """The reranker's share that `chosen_weight` chooses on the dev set.
 
     Raises:
         UserError: the corpus stage made no dev set.
@@ -235,18 +239,18 @@ def _dev_weight(e: _Evaluation) -> float:
     if not dev.queries:
         raise UserError("evaluate.rerank_weight is null, but there is no dev set to choose it on; set a number")
     first = _embedded(e, dev, "dev", (e.ctx.inputs["merge"] / "embedding").uri, None)
-    found = chosen_weight(dev, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
-    gain = f"nDCG@10 {found.gain:+.4f}, 95 % of {found.low:+.4f} to {found.high:+.4f} over all shares"
+    choice = chosen_weight(dev, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
+    gain = f"nDCG@10 {choice.gain:+.4f}, 95 % of {choice.low:+.4f} to {choice.high:+.4f} over all shares"
     e.say(
-        f"evaluate: the reranker's share is {found.weight}: of ten above none, {found.best} is best on "
-        f"{found.queries} dev queries ({gain}){'' if found.weight else ', not clearly better than none'}"
+        f"evaluate: the reranker's share is {choice.weight}: of ten above none, {choice.best} is best on "
+        f"{choice.queries} dev queries ({gain}){'' if choice.weight else ', not clearly better than none'}"
     )
-    e.ctx.out.write_json(_WEIGHT, {"rerank_weight": found.weight, "chosen_on": "dev", **asdict(found)})
-    return found.weight
+    e.ctx.out.write_json(_WEIGHT, {"rerank_weight": choice.weight, "chosen_on": "dev", **asdict(choice)})
+    return choice.weight
 
 
 def _scores(e: _Evaluation, data: RetrievalSet, first: Ranking, top: int) -> list[np.ndarray]:
-    """The merged reranker's probabilities of each query's `top` documents."""
+    """For each query the merged reranker's probabilities of its first `top` documents, (top,) float32."""
     cfg = e.ctx.cfg.evaluate
     texts = data.texts()
     tops = [[texts[row] for row in rows if row != NONE] for rows in first.rows[:, :top].tolist()]
@@ -255,6 +259,6 @@ def _scores(e: _Evaluation, data: RetrievalSet, first: Ranking, top: int) -> lis
         tops,
         max_tokens=cfg.rerank_max_tokens,
         max_query_tokens=TextLimits.of(cfg).query,
-        instruction=_asked(e, data),
+        instruction=_query_instruction(e, data),
         progress=paced(e.say, f"evaluate: {_RERANKED}: queries reranked"),
     )

@@ -1,4 +1,4 @@
-"""Vectors that were computed before, by text: an evaluation that was killed, or a second one, embeds nothing twice."""
+"""A cache of vectors by text on storage: a repeated or interrupted evaluation embeds no text twice."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _Embed = Callable[[list[str]], np.ndarray]
 
 
 class VectorCache:
-    """A folder of vectors of one model; each prompt has a folder of its own below.
+    """The vectors of one model, in a folder with one subfolder for each prompt.
 
-    A prompt's folder holds pieces, `.npz` with the hashes of the texts and their vectors, written as they are made.
+    A subfolder holds `.npz` files with the hashes of texts and their vectors, written as the vectors are computed.
     """
 
     def __init__(self, folder: Storage) -> None:
-        """Vectors of the model that the folder is named after; nothing is read yet."""
+        """A cache in `folder`, which must belong to one model; files are read when a prompt is first used."""
         self._folder = folder
         self._places: dict[str, dict[bytes, tuple[int, int]]] = {}
         self._pieces: dict[str, list[np.ndarray]] = {}
 
     def encode(self, texts: Sequence[str], prompt: str, embed: _Embed) -> np.ndarray:
-        """(len(texts), dimensions) float32: known vectors, and those of texts that are new from `embed`.
+        """(len(texts), dimensions) float32: stored vectors, and new ones from `embed`, which are then stored.
 
         Args:
             texts: not empty.
-            prompt: whatever besides the text decides the vector.
-            embed: gives (n, dimensions) float32 for n texts.
+            prompt: everything besides the text that the vector depends on, e.g. the instruction.
+            embed: computes (n, dimensions) float32 of n texts.
         """
         name = exact_hash(prompt).hex()
         if name not in self._places:

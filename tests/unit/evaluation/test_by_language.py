@@ -62,7 +62,7 @@ def test_what_the_data_says_wins_over_what_the_text_looks_like() -> None:
 
 
 def test_of_very_many_training_rows_every_nth_counts_n_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen3emb.evaluation.by_language._LOOKED_AT", 2)
+    monkeypatch.setattr("qwen3emb.evaluation.by_language._MAX_IDENTIFIED", 2)
     training = [TRAINING[0], TRAINING[3], TRAINING[3], TRAINING[3], Query("x", "en")]  # looked at: the first and third
     found = by_language({"a": QUERIES["a"], "c": QUERIES["c"]}, training, {})
     assert {language: row["training_rows"] for language, row in found.items()} == {"en": 2 + 1, "de": 2}
