@@ -1,6 +1,6 @@
-"""A searchable index on storage: vectors and texts as Parquet shards, searched exactly by inner product.
+"""A search index on storage: vectors and texts as Parquet shards, searched exactly by inner product.
 
-A folder with `vectors/*.parquet` (id, title, text, vector) and `index.json`, which says what made them.
+A folder with `vectors/*.parquet` (id, title, text, vector) and `index.json`, the `IndexInfo`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _SCORES_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What an index holds, and what made its vectors.
+    """The size of an index, and how its vectors were made.
 
     Attributes:
         dimension: length of the vectors.
         count: documents.
         model: fingerprint of the artifact that the embedding model came from.
-        instruction: the instruction queries are to be embedded with.
-        max_tokens: documents were cut to this many tokens.
+        instruction: with which queries must be embedded.
+        max_tokens: length to which documents were cut.
     """
 
     dimension: int
@@ -43,7 +43,7 @@ class IndexInfo:
 
 @dataclass(frozen=True)
 class Hit:
-    """One document found; `score` is the inner product, the cosine for normalised vectors."""
+    """A retrieved document; `score` is the inner product with the query, the cosine for normalised vectors."""
 
     id: str
     score: float
@@ -52,7 +52,7 @@ class Hit:
 
 
 def shard_table(rows: pa.Table, vectors: np.ndarray) -> pa.Table:
-    """One shard: id, title and text of `rows` with their `vectors`, (rows, dimension) float32."""
+    """A shard of the index: id, title and text of `rows` with their `vectors`, (rows, dimension) float32."""
     assert vectors.dtype == np.float32, vectors.dtype
     assert len(vectors) == len(rows), (vectors.shape, len(rows))
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
@@ -61,7 +61,7 @@ def shard_table(rows: pa.Table, vectors: np.ndarray) -> pa.Table:
 
 
 def write_info(folder: Storage, info: IndexInfo) -> None:
-    """Write `index.json`; the shards must be complete."""
+    """Write `index.json`; call it when all shards are written."""
     folder.write_json(_INFO, asdict(info))
 
 
@@ -69,7 +69,13 @@ class SearchIndex:
     """An index in memory."""
 
     def __init__(self, info: IndexInfo, rows: pa.Table, vectors: np.ndarray) -> None:
-        """Take over id, title and text `rows` and their (count, dimension) float32 `vectors`."""
+        """An index of documents.
+
+        Args:
+            info: of the index.
+            rows: id, title and text of each document.
+            vectors: (count, dimension) float32, of the same documents in the same order.
+        """
         self.info = info
         self._rows = rows
         self._vectors = vectors
@@ -79,7 +85,7 @@ class SearchIndex:
         """Load an index.
 
         Raises:
-            UserError: there is none, or its shards do not hold what `index.json` says.
+            UserError: `storage` has no index, or its shards do not match `index.json`.
         """
         if not storage.exists(_INFO):
             raise UserError(f"{storage.uri}: no {_INFO} there, so no index; run the stage `index` first")
@@ -98,7 +104,7 @@ class SearchIndex:
         return SearchIndex(info, table.select(["id", "title", "text"]), flat.reshape(-1, info.dimension))
 
     def __len__(self) -> int:
-        """Documents."""
+        """The number of documents."""
         return len(self._vectors)
 
     def search(self, vector: np.ndarray, top: int) -> list[Hit]:
@@ -110,18 +116,22 @@ class SearchIndex:
         return self.search_batch(np.asarray(vector)[None], top)[0]
 
     def search_batch(self, vectors: np.ndarray, top: int) -> list[list[Hit]]:
-        """`search` for each row of `vectors` (n, dimension)."""
+        """`search` for each row of `vectors` (n, dimension); the hits of each, in the same order.
+
+        Raises:
+            UserError: the vectors have another dimension, or `top` is below 1.
+        """
         if top < 1:
             raise UserError(f"top {top}: at least 1 document must be asked for")
         if vectors.ndim != 2 or vectors.shape[1] != self.info.dimension:
             raise UserError(f"vectors of shape {vectors.shape}: the index has dimension {self.info.dimension}")
         queries = np.asarray(vectors, dtype=np.float32)
         step = max(1, _SCORES_AT_ONCE // max(1, len(self)))
-        found: list[list[Hit]] = []
+        hits: list[list[Hit]] = []
         for start in range(0, len(queries), step):
             scores = queries[start : start + step] @ self._vectors.T  # (queries, documents)
-            found.extend(self._hits(row, best_first(row, top).tolist()) for row in scores)
-        return found
+            hits.extend(self._hits(row, best_first(row, top).tolist()) for row in scores)
+        return hits
 
     def _hits(self, scores: np.ndarray, rows: Sequence[int]) -> list[Hit]:
         texts = self._rows.take(pa.array(rows, type=pa.int64())).to_pylist()

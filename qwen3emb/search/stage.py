@@ -1,9 +1,9 @@
-"""The stage `index`: a corpus through the merged embedding model into a searchable index.
+"""The stage `index`: embed a corpus with the merged embedding model and write a search index.
 
-Two passes over the corpus. The survey reads it without keeping the texts, and finds what cannot be indexed
-(empty texts, broken rows, ids given twice) and, after a crash, what is there already. The second pass embeds
-the rest; each block of rows becomes one shard, written whole or not at all; a killed run repeats at most the
-blocks under way.
+Two passes over the corpus. The survey reads it without keeping the texts, and notes the rows that cannot be indexed
+(empty texts, broken rows, duplicate ids) and, after an interruption, those that are indexed already. The second pass
+embeds the others; each block of rows becomes one shard, written whole or not at all, so that an interrupted run repeats
+only the blocks that were not written.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _ROW = pa.schema(
 
 @dataclass
 class Survey:
-    """What a corpus holds.
+    """The rows of a corpus: how many, which cannot be indexed, and which are still to embed.
 
     Attributes:
-        rows: rows read, usable or not.
-        rejects: rows that cannot be indexed, as `records.REJECT`.
-        skip: (source, row) of well-formed rows that are not to be embedded: duplicates, or done already.
-        pending: rows left to embed.
+        rows: count of all rows, usable or not.
+        rejects: rows that cannot be indexed, in the schema `records.REJECT`.
+        skip: (source, row number) of usable rows that are not embedded: duplicates, and rows indexed before.
+        pending: count of rows that are still to embed.
     """
 
     rows: int = 0
@@ -65,10 +65,17 @@ class Survey:
 
 
 def corpus_files(source: str, corpus: Storage) -> tuple[str, str, list[str]]:
-    """(kind for `read_file`, field of the id, absolute paths or URIs) of `index.source`.
+    """The files of the corpus to index.
+
+    Args:
+        source: `index.source` of the config: `heldout`, `passages`, or a folder with `corpus.jsonl`.
+        corpus: folder of the stage `corpus`.
+
+    Returns:
+        (kind for `read_file`, name of the id field, absolute paths or URIs).
 
     Raises:
-        UserError: nothing is there.
+        UserError: there are no such files.
     """
     if source == "heldout":
         return "parquet", "id", [(corpus / "heldout/corpus.parquet").uri]
@@ -85,7 +92,14 @@ def corpus_files(source: str, corpus: Storage) -> tuple[str, str, list[str]]:
 
 
 def build_index(ctx: StageContext[RunConfig], progress: Progress | None = None) -> StageResult:
-    """Embed the configured corpus into `ctx.out`; rows that cannot be are written to its `rejects/`.
+    """Embed the configured corpus and write the index to `ctx.out`; rows that cannot be indexed go to its `rejects/`.
+
+    Args:
+        ctx: configuration, inputs and output folder of the stage.
+        progress: called with (documents embedded, documents to embed).
+
+    Returns:
+        Counts of rows read and indexed, and of rejects by reason.
 
     Raises:
         UserError: the corpus or the model is missing, or no row can be indexed.
@@ -96,22 +110,22 @@ def build_index(ctx: StageContext[RunConfig], progress: Progress | None = None) 
     contract = Contract(**model.read_json(CONTRACT_FILE))
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # plans and paths of its own logs
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would print execution plans and log paths
     kind, id_field, files = corpus_files(cfg.index.source, ctx.inputs["corpus"])
-    found = _survey(_rows(kind, id_field, files, texts=False), _indexed(ctx.out))
-    if found.rows == len(found.rejects):
-        raise UserError(f"index.source {cfg.index.source!r}: none of its {found.rows} rows can be indexed")
+    survey = _survey(_rows(kind, id_field, files, texts=False), _indexed(ctx.out))
+    if survey.rows == len(survey.rejects):
+        raise UserError(f"index.source {cfg.index.source!r}: none of its {survey.rows} rows can be indexed")
     ctx.out.delete("rejects")
-    if found.rejects:
-        ctx.out.write_table("rejects/part-00000.parquet", pa.Table.from_pylist(found.rejects, schema=REJECT))
-    if found.pending:
-        _embed(_rows(kind, id_field, files, texts=True), cfg, model.uri, ctx.out, found, progress)
+    if survey.rejects:
+        ctx.out.write_table("rejects/part-00000.parquet", pa.Table.from_pylist(survey.rejects, schema=REJECT))
+    if survey.pending:
+        _embed(_rows(kind, id_field, files, texts=True), cfg, model.uri, ctx.out, survey, progress)
     count = len(_indexed(ctx.out))
     fingerprint = str(read_record(ctx.inputs["merge"])["fingerprint"])
     info = IndexInfo(contract.dimensions, count, fingerprint, contract.instruction, cfg.index.max_tokens)
     write_info(ctx.out, info)
-    reasons = Counter(str(r["reason"]).partition(":")[0] for r in found.rejects)
-    return StageResult(found.rows, count, dict(reasons), {"documents": count, "dimension": contract.dimensions})
+    reasons = Counter(str(r["reason"]).partition(":")[0] for r in survey.rejects)
+    return StageResult(survey.rows, count, dict(reasons), {"documents": count, "dimension": contract.dimensions})
 
 
 def _rows(kind: str, id_field: str, files: list[str], texts: bool) -> Any:
@@ -122,7 +136,7 @@ def _rows(kind: str, id_field: str, files: list[str], texts: bool) -> Any:
 
 
 def _read(batch: dict[str, np.ndarray], kind: str, id_field: str, texts: bool) -> Iterator[pa.Table]:
-    """UDF: the rows of the batch's files, `_READ_ROWS` at a time."""
+    """Ray Data function: the rows of the batch's files, `_READ_ROWS` at a time."""
     rows: list[dict[str, Any]] = []
     for name in batch["file"]:
         items = read_file(str(name), kind, text_field="text", title_field="title", id_field=id_field, language="und")
@@ -144,28 +158,28 @@ def _row(item: Any, number: int, texts: bool) -> dict[str, Any]:
 def _survey(rows: Any, indexed: set[str]) -> Survey:
     """Count the rows and find those that are not to be embedded.
 
-    Of rows with one id, the first in (source, row) order counts; blocks may come in any order.
+    Of rows with the same id the first in (source, row) order is kept, in whatever order Ray delivers the blocks.
     """
-    found = Survey()
+    survey = Survey()
     first: dict[str, tuple[str, int]] = {}
     for batch in rows.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow"):
         for row in batch.to_pylist():
-            found.rows += 1
+            survey.rows += 1
             place = (row["source"], row["row"])
             if row["reason"] is not None:
-                found.rejects.append(_reject(row["id"], row["reason"], place, row["payload"]))
+                survey.rejects.append(_reject(row["id"], row["reason"], place, row["payload"]))
             elif row["id"] not in first:
                 first[row["id"]] = place
             else:
                 kept = min(place, first[row["id"]])
                 dropped = max(place, first[row["id"]])
                 first[row["id"]] = kept
-                found.skip.add(dropped)
+                survey.skip.add(dropped)
                 reason = f"duplicate_id: also at {kept[0]}, row {kept[1]}"
-                found.rejects.append(_reject(row["id"], reason, dropped, ""))
-    found.skip |= {place for name, place in first.items() if name in indexed}
-    found.pending = sum(name not in indexed for name in first)
-    return found
+                survey.rejects.append(_reject(row["id"], reason, dropped, ""))
+    survey.skip |= {place for name, place in first.items() if name in indexed}
+    survey.pending = sum(name not in indexed for name in first)
+    return survey
 
 
 def _reject(name: str, reason: str, place: tuple[str, int], payload: str) -> dict[str, Any]:
@@ -173,12 +187,12 @@ def _reject(name: str, reason: str, place: tuple[str, int], payload: str) -> dic
     return {"id": name, "stage": "index", "reason": reason, "source": source, "row": row, "payload": payload}
 
 
-def _embed(rows: Any, cfg: RunConfig, model: str, out: Storage, found: Survey, progress: Progress | None) -> None:
-    """Embed the rows that `found` leaves, one shard per block."""
+def _embed(rows: Any, cfg: RunConfig, model: str, out: Storage, survey: Survey, progress: Progress | None) -> None:
+    """Embed the rows that `survey` does not reject or skip, and write one shard per block."""
     workers, gpus = cfg.index.workers, cfg.cluster.gpus_per_worker
-    block = min(2048, max(32, found.pending // (workers * 4)))
+    block = min(2048, max(32, survey.pending // (workers * 4)))
     embedded = (
-        rows.map_batches(_pending, fn_kwargs={"skip": found.skip}, batch_format="pyarrow", batch_size=None, **_TINY)
+        rows.map_batches(_pending, fn_kwargs={"skip": survey.skip}, batch_format="pyarrow", batch_size=None, **_TINY)
         .repartition(target_num_rows_per_block=block)
         .map_batches(
             _Embed,
@@ -194,11 +208,11 @@ def _embed(rows: Any, cfg: RunConfig, model: str, out: Storage, found: Survey, p
     for batch in embedded.iter_batches(batch_size=None, batch_format="pyarrow"):
         done += sum(batch.column("rows").to_pylist())
         if progress:
-            progress(done, found.pending)
+            progress(done, survey.pending)
 
 
 def _pending(rows: pa.Table, skip: set[tuple[str, int]]) -> pa.Table:
-    """UDF: the rows that are to be embedded."""
+    """Ray Data function: the rows that are to be embedded."""
     places = zip(rows.column("source").to_pylist(), rows.column("row").to_pylist(), strict=True)
     usable = rows.column("reason").is_null().to_pylist()
     kept = [good and place not in skip for place, good in zip(places, usable, strict=True)]
@@ -206,7 +220,7 @@ def _pending(rows: pa.Table, skip: set[tuple[str, int]]) -> pa.Table:
 
 
 class _Embed:
-    """UDF: rows with a `vector` column."""
+    """Ray Data function: adds the column `vector` to rows."""
 
     def __init__(self, model: str, workers: int, gpus: float, max_tokens: int) -> None:
         self._worker, self._model = EncodeWorker(workers, gpus), ModelPlace(model)
@@ -219,7 +233,7 @@ class _Embed:
 
 
 def _write(rows: pa.Table, uri: str) -> pa.Table:
-    """UDF: one shard, named by its ids, so that a repeated task writes the same file again."""
+    """Ray Data function: write a shard, named by a hash of its ids, so that a repeated task writes the same file."""
     ids = rows.column("id").to_pylist()
     if ids:
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
@@ -228,7 +242,7 @@ def _write(rows: pa.Table, uri: str) -> pa.Table:
 
 
 def _indexed(out: Storage) -> set[str]:
-    """Ids in the shards that are there."""
+    """Ids in the shards that are written already."""
     ids: set[str] = set()
     for name in out.names(SHARDS, ".parquet"):
         table = pq.read_table(out.path(name), filesystem=out.filesystem, columns=["id"])
