@@ -1,16 +1,16 @@
-"""A model becomes the current one only where it is shown to be no worse; the one before can come back.
+"""Promote a model to the current one of a registry if it is no worse than the present one; roll back to the one before.
 
-No worse is non-inferior: the lower end of the 95 % interval of its gain is at least `-tolerance`. Each promotion may
-lose up to the tolerance, so many of them could slide down step by step. A registry therefore remembers, task by task,
-the best of all that were promoted (its reference), and a new model must be no worse than that one either.
+"No worse" is a test of non-inferiority: the lower end of the 95 % interval of the gain is at least `-tolerance`. Each
+promotion may lose up to the tolerance, so many small losses could add up. A registry therefore remembers for each task
+the best of all promoted models (its reference), and a new model must be no worse than that one either.
 
 A registry is a folder:
 
     versions/<id>/model/          a promoted model, copied
-    versions/<id>/scores/         what `qwen3emb evaluate` had found of it
-    versions/<id>/reference.json  task -> the version that was best in it once this one was promoted
+    versions/<id>/scores/         its results from `qwen3emb evaluate`
+    versions/<id>/reference.json  task -> id of the best version in it at the time of this promotion
     current.json                  {"id", "source", "promoted", "before", "tolerance", "gate", "reference"}
-    current                       link to versions/<id>/model, for those who serve it
+    current                       link to versions/<id>/model, for servers
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ TOLERANCE = 1.0
 
 _CURRENT, _REFERENCE = "current.json", "reference.json"
 _NEVER_COPIED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_FEWEST = 5  # queries; the bootstrap's interval of fewer is far too narrow, that of one has no width
-_SHARED = 0.9  # of the queries of either side; the scores are of all of them, the interval of those in both alone
+_FEWEST = 5  # queries; the bootstrap's interval is far too narrow for fewer, and has no width for one
+_SHARED = 0.9  # share of each side's queries: the scores average all of them, the interval only those in both
 _ROUNDING = 1e-9
 
 Outcome = Literal["passed", "worse", "undecided"]
@@ -44,18 +44,18 @@ Outcome = Literal["passed", "worse", "undecided"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """One task of the gate.
+    """The comparison of the new model with another one in one task of the gate.
 
     Attributes:
         task: its name.
         against: the model that it is compared with: `present`, or `reference` and its id.
-        gain: points of the new model over that one.
+        gain: points of the new model minus those of the other one.
         low: lower end of the 95 % interval; None where there is none.
         high: upper end.
-        queries: that both have figures of; 0 where a task has no figures by query.
+        queries: count of queries with figures of both models; 0 where a task has no figures by query.
         tolerance: points that may be lost.
-        outcome: `passed`: it loses no more than that; `worse`: it loses more; `undecided`: the interval holds both.
-        reason: why, in a few words.
+        outcome: `passed`: it loses no more than the tolerance; `worse`: it loses more; `undecided`: it may be either.
+        reason: of the outcome, in a few words.
     """
 
     task: str
@@ -70,7 +70,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the model may be promoted as far as this task goes."""
+        """Whether this comparison allows the promotion."""
         return self.outcome == "passed"
 
 
@@ -80,15 +80,19 @@ def judged(
     """Compare the scores of two evaluations, task by task.
 
     With figures by query a task passes where the lower end of the 95 % interval of the paired bootstrap is at least
-    `-tolerance`, undecided where less than 90 % of either's queries are in both, or only one has any; without them
-    where its score is lower by at most `tolerance`, whatever the noise.
+    `-tolerance`; it is undecided where fewer than 5 queries or less than 90 % of either side's are in both, or only one
+    side has figures by query. Where neither has any, it passes if its score is lower by at most `tolerance`, without a test of
+    significance.
 
     Args:
-        new: results (`--out`) of the new model.
-        present: of the one that it is compared with.
+        new: results (`--out` of `qwen3emb evaluate`) of the new model.
+        present: those of the model that it is compared with.
         tasks: the gate; default all tasks of the results of `present`.
         tolerance: points that may be lost.
-        against: what the verdicts call `present`.
+        against: name of the other model in the verdicts.
+
+    Returns:
+        A verdict for each task.
 
     Raises:
         UserError: there are no results, or a task of the gate is in only one of them.
@@ -120,48 +124,48 @@ def _by_interval(
     """The verdict of a task with figures by query."""
     from qwen3emb.metrics.bootstrap import paired_bootstrap  # numpy; the command line reads TOLERANCE from here
 
-    found = paired_bootstrap(mine, other)
-    shared, most = 0 if found is None else found.queries, max(len(mine), len(other))
-    if found is None or shared < max(_FEWEST, _SHARED * most):
+    difference = paired_bootstrap(mine, other)
+    shared, most = 0 if difference is None else difference.queries, max(len(mine), len(other))
+    if difference is None or shared < max(_FEWEST, _SHARED * most):
         few = f", and fewer than {_FEWEST} are too few to tell" if shared < _FEWEST else ""
         reason = f"{shared} of {most} queries are in both results{few}; evaluate both models on the same data"
         gain = 100 * (sum(mine.values()) / len(mine) - sum(other.values()) / len(other))
         return Verdict(task, against, gain, None, None, shared, tolerance, "undecided", reason)
-    gain, low, high = (100 * value for value in (found.mean, found.low, found.high))
+    gain, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
     outcome: Outcome = "undecided"
-    reason = f"interval of +-{(high - low) / 2:.2f} with {found.queries} queries, tolerance {tolerance:g}"
+    reason = f"interval of +-{(high - low) / 2:.2f} with {difference.queries} queries, tolerance {tolerance:g}"
     if low >= -tolerance - _ROUNDING:
         outcome = "passed"
     elif high < -tolerance:
         outcome = "worse"
     else:
         reason += "; more queries or a larger tolerance decide"
-    return Verdict(task, against, gain, low, high, found.queries, tolerance, outcome, reason)
+    return Verdict(task, against, gain, low, high, difference.queries, tolerance, outcome, reason)
 
 
 def promote(
     model: Path, scores: Path, registry: Path, tasks: Sequence[str] = (), tolerance: float = TOLERANCE
 ) -> list[Verdict]:
-    """Make a model the current one of a registry where every task of the gate passes; the first one always passes.
+    """Make a model the current one of a registry if every task of the gate passes; the first model always passes.
 
     Args:
         model: directory of the model, safetensors only.
-        scores: what `qwen3emb evaluate` wrote of it.
-        registry: the folder; made where it is not there.
+        scores: its results from `qwen3emb evaluate`.
+        registry: the folder; created if it does not exist.
         tasks: the gate; default all tasks of the present model's results and of the registry's references.
         tolerance: see `judged`.
 
     Returns:
         The verdicts against the present model, then those against the reference of each task where that is another
-        one; where one did not pass, nothing was changed.
+        model. If one of them did not pass, the registry was not changed.
 
     Raises:
-        UserError: the model or its scores are not there, it has pickled weights, it is the current one already, its
-            results lack a task of the gate, or there is no task to judge by.
+        UserError: the model or its scores are missing, it has pickled weights, it is the current one already, its
+            results lack a task of the gate, or there is no task to compare in.
     """
     _check_model(model)
-    found = main_scores(scores)
-    if not found:
+    points = main_scores(scores)
+    if not points:
         raise UserError(f"{scores}: holds no score, so nothing tells whether the model may be promoted; evaluate it")
     name = _id(model)
     current = _current(registry)
@@ -180,10 +184,10 @@ def promote(
         verdicts.sort(key=lambda verdict: verdict.against != "present")
         if not all(verdict.passed for verdict in verdicts):
             return verdicts
-    lost = [task for task, version in best.items() if version == name and task not in found]
+    lost = [task for task, version in best.items() if version == name and task not in points]
     if lost:
         raise UserError(f"{scores}: lacks {', '.join(lost)}, where this model is the registry's reference; evaluate it")
-    for task, score in found.items():
+    for task, score in points.items():
         if task not in best or score > main_scores(_scores_of(registry, best[task]))[task]:
             best[task] = name
     _keep(model, scores, registry / "versions" / name, best)
@@ -202,9 +206,16 @@ def _of_task(
     best: Mapping[str, str],
     tolerance: float,
 ) -> list[Verdict]:
-    """A task against the present model where that has it, and against its reference where that is another one.
+    """The verdicts of one task: against the present model if that has a score, and against another reference.
 
-    Of `ids`, the present model's and the new one's, the latter may be the reference too, from an earlier promotion.
+    Args:
+        task: name.
+        scores: results of the new model.
+        registry: the folder.
+        ids: of the present and of the new model; the new one may be the reference already, from an earlier promotion.
+        known: task -> points of the present model.
+        best: task -> id of the reference.
+        tolerance: points that may be lost.
     """
     present = ids[0]
     reference = best.get(task, present)
@@ -221,7 +232,7 @@ def _scores_of(registry: Path, name: str) -> Path:
 
 
 def _keep(model: Path, scores: Path, target: Path, best: Mapping[str, str]) -> None:
-    """Copy the model and what was found of it into the registry, the latter anew where it was promoted before."""
+    """Copy the model and its results into the registry; of a model that was promoted before only the results."""
     partial = target.with_name(f".{target.name}")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed promotion left
     for part in ("per_query", "results"):
@@ -241,7 +252,7 @@ def _keep(model: Path, scores: Path, target: Path, best: Mapping[str, str]) -> N
 
 
 def roll_back(registry: Path) -> str:
-    """Make the model before the current one the current one again; its id.
+    """Make the model before the current one the current one again, and return its id.
 
     Raises:
         UserError: the registry has no current model, or none before it.
@@ -252,7 +263,7 @@ def roll_back(registry: Path) -> str:
     before = current["before"]
     if not before or not (registry / "versions" / before).is_dir():
         raise UserError(f"{registry}: no model was current before {current['id']}")
-    # A reference that was set by the model that goes, goes with it: it may be the reason for the way back.
+    # References that the withdrawn model set are withdrawn too: its scores may be the reason for the rollback.
     kept = registry / "versions" / before / _REFERENCE
     best = json_mapping(kept) if kept.is_file() else {}
     _point(registry, {"id": before, "source": "roll back", "before": current["id"], "reference": best})
@@ -268,7 +279,7 @@ def _check_model(model: Path) -> None:
 
 
 def _id(model: Path) -> str:
-    """A hash of everything in the directory."""
+    """A hash of all files in the directory, the model's id."""
     files = sorted(path for path in model.rglob("*") if path.is_file())
     return streamed_digest((path.relative_to(model).as_posix(), path.open("rb")) for path in files)
 
@@ -279,7 +290,7 @@ def _current(registry: Path) -> dict[str, Any] | None:
 
 
 def _point(registry: Path, content: dict[str, Any]) -> None:
-    """Write `current.json` and turn the link, each in one step."""
+    """Write `current.json` and move the link, each atomically."""
     content |= {"promoted": datetime.now(UTC).isoformat(timespec="seconds")}
     partial, link = registry / f".{_CURRENT}", registry / ".current"
     partial.write_text(json.dumps(content, indent=2) + "\n")
