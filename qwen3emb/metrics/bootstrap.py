@@ -1,4 +1,4 @@
-"""How sure a difference between two systems is: the paired bootstrap over queries."""
+"""The paired bootstrap over queries: the difference of two systems with its confidence interval."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Difference:
     """A mean difference over queries and its 95 % confidence interval.
 
     Attributes:
-        mean: of one system's figure minus the other's.
+        mean: mean over queries of the first system's figure minus the second's.
         low: lower end of the interval.
         high: upper end.
-        queries: that both systems have.
+        queries: count of queries that both systems have.
     """
 
     mean: float
@@ -28,20 +28,23 @@ class Difference:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether zero lies outside of the interval."""
         return self.low > 0 or self.high < 0
 
 
 def paired_bootstrap(
     one: Mapping[str, float], other: Mapping[str, float], rounds: int = 10_000, seed: int = 0
 ) -> Difference | None:
-    """The difference of two systems over the queries that both have, resampled with replacement; None without any.
+    """The mean difference of two systems over the queries that both have, with a 95 % interval by resampling queries.
 
     Args:
-        one: query -> figure of one system.
-        other: of the other; not all queries need to be in both.
-        rounds: samples drawn.
-        seed: of the samples.
+        one: query -> figure of the first system.
+        other: query -> figure of the second one; queries in only one of the two are left out.
+        rounds: number of samples, each drawn with replacement.
+        seed: of the random samples.
+
+    Returns:
+        None where no query is in both.
     """
     shared = sorted(one.keys() & other.keys())
     if not shared:

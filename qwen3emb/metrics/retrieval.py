@@ -1,8 +1,9 @@
 """nDCG@10, MRR@10 and recall@k, computed by pytrec_eval as MTEB and BEIR do.
 
-A query that is a document too (ArguAna, Quora) would find itself. BEIR leaves out the document with the query's id
-always, mteb in the tasks that say so (`ignore_identical_ids`), because in others ids are equal by chance: query 1 of a
-set need not be its document 1. A folder does not say which it is, so here the text decides: see `own_documents`.
+A query that is a document too (ArguAna, Quora) would retrieve itself. BEIR always leaves out the document with the
+query's id; mteb does so only in tasks with `ignore_identical_ids`, because in others ids are equal by chance: query 1
+of a set need not be its document 1. A folder does not state which of the two holds, so here the text decides: see
+`own_documents`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ Run = Mapping[str, Mapping[str, float]]
 
 
 def own_documents(data: RetrievalSet) -> list[list[int]]:
-    """For each query the places in the corpus that do not count for it: the document that it is itself, at most one.
+    """For each query the row in the corpus of the document that is the query itself, which must not count; [] without.
 
-    That is the document with the query's id and its text (alone, or behind the title; equal up to white space), unless
-    it is judged relevant to the query.
+    That is the document with the query's id and text (alone, or after the title; white space is normalised), unless it
+    is judged relevant to the query.
     """
     places = {name: place for place, name in enumerate(data.corpus) if name in data.queries}
     return [[places[query]] if query in places and _is_own(data, query) else [] for query in data.queries]
@@ -39,26 +40,40 @@ def _is_own(data: RetrievalSet, query: str) -> bool:
 
 
 def top_run(data: RetrievalSet, scores: np.ndarray, top: int) -> dict[str, dict[str, float]]:
-    """query id -> {document id: score} of the `top` best documents, from a (queries, documents) score matrix.
+    """The best documents of each query.
 
-    A query's own document is not among them.
+    Args:
+        data: the retrieval set.
+        scores: (queries, documents), in the order of the set.
+        top: documents of each query; its own document is not among them.
+
+    Returns:
+        query id -> {document id: score}.
     """
     documents = list(data.corpus)
     run = {}
-    for query, row, own in zip(data.queries, scores, own_documents(data), strict=True):
-        best = [i for i in best_first(row, top + len(own)).tolist() if i not in own][:top]
+    for query, row, excluded in zip(data.queries, scores, own_documents(data), strict=True):
+        best = [i for i in best_first(row, top + len(excluded)).tolist() if i not in excluded][:top]
         run[query] = {documents[i]: float(row[i]) for i in best}
     return run
 
 
 def per_query(data: RetrievalSet, run: Run, recall_at: Sequence[int]) -> dict[str, dict[str, float]]:
-    """query id -> {"ndcg@10", "mrr@10", "recall@k"}; a query's own document does not count (`own_documents`)."""
+    """The metrics of each judged query; a query's own document does not count (`own_documents`).
+
+    Args:
+        data: the retrieval set with its judgments.
+        run: query id -> {document id: score}.
+        recall_at: the k of recall@k.
+
+    Returns:
+        query id -> {"ndcg@10", "mrr@10", "recall@k"}, each in [0, 1].
+    """
     import pytrec_eval
 
-    run = {q: {d: s for d, s in found.items() if d != q or not _is_own(data, q)} for q, found in run.items()}
-
+    run = {q: {d: s for d, s in scores.items() if d != q or not _is_own(data, q)} for q, scores in run.items()}
     cuts = ",".join(str(k) for k in recall_at)
-    qrels = {q: dict(found) for q, found in data.qrels.items() if q in run}
+    qrels = {q: dict(grades) for q, grades in data.qrels.items() if q in run}
     evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", f"recall.{cuts}"})
     raw = evaluator.evaluate(run)
     out = {}
@@ -71,7 +86,7 @@ def per_query(data: RetrievalSet, run: Run, recall_at: Sequence[int]) -> dict[st
 
 
 def run_metrics(data: RetrievalSet, run: Run, recall_at: Sequence[int]) -> dict[str, float]:
-    """Means over the judged queries, rounded to five digits."""
+    """metric -> mean over the judged queries, rounded to five digits; arguments as in `per_query`."""
     rows = list(per_query(data, run, recall_at).values())
     return {name: round(float(np.mean([r[name] for r in rows])), 5) for name in rows[0]} if rows else {}
 
