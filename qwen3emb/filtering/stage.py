@@ -1,4 +1,4 @@
-"""The stage `filter`: synthetic pairs whose query-document cosine is above a threshold (RECIPE section 3)."""
+"""The stage `filter`: keep the synthetic pairs whose query-document cosine is above a threshold (RECIPE section 3)."""
 
 from __future__ import annotations
 
@@ -30,19 +30,23 @@ _SHARD = 100_000
 _SCORED = {
     dataset_of("retrieval"),
     dataset_of("bitext"),
-}  # a class or a sentence of low grade need not be near
+}
+"""Only these are scored: the documents of classification and low-grade STS pairs need not be similar to the query."""
 
 
 def filter_pairs(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> StageResult:
     """Score the pairs of `synthesize` and write `pairs/` (kept), `dropped/` and `histogram.json`.
 
     Args:
-        ctx: the stage.
+        ctx: configuration, inputs and output folder of the stage.
         say: takes lines of progress.
+
+    Returns:
+        Counts of pairs read, kept, and rejected by reason; `metrics` has the threshold and quantiles of the cosines.
 
     Raises:
         UserError: the scoring model is missing.
-        StageFailure: its vectors hold NaN.
+        StageFailure: a cosine is NaN or infinite.
     """
     cfg = ctx.cfg.filter
     table = ctx.inputs["synthesize"].read_table("pairs", PAIR).select(PAIR.names).cast(PAIR)
@@ -60,12 +64,12 @@ def filter_pairs(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> St
         "dropped": pairs.filter(pa.array(~kept)),
     }
     for name, rows in parts.items():
-        ctx.out.delete(name)  # of a run that was killed
+        ctx.out.delete(name)  # left by an interrupted run
         ctx.out.write_parts(name, rows, _SHARD)
-    found = histogram(scores, cfg.bins)
-    _write_histogram(ctx.out, found, threshold, int(kept.sum()))
-    quantiles = {f"{q:g}": round(value, 4) for q, value in found.quantiles.items()}
-    _tell(found, threshold, quantiles, say)
+    distribution = histogram(scores, cfg.bins)
+    _write_histogram(ctx.out, distribution, threshold, int(kept.sum()))
+    quantiles = {f"{q:g}": round(value, 4) for q, value in distribution.quantiles.items()}
+    _say_histogram(distribution, threshold, quantiles, say)
     rejected = {"below_threshold": int((~above).sum()), "not_sampled": len(table) - len(sample)}
     if cfg.round_trip is not None:
         rejected["no_round_trip"] = int((above & ~returned).sum())
@@ -73,11 +77,13 @@ def filter_pairs(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> St
     return StageResult(len(table), int(kept.sum()) + len(exempt), rejected, metrics)
 
 
-def _tell(found: Histogram, threshold: float, quantiles: dict[str, float], say: Callable[[str], None]) -> None:
-    """The histogram, and what to do where nothing is above the threshold."""
-    for line in found.lines(threshold):
+def _say_histogram(
+    distribution: Histogram, threshold: float, quantiles: dict[str, float], say: Callable[[str], None]
+) -> None:
+    """Print the histogram, and a hint where no pair is above the threshold."""
+    for line in distribution.lines(threshold):
         say(f"filter: {line}")
-    if max(found.quantiles.values(), default=-1.0) <= threshold:
+    if max(distribution.quantiles.values(), default=-1.0) <= threshold:
         say(
             f"filter: no pair scores above filter.threshold {threshold}, so no synthetic pairs go on; "
             f"quantiles of the cosine to choose one from: {quantiles or 'none, there are no pairs'}"
@@ -87,44 +93,52 @@ def _tell(found: Histogram, threshold: float, quantiles: dict[str, float], say: 
 def _scores(
     pairs: pa.Table, cfg: RunConfig, weak: Storage | None, say: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(pairs,) float32 cosines, and whether each query finds its document; each distinct text is encoded once."""
+    """The cosines of the pairs; each distinct text is encoded once.
+
+    Returns:
+        ((pairs,) float32 cosines, (pairs,) booleans: whether `round_trip` retrieves the document, True without it).
+
+    Raises:
+        UserError: the scoring model is missing.
+        StageFailure: a cosine is NaN or infinite.
+    """
     model, end_token = scoring_model(cfg.filter.model, weak, cfg.models.end_token)
     if not len(pairs):
         return np.empty(0, dtype=np.float32), np.empty(0, dtype=bool)
     datasets = pairs["dataset"].to_pylist()
-    asked = instructions(cfg, set(datasets))
-    queries, of_query = _distinct(list(zip(pairs["query"].to_pylist(), map(asked.get, datasets), strict=True)))
+    instruction_of = instructions(cfg, set(datasets))
+    queries, of_query = _distinct(list(zip(pairs["query"].to_pylist(), map(instruction_of.get, datasets), strict=True)))
     documents, of_document = _distinct(pairs["document"].to_pylist())
     say(f"filter: scoring {len(pairs)} pairs with {model}")
     gpus = cfg.cluster.gpus_per_worker
     with Encoders(model, end_token=end_token, workers=cfg.filter.workers, gpus_per_worker=gpus) as pool:
         encode = partial(pool.encode, max_tokens=cfg.filter.max_tokens)
-        texts, own = [text for text, _ in queries], [ask for _, ask in queries]
-        query_vectors = encode(texts, instruction=own, progress=paced(say, "filter: queries embedded"))
+        texts, query_instructions = [text for text, _ in queries], [instruction for _, instruction in queries]
+        query_vectors = encode(texts, instruction=query_instructions, progress=paced(say, "filter: queries embedded"))
         vectors = encode(documents, progress=paced(say, "filter: documents embedded"))
         for line in pool.notes():
             say(f"filter: {line}")
-    out: np.ndarray = np.einsum("nd,nd->n", query_vectors[of_query], vectors[of_document])
-    if not np.isfinite(out).all():
-        raise StageFailure(f"{model} gives NaN for {int((~np.isfinite(out)).sum())} pairs; its training diverged")
+    cosines: np.ndarray = np.einsum("nd,nd->n", query_vectors[of_query], vectors[of_document])
+    if not np.isfinite(cosines).all():
+        raise StageFailure(f"{model} gives NaN for {int((~np.isfinite(cosines)).sum())} pairs; its training diverged")
     if cfg.filter.round_trip is None:
-        return out, np.ones(len(out), dtype=bool)
-    return out, round_trip(query_vectors, of_query, vectors, of_document, cfg.filter.round_trip)
+        return cosines, np.ones(len(cosines), dtype=bool)
+    return cosines, round_trip(query_vectors, of_query, vectors, of_document, cfg.filter.round_trip)
 
 
 def _distinct(items: list[_Item]) -> tuple[list[_Item], np.ndarray]:
-    """The distinct items, and for each item its place among them."""
+    """The distinct items, and for each item its index among them, (len(items),) int64."""
     place = {item: i for i, item in enumerate(dict.fromkeys(items))}
     return list(place), np.array([place[item] for item in items], dtype=np.int64)
 
 
-def _write_histogram(out: Storage, found: Histogram, threshold: float, kept: int) -> None:
+def _write_histogram(out: Storage, distribution: Histogram, threshold: float, kept: int) -> None:
     content = {
         "threshold": threshold,
-        "scored": sum(found.counts),
+        "scored": sum(distribution.counts),
         "kept": kept,
-        "edges": [round(e, 6) for e in found.edges],
-        "counts": list(found.counts),
-        "quantiles": {f"{q:g}": value for q, value in found.quantiles.items()},
+        "edges": [round(e, 6) for e in distribution.edges],
+        "counts": list(distribution.counts),
+        "quantiles": {f"{q:g}": value for q, value in distribution.quantiles.items()},
     }
     out.write_json("histogram.json", content)

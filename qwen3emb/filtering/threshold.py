@@ -17,12 +17,12 @@ _BAR = 40
 
 @dataclass(frozen=True)
 class Histogram:
-    """How cosines are distributed over [-1, 1].
+    """The distribution of cosines over [-1, 1].
 
     Attributes:
         edges: (bins + 1,) ascending; a bin holds [low, high), the last one [low, high].
         counts: (bins,) pairs per bin.
-        quantiles: share of pairs -> the cosine below or at which they are; empty without pairs.
+        quantiles: share of pairs -> the cosine which that share does not exceed; empty without pairs.
     """
 
     edges: tuple[float, ...]
@@ -36,20 +36,20 @@ class Histogram:
             return ["no pairs"]
         most = max(self.counts)
         last = len(self.counts) - 1
-        out = []
+        lines = []
         for i in range(filled[0], filled[-1] + 1):
             low, high, count = self.edges[i], self.edges[i + 1], self.counts[i]
             marked = low <= threshold < high or (i == last and threshold == high)
             bar = "#" * round(_BAR * count / most)
-            out.append(f"{low:+.2f} .. {high:+.2f} {'*' if marked else ' '} {count:>8} {bar}".rstrip())
-        return out
+            lines.append(f"{low:+.2f} .. {high:+.2f} {'*' if marked else ' '} {count:>8} {bar}".rstrip())
+        return lines
 
 
 def histogram(scores: np.ndarray, bins: int) -> Histogram:
     """Histogram of cosines.
 
     Args:
-        scores: (pairs,) cosines; rounding beyond [-1, 1] counts as the end.
+        scores: (pairs,) cosines; values beyond [-1, 1] by rounding are clipped.
         bins: bins of equal width over [-1, 1].
     """
     inside = np.clip(scores.astype(np.float64), -1.0, 1.0)
@@ -61,31 +61,36 @@ def histogram(scores: np.ndarray, bins: int) -> Histogram:
 def round_trip(
     queries: np.ndarray, of_query: np.ndarray, documents: np.ndarray, of_document: np.ndarray, k: int
 ) -> np.ndarray:
-    """(pairs,) booleans: the pair's document is among the k documents nearest to its query.
+    """Round-trip consistency: whether each pair's document is among the k documents nearest to its query.
 
     Args:
-        queries, documents: (n, D) and (m, D) float32 unit vectors of distinct texts.
-        of_query, of_document: (pairs,) their rows that make up each pair.
-        k: how many documents are looked at.
+        queries: (n, D) float32 unit vectors of the distinct queries.
+        of_query: (pairs,) row of `queries` of each pair.
+        documents: (m, D) float32 unit vectors of the distinct documents.
+        of_document: (pairs,) row of `documents` of each pair.
+        k: number of nearest documents.
+
+    Returns:
+        (pairs,) booleans.
     """
     nearest, _ = top_k(queries, documents, k)
-    found: np.ndarray = (nearest[of_query] == of_document[:, None]).any(axis=1)
-    return found
+    retrieved: np.ndarray = (nearest[of_query] == of_document[:, None]).any(axis=1)
+    return retrieved
 
 
 def keep(scores: Sequence[float] | np.ndarray, threshold: float) -> np.ndarray:
     """(pairs,) booleans: the cosine is above the threshold, strictly."""
     # float64: a float32 score must not be compared with the threshold rounded to float32
-    out: np.ndarray = np.asarray(scores, dtype=np.float64) > threshold
-    return out
+    above: np.ndarray = np.asarray(scores, dtype=np.float64) > threshold
+    return above
 
 
 def threshold_for(scores: np.ndarray, share: float) -> float:
-    """The threshold above which `share` of the scores lie, or a little less where several are equal to it.
+    """The threshold above which `share` of the scores lie; a smaller share where several scores equal the threshold.
 
     Args:
         scores: (pairs,) cosines.
-        share: in (0, 1]; 1 keeps all.
+        share: in (0, 1]; 1 gives a threshold below every cosine.
     """
     if not len(scores) or share >= 1:
         return -1.1
@@ -94,7 +99,7 @@ def threshold_for(scores: np.ndarray, share: float) -> float:
 
 
 def draw(count: int, sample: int | None, seed: int) -> np.ndarray:
-    """Ascending indices of the pairs to score: `sample` of `count` at random, or all."""
+    """Ascending indices of the pairs to score: `sample` of `count` at random; all where `sample` is None or larger."""
     if sample is None or sample >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, size=sample, replace=False))
