@@ -81,8 +81,8 @@ def judged(
 
     With figures by query a task passes where the lower end of the 95 % interval of the paired bootstrap is at least
     `-tolerance`; it is undecided where fewer than 5 queries or less than 90 % of either side's are in both, or only one
-    side has figures by query. Where neither has any, it passes if its score is lower by at most `tolerance`, without a test of
-    significance.
+    side has figures by query. Where neither has any, it passes if its score is lower by at most `tolerance`; that is no
+    test of significance.
 
     Args:
         new: results (`--out` of `qwen3emb evaluate`) of the new model.
