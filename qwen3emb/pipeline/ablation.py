@@ -1,8 +1,8 @@
 """The rows of the paper's Table 5 on one's own data: what to run besides the full run, and the table.
 
-Two of the rows stand in the full run: its weak model has seen synthetic data only, its supervised model is not merged.
-The others are runs of their own in which a section is missing or added; whatever they share with the full run is
-reused from it (`stages.reuse_stages`).
+Two of the rows are models of the full run: its weak model is trained on synthetic data only, its supervised model is
+not merged. The others are separate runs with a section removed or added; stages that such a variant shares with the
+full run are reused from it (`stages.reuse_stages`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Row:
     """One row of the table.
 
     Attributes:
-        name: as in the paper, or of the reranker.
-        run: variant whose evaluation it stands in, "" for the full run.
-        model: its name there.
-        against: row that it is compared with; "" for the one that others are compared with.
+        name: as in the paper; for rerankers the model and how it was trained.
+        run: variant whose evaluation has the figures, "" for the full run.
+        model: name of the model in that evaluation.
+        against: name of the row that it is compared with; "" for the rows that others are compared with.
     """
 
     name: str
@@ -54,7 +54,7 @@ def variants(cfg: RunConfig) -> dict[str, list[str]]:
     """Variant -> `--set` overrides of the full run's configuration.
 
     Raises:
-        UserError: the run lacks what would be left out, or a model to mine negatives with.
+        UserError: the run has no synthetic data to leave out, or does not evaluate a model that the table shows.
     """
     if not (cfg.synthesize and cfg.weak):
         raise UserError("ablate compares with and without synthetic data; this run has no section synthesize and weak")
@@ -62,7 +62,7 @@ def variants(cfg: RunConfig) -> dict[str, list[str]]:
     if unseen:
         raise UserError(f"a row of ablate is the model {unseen} of the run itself; add it to evaluate.compare")
     mining = cfg.mine.model if cfg.mine.model != "weak" else cfg.models.retrieval
-    found = {
+    overrides = {
         "no-synthetic": [
             *("synthesize=null", "weak=null", "reranker=null", "reranker_weak=null"),
             *(f"mine.model={mining}", "evaluate.compare=[]", *_without_synthetic_sets(cfg)),
@@ -70,18 +70,18 @@ def variants(cfg: RunConfig) -> dict[str, list[str]]:
     }
     if cfg.reranker:
         weak = "null" if cfg.reranker_weak else json.dumps(cfg.reranker.model_dump(mode="json"))
-        found["other-reranker"] = [f"reranker_weak={weak}", "evaluate.compare=[]"]
+        overrides["other-reranker"] = [f"reranker_weak={weak}", "evaluate.compare=[]"]
         if cfg.reranker.loss != "sft":
             sections = ("reranker", *(["reranker_weak"] if cfg.reranker_weak else []))
-            found["sft-reranker"] = [*(f"{name}.loss=sft" for name in sections), "evaluate.compare=[]"]
-    return {name: [f"storage={_place(cfg, name)}", *changes] for name, changes in found.items()}
+            overrides["sft-reranker"] = [*(f"{name}.loss=sft" for name in sections), "evaluate.compare=[]"]
+    return {name: [f"storage={_place(cfg, name)}", *changes] for name, changes in overrides.items()}
 
 
 def _without_synthetic_sets(cfg: RunConfig) -> list[str]:
-    """A mixture that names a dataset without rows is refused."""
+    """The override of `supervised.datasets` without synthetic ones: a mixture of datasets without rows is refused."""
     sets = cfg.supervised.datasets
-    kept = {name: own.model_dump(mode="json", exclude_unset=True) for name, own in sets.items()}
-    kept = {name: own for name, own in kept.items() if not is_synthetic(name)}
+    kept = {name: settings.model_dump(mode="json", exclude_unset=True) for name, settings in sets.items()}
+    kept = {name: settings for name, settings in kept.items() if not is_synthetic(name)}
     return [f"supervised.datasets={json.dumps(kept)}"] if len(kept) < len(sets) else []
 
 
@@ -100,42 +100,46 @@ def rows_of(cfg: RunConfig) -> list[Row]:
     if cfg.reranker:
         model = _RERANKED if cfg.evaluate.rerank_weight == 1 else _ALONE
         names = ("no weak stage", "weak stage") if not cfg.reranker_weak else ("weak stage", "no weak stage")
-        own, other = (f"{model}, {name}" for name in names)
-        rows += [Row(own, "", model, ""), Row(other, "other-reranker", model, own)]
+        configured, other = (f"{model}, {name}" for name in names)
+        rows += [Row(configured, "", model, ""), Row(other, "other-reranker", model, configured)]
         if cfg.reranker.loss != "sft":
-            rows.append(Row(f"{model}, the paper's SFT loss", "sft-reranker", model, own))
+            rows.append(Row(f"{model}, the paper's SFT loss", "sft-reranker", model, configured))
     return rows
 
 
 def with_figures(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
-    """Each row with its metrics, and its nDCG@10 against another row's: difference, 95 % interval, whether it is sure.
+    """Each row of the table with its metrics, and the difference of its nDCG@10 to the row that it is compared with.
 
     Args:
         cfg: the full run.
         runs: variant -> its configuration; rows of variants that are not among them are left out.
 
+    Returns:
+        For each row "row", "evaluation" (its fingerprint), its metrics, and, where it is compared, "against", "mean",
+        "low", "high" (95 % interval), "queries" and "sure" (zero lies outside of the interval).
+
     Raises:
-        UserError: a run is not evaluated, or was with another configuration.
+        UserError: a run is not evaluated, or its evaluation is of another configuration.
     """
     evaluated = {name: _evaluation(run) for name, run in {"": cfg, **runs}.items()}
     metrics = {name: folder.read_json("results.json")["models"] for name, folder in evaluated.items()}
     per_query = {name: folder.read_json("per_query.json") for name, folder in evaluated.items()}
     rows = {row.name: row for row in rows_of(cfg) if row.run in evaluated}
-    found = []
+    lines = []
     for row in rows.values():
-        made = read_record(evaluated[row.run])["fingerprint"]
-        line: dict[str, Any] = {"row": row.name, "evaluation": made, **metrics[row.run][row.model]}
+        fingerprint = read_record(evaluated[row.run])["fingerprint"]
+        line: dict[str, Any] = {"row": row.name, "evaluation": fingerprint, **metrics[row.run][row.model]}
         if row.against:
             other = rows[row.against]
             gain = paired_bootstrap(per_query[row.run][row.model], per_query[other.run][other.model])
             if gain is not None:
                 line |= {"against": row.against, **asdict(gain), "sure": gain.sure}
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def _evaluation(cfg: RunConfig) -> Storage:
-    """Folder of a run's evaluation, finished for this very configuration."""
+    """Folder of a run's evaluation, which must be complete for its present configuration."""
     folder = stage_folder(cfg, "evaluate")
     if state_of(folder, identity(cfg, "evaluate")) != "done":
         raise UserError(f"{folder.uri}: not complete for this configuration; run qwen3emb ablate again")
@@ -143,7 +147,7 @@ def _evaluation(cfg: RunConfig) -> Storage:
 
 
 def ablation_table(lines: Sequence[Mapping[str, Any]], headline: str = "ndcg@10") -> Table:
-    """What a person reads: metrics, and behind the headline the difference with its interval; `*` where it is sure."""
+    """The printed table: metrics, and after the `headline` the difference with its interval, `*` where it is sure."""
     extra = {"row", "evaluation", "against", "mean", "low", "high", "queries", "sure"}
     table = Table(title="What each part is worth (held-out data)", title_justify="left", box=SIMPLE_HEAD)
     table.collapse_padding, table.pad_edge = True, False
@@ -161,14 +165,16 @@ def ablation_table(lines: Sequence[Mapping[str, Any]], headline: str = "ndcg@10"
             cells.append(f"{line[name]:.3f}")
             if name == headline:
                 sure = "*" if line.get("sure") else ""
-                shown = f"{line['mean']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]{sure}" if "mean" in line else ""
-                cells.append(shown)
+                difference = (
+                    f"{line['mean']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]{sure}" if "mean" in line else ""
+                )
+                cells.append(difference)
         table.add_row(*cells)
     return table
 
 
 def write_ablation(cfg: RunConfig, lines: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> str:
-    """Write the rows, and why variants are left out, into the run's storage; where they lie."""
+    """Write the rows, and why variants are left out, to `ablation.json` in the run's storage; its location."""
     storage = Storage(cfg.storage)
     storage.write_json(ABLATION, {"rows": list(lines), "left_out": dict(left_out)})
     return str(storage / ABLATION)

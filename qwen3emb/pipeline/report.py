@@ -1,7 +1,7 @@
-"""What each stage bought: the table a person reads and the summary a program reads.
+"""The report of a run: printed tables of quality and time, and `summary.json` for programs.
 
-The tables and the summary are made from numbers alone; `recorded`, `write_summary` and `print_report` connect
-them to a run's storage.
+`gain`, `quality_table`, `seconds_table` and `summary` work on numbers alone; the other functions read the records of a
+run's stages and write to its storage.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ VARIANTS = {
     "reranker alone": "the merged model's top documents in the reranker's order",
     "merged+reranker": "the merged model's top documents reranked (evaluate.rerank_weight)",
 }
-"""The rows of the table in the order of the pipeline, and what each one is."""
+"""The rows of the table in the order of the pipeline, with their descriptions."""
 
 
 def gain(values: Mapping[str, float], variant: str) -> float | None:
-    """What `variant` adds to the variant before it; None for the first one or where a value is missing.
+    """The value of `variant` minus that of the variant before it; None for the first one or where a value is missing.
 
     Both ways of using the reranker are compared with the merged model.
     """
@@ -63,9 +63,9 @@ def gain(values: Mapping[str, float], variant: str) -> float | None:
 
 
 def quality_table(metrics: Metrics, headline: str = "ndcg@10") -> Table:
-    """One row per variant, one column per metric, and what the stage added to the `headline` metric."""
+    """One row per variant, one column per metric, and the gain in the `headline` metric over the variant before."""
     known = {v for values in metrics.values() for v in values}
-    legend = "\n".join(f"{name}: {what}" for name, what in VARIANTS.items() if name in known)
+    legend = "\n".join(f"{name}: {description}" for name, description in VARIANTS.items() if name in known)
     table = Table(title="What each stage bought (held-out data)", title_justify="left", box=SIMPLE_HEAD)
     table.collapse_padding, table.pad_edge = True, False  # fits 80 columns
     table.caption, table.caption_justify = legend, "left"
@@ -118,8 +118,8 @@ def summary(metrics: Metrics, seconds: Mapping[str, float | None], reused: Seque
 
 def metrics_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The metrics by variant in the completion record of `evaluate`; its other figures are left out."""
-    found = record.get("metrics", {}).items()
-    return {name: dict(values) for name, values in found if isinstance(values, Mapping)}
+    metrics = record.get("metrics", {}).items()
+    return {name: dict(values) for name, values in metrics if isinstance(values, Mapping)}
 
 
 def recorded(cfg: RunConfig, done: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -147,7 +147,12 @@ def write_summary(cfg: RunConfig, done: Collection[str], ran: Mapping[str, float
 def print_report(
     cfg: RunConfig, done: Collection[str], ran: Mapping[str, float], config: str, console: Console
 ) -> None:
-    """Print seconds, quality, where the artifacts are and what is next; arguments as in `write_summary`."""
+    """Print seconds, quality, the location of the artifacts and the next command; arguments as in `write_summary`.
+
+    Args:
+        config: path of the config file, for the printed commands.
+        console: prints.
+    """
     records = recorded(cfg, done)
     seconds = {name: ran.get(name, record.get("seconds")) for name, record in records.items()}
     console.print(seconds_table(seconds, [name for name in records if name not in ran]))
@@ -161,7 +166,7 @@ def print_report(
 
 
 def quality_tables(cfg: RunConfig) -> list[Table]:
-    """What the stage `evaluate` found, as `quality_table`, and by language.
+    """The metrics of the stage `evaluate` as `quality_table`, and by language where it wrote them.
 
     Raises:
         UserError: the stage is not complete.

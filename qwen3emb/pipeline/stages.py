@@ -36,7 +36,14 @@ _TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
 _RERANKER_WEAK = "reranker_weak"
 _TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK}
 _OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK}
-_EVALUATED = ("corpus", "weak", "filter", "mine", "supervised", "merge")  # rows as well, to count them by language
+_EVALUATED = (
+    "corpus",
+    "weak",
+    "filter",
+    "mine",
+    "supervised",
+    "merge",
+)  # also stages with training rows, to count them by language
 _ALIAS = "alias.json"
 
 
@@ -47,12 +54,12 @@ class Stage:
     Attributes:
         name: folder under the run's storage.
         module: `python -m MODULE` runs it.
-        section: its section of the config, all of which it reads but what is `OPERATIONAL`.
-        needs: stages whose artifacts it reads; what those read it need not name.
+        section: its section of the config; all its keys but those in `OPERATIONAL` are part of the identity.
+        needs: stages whose artifacts it reads directly.
         arguments: further arguments of the module.
-        reads: further keys of the config; `labelled.*.FIELD` is a field of every labelled dataset.
-        models: keys that name models: their content counts, not their name.
-        tokenizer: key that names a model of which it reads the tokenizer only; where it is not set, `models.base`.
+        reads: keys outside of its section that it reads; `labelled.*.FIELD` is a field of every labelled dataset.
+        models: keys that name models: the identity has the models' content, not their names.
+        tokenizer: key that names a model of which only the tokenizer is read; where the key is not set, `models.base`.
     """
 
     name: str
@@ -113,35 +120,34 @@ STAGES = {
         Stage("index", "jobs.index", "index", ("corpus", "merge"), reads=()),
     )
 }
-"""In the order of the picture in the README. What a stage reads, and nothing else, is its identity."""
+"""In the order of the pipeline. The identity of a stage consists of what the stage reads, and of nothing else."""
 
 
 def is_enabled(cfg: RunConfig, name: str) -> bool:
-    """False for a stage that the run has nothing for: without its section, `filter` without `synthesize`, `labelled`
-    without sets."""
+    """Whether the run has a stage: optional ones need their section, `filter` `synthesize`, `labelled` datasets."""
     if name == "labelled":
         return bool(cfg.labelled.sets or cfg.labelled.use)
     return name not in _OPTIONAL | {"filter"} or getattr(cfg, {"filter": "synthesize"}.get(name, name)) is not None
 
 
 def needs(cfg: RunConfig, name: str) -> list[str]:
-    """The stages of this run whose artifacts a stage reads."""
+    """The stages of this run whose artifacts stage `name` reads."""
     unread = set()
     if {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak") != "weak":
         unread.add("weak")
     if name in ("reranker", _RERANKER_WEAK):
         start = getattr(getattr(cfg, name), "start", None)
-        unread |= {"supervised"} - ({"supervised"} if start == "embedding" else set())
+        unread |= set() if start == "embedding" else {"supervised"}
         unread |= {_RERANKER_WEAK} if start else set()
     return [need for need in STAGES[name].needs if is_enabled(cfg, need) and need not in unread]
 
 
 def stage_folder(cfg: RunConfig, name: str) -> Storage:
-    """Where a stage of this run lies on storage: in the run's own, or where `reuse_stages` found it."""
-    own = Storage(cfg.storage) / name
-    if not own.exists(_ALIAS):
-        return own
-    return Storage(with_secrets_of(cfg.storage, own.read_json(_ALIAS)["uri"]))
+    """The folder with a stage of this run: in the run's storage, or in another run's if `reuse_stages` noted one."""
+    folder = Storage(cfg.storage) / name
+    if not folder.exists(_ALIAS):
+        return folder
+    return Storage(with_secrets_of(cfg.storage, folder.read_json(_ALIAS)["uri"]))
 
 
 def stage_inputs(cfg: RunConfig, name: str) -> dict[str, Storage]:
@@ -151,46 +157,50 @@ def stage_inputs(cfg: RunConfig, name: str) -> dict[str, Storage]:
 
 
 def reuse_stages(cfg: RunConfig, lender: RunConfig) -> list[str]:
-    """Let the finished stages of another run serve in this one where their identity is the same.
+    """Use the finished stages of another run in this one where their identity is the same.
 
-    A note in the stage's folder of `cfg` says where it lies. Notes that are no longer true are removed; a stage that
-    this run has begun or done itself stays its own.
+    A file `alias.json` in the stage's folder of this run points to the other run's folder. Aliases that no longer hold
+    are removed; a stage that this run has begun or finished itself is not replaced.
+
+    Args:
+        cfg: this run.
+        lender: the other run.
 
     Returns:
-        The stages that are borrowed now.
+        The names of the reused stages.
     """
     known: dict[str, Identity] = {}
-    found = []
+    reused = []
     for name in (name for name in STAGES if is_enabled(cfg, name)):
-        own, theirs = Storage(cfg.storage) / name, stage_folder(lender, name)
-        own.delete(_ALIAS)
-        what = identity(cfg, name, known)
-        if state_of(own, what) == "new" and state_of(theirs, what) == "done":
-            own.write_json(_ALIAS, {"uri": str(theirs), "fingerprint": what.fingerprint})
-            found.append(name)
-    return found
+        folder, lender_folder = Storage(cfg.storage) / name, stage_folder(lender, name)
+        folder.delete(_ALIAS)
+        stage_identity = identity(cfg, name, known)
+        if state_of(folder, stage_identity) == "new" and state_of(lender_folder, stage_identity) == "done":
+            folder.write_json(_ALIAS, {"uri": str(lender_folder), "fingerprint": stage_identity.fingerprint})
+            reused.append(name)
+    return reused
 
 
 def writable_folder(cfg: RunConfig, name: str) -> Storage:
-    """Where this run may write a stage.
+    """The folder that this run may write a stage to.
 
     Raises:
-        UserError: the stage is another run's, which has changed since.
+        UserError: the stage is reused from another run, whose configuration has changed since.
     """
-    own, folder = Storage(cfg.storage) / name, stage_folder(cfg, name)
-    if folder.uri != own.uri and state_of(folder, identity(cfg, name)) != "done":
-        raise UserError(f"{own} stands for {folder}, which is of another configuration now; remove {own}")
+    run_folder, folder = Storage(cfg.storage) / name, stage_folder(cfg, name)
+    if folder.uri != run_folder.uri and state_of(folder, identity(cfg, name)) != "done":
+        raise UserError(f"{run_folder} stands for {folder}, which is of another configuration now; remove {run_folder}")
     return folder
 
 
 def identity(cfg: RunConfig, name: str, known: dict[str, Identity] | None = None) -> Identity:
-    """What decides a stage's output: resolved config, fingerprints of its inputs, code version.
+    """Everything that a stage's output depends on: resolved config, fingerprints of its inputs, code version.
 
     Args:
         cfg: the run.
         name: the stage.
-        known: identities computed before, by stage; added to. Most stages read most others, and looking at
-            a source tree takes a second.
+        known: stage -> identity computed before; the new ones are added. Most stages read most others, and the
+            fingerprint of a source tree takes a second.
 
     Raises:
         UserError: a file or model it reads is missing.
@@ -205,8 +215,8 @@ def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity
     stage = STAGES[name]
     config: dict[str, Any] = {stage.section: _section(cfg, stage)}
     config |= {key: _value(cfg, key) for key in (*stage.reads, *_also_read(cfg, name))}
-    asked = given_instructions(cfg, name)
-    config |= {"instructions": asked} if asked else {}
+    instructions = given_instructions(cfg, name)
+    config |= {"instructions": instructions} if instructions else {}
     inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
     named = {key: _value(cfg, key) for key in stage.models}
     named |= {"models.reranker_base": cfg.models.reranker_base or cfg.models.base} if _BASES[1] in named else {}
@@ -218,10 +228,10 @@ def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity
 
 
 def _section(cfg: RunConfig, stage: Stage) -> dict[str, Any]:
-    """The stage's section without what only changes its speed, and without names of models, which count by content."""
-    given = getattr(cfg, stage.section)
+    """The stage's section without keys that only change its speed, and without the names of models."""
+    settings = getattr(cfg, stage.section)
     skipped = OPERATIONAL - ({"batch_size"} if stage.name in _TRAINING else set())
-    section = {} if given is None else _significant(given, skipped)
+    section = {} if settings is None else _significant(settings, skipped)
     for key in (*stage.models, stage.tokenizer):
         first, *inner = key.split(".")
         place: Any = section
@@ -229,43 +239,47 @@ def _section(cfg: RunConfig, stage: Stage) -> dict[str, Any]:
             place = (place or {}).get(part) if first == stage.section else None
         if first == stage.section and place:
             place.pop(inner[-1], None)
-    if stage.name == "labelled":  # however the sets are named: here or in a catalogue
-        sets = {name: _significant(one, {"weight", "mine"}) for name, one in chosen_datasets(cfg.labelled).items()}
+    if stage.name == "labelled":  # the same whether the datasets are in the config or in a catalogue
+        sets = {
+            name: _significant(dataset, {"weight", "mine"}) for name, dataset in chosen_datasets(cfg.labelled).items()
+        }
         section = {k: v for k, v in section.items() if k not in ("catalogue", "use")} | {"sets": sets}
     return section
 
 
 def _significant(section: Section, skipped: set[str]) -> dict[str, Any]:
-    """A section as JSON without the fields `skipped`, at every depth; a name that a user chose is no field."""
-    found = section.model_dump(mode="json", exclude=skipped)
-    for field in found:
+    """A section as JSON without the fields `skipped`, at every depth; keys that a user chose are kept."""
+    fields = section.model_dump(mode="json", exclude=skipped)
+    for field in fields:
         value = getattr(section, field)
         if isinstance(value, Section):
-            found[field] = _significant(value, skipped)
+            fields[field] = _significant(value, skipped)
         elif isinstance(value, Mapping):
-            found[field] |= {k: _significant(v, skipped) for k, v in value.items() if isinstance(v, Section)}
-    return found
+            fields[field] |= {k: _significant(v, skipped) for k, v in value.items() if isinstance(v, Section)}
+    return fields
 
 
 def _value(cfg: RunConfig, key: str) -> Any:
-    """The value of a dotted key, None where a section on the way is left out; of labelled datasets by their names."""
+    """The value of a dotted key, None where its section is missing; for `labelled.*.FIELD` dataset -> value."""
     if key.startswith("labelled.*."):
-        return {name: getattr(one, key.rpartition(".")[2]) for name, one in chosen_datasets(cfg.labelled).items()}
-    found: Any = cfg
+        return {
+            name: getattr(dataset, key.rpartition(".")[2]) for name, dataset in chosen_datasets(cfg.labelled).items()
+        }
+    value: Any = cfg
     for part in key.split("."):
-        found = None if found is None else getattr(found, part)
-    return found
+        value = None if value is None else getattr(value, part)
+    return value
 
 
 def _also_read(cfg: RunConfig, name: str) -> list[str]:
-    """Keys that a stage reads only where another key says so."""
+    """Keys that a stage reads only if another key is set."""
     if name == "merge" and cfg.merge.search:
         return ["evaluate.max_query_tokens", "evaluate.max_document_tokens"]
     return []
 
 
 def stage_states(cfg: RunConfig) -> list[tuple[Stage, State]]:
-    """Every stage of the run in order, and where it stands on storage."""
+    """Every stage of the run in order, with the state of its artifact on storage."""
     known: dict[str, Identity] = {}
     stages = [s for s in STAGES.values() if is_enabled(cfg, s.name)]
     return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name, known))) for s in stages]
@@ -274,10 +288,16 @@ def stage_states(cfg: RunConfig) -> list[tuple[Stage, State]]:
 def selected(
     steps: list[tuple[Stage, State]], first: str | None = None, only: str | None = None, last: str | None = None
 ) -> list[tuple[Stage, State]]:
-    """The steps of a plan from stage `first` on and up to `last`, or `only` one.
+    """The steps from stage `first` up to `last`, both included, or `only` one.
+
+    Args:
+        steps: all stages of the run with their states.
+        first: None = the first stage of the run.
+        only: a stage, instead of `first` and `last`.
+        last: None = the last stage of the run.
 
     Raises:
-        UserError: the run has no such stage, or one of them reads a stage that is neither done nor among them.
+        UserError: the run has no such stage, or a chosen stage reads one that is neither done nor chosen.
     """
     names = [stage.name for stage, _ in steps]
     absent = next((name for name in (first, only, last) if name and name not in names), None)
@@ -285,9 +305,9 @@ def selected(
         raise UserError(f"this run has no stage {absent}; its stages are {', '.join(names)}")
     begin, end = names.index(only or first or names[0]), names.index(only or last or names[-1])
     chosen = steps[begin : end + 1]
-    there = {stage.name for stage, state in steps if state == "done"} | {stage.name for stage, _ in chosen}
+    available = {stage.name for stage, state in steps if state == "done"} | {stage.name for stage, _ in chosen}
     for stage, _ in chosen:
-        missing = [need for need in stage.needs if need in names and need not in there]
+        missing = [need for need in stage.needs if need in names and need not in available]
         if missing:
             raise UserError(
                 f"stage {stage.name} reads {missing[0]}, which is not done for this config; "
@@ -297,7 +317,7 @@ def selected(
 
 
 def _external(cfg: RunConfig, name: str) -> Iterator[tuple[str, str]]:
-    """Files and folders outside the run's storage that a stage reads, with their fingerprints."""
+    """(path, fingerprint) of the files and folders outside the run's storage that a stage reads."""
     if name == "corpus":
         for source in cfg.corpus.sources:
             yield source.path, source_fingerprint(source.path, source.kind)
@@ -311,9 +331,9 @@ def _external(cfg: RunConfig, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _labelled(cfg: RunConfig) -> Iterator[tuple[str, str]]:
-    for one in chosen_datasets(cfg.labelled).values():
+    for dataset in chosen_datasets(cfg.labelled).values():
         try:
-            yield one.path, source_fingerprint(one.path)
+            yield dataset.path, source_fingerprint(dataset.path)
         except UserError:
             if not cfg.labelled.skip_missing:
                 raise
