@@ -1,6 +1,6 @@
-"""Model directories that open elsewhere: sentence-transformers, vLLM, transformers 5 and 4.
+"""Write model directories that sentence-transformers, vLLM, transformers 5 and transformers 4 can open.
 
-Weight names stay those of the base directory (`model.layers...`), so that checkpoints, merges and bases compare.
+Weights keep the names of the base model (`model.layers...`), so that checkpoints, merges and bases can be compared.
 The tokenizer of an embedding model appends the end token by itself, as the released models do; that of a reranker
 carries its template as chat template. Legacy keys that readers of transformers 4 need (`rope_theta`, `rope_scaling`,
 `torch_dtype`, a tokenizer class they know) are written as well.
@@ -71,9 +71,14 @@ def export_reranker(output: Path, state: dict[str, Tensor], config: Any, tokeniz
 
 
 def export_sequence_classifier(model_dir: Path, output: Path) -> None:
-    """Write a reranker directory as a one-label sequence classifier whose head row is w_yes - w_no.
+    """Write a reranker as a sequence classifier with one label, whose head is the row w_yes - w_no.
 
-    Exact: sigmoid(logit_yes - logit_no) = sigmoid(h . (w_yes - w_no)). One file of weights is in memory at a time.
+    Its score is that of the reranker: sigmoid(logit_yes - logit_no) = sigmoid(h . (w_yes - w_no)). One file of weights
+    is in memory at a time.
+
+    Args:
+        model_dir: directory of the reranker.
+        output: the directory to write; made where missing.
 
     Raises:
         UserError: no safetensors weights of a decoder, or "yes" / "no" is not one token.
@@ -107,14 +112,14 @@ def export_sequence_classifier(model_dir: Path, output: Path) -> None:
 def _direction(files: list[Path], yes_no: tuple[int, int], tied: bool) -> Tensor:
     """(1, hidden): the head's row of "yes" minus that of "no", rounded once to the stored dtype."""
     names = (_HEAD, _EMBEDDINGS) if tied else (_HEAD,)  # the embeddings are the head where the two are tied
-    for wanted in names:
+    for name in names:
         for file in files:
             with safe_open(file, framework="pt") as opened:
-                if wanted in opened.keys():  # noqa: SIM118, not a mapping
-                    rows = opened.get_slice(wanted)
+                if name in opened.keys():  # noqa: SIM118, not a mapping
+                    rows = opened.get_slice(name)
                     yes, no = (rows[i : i + 1] for i in yes_no)
-                    out: Tensor = (yes.float() - no.float()).to(yes.dtype)
-                    return out
+                    difference: Tensor = (yes.float() - no.float()).to(yes.dtype)
+                    return difference
     place = files[0].parent if files else "the reranker"
     raise UserError(f"{place}: no {' or '.join(names)} in its model*.safetensors; export the reranker again")
 

@@ -1,6 +1,6 @@
-"""The `README.md` of an exported model: what made it, on what data, how good it is, how it is used.
+"""The model card (`README.md`) of an exported model: its usage, training data, licences and evaluation.
 
-Everything in it comes from the records of the run; what no record says is not claimed.
+It states only what the records of the run contain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["CardFacts", "model_card"]
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the records of a run say.
+    """What the model card reports, from the records of a run.
 
     Attributes:
         name: of the model.
@@ -26,11 +26,11 @@ class CardFacts:
         generator: model that wrote the synthetic pairs.
         datasets: dataset -> rows that the model was trained on.
         licences: labelled dataset -> its licence as the catalogue or config states it.
-        merged: checkpoints that were merged.
-        evaluated: what the stage `evaluate` found: {"dataset", "queries", "documents", "models": {name: {metric: x}}}.
+        merged: number of checkpoints that were merged.
+        evaluated: `results.json` of `evaluate`: {"dataset", "queries", "documents", "models": {name: {metric: x}}}.
         scores: task of mteb -> main score in points.
         config: name of the run's config file.
-        method: how they were merged.
+        method: of the merge.
     """
 
     name: str
@@ -46,7 +46,7 @@ class CardFacts:
 
 
 def model_card(contract: Contract, facts: CardFacts) -> str:
-    """Markdown with the metadata that model hubs read at its top."""
+    """The card as Markdown, with the metadata that model hubs read at its top."""
     embedding = contract.kind == "embedding"
     head = {
         "library_name": "sentence-transformers" if embedding else "transformers",
@@ -130,7 +130,7 @@ def _figures(facts: CardFacts) -> str:
         metrics = list(next(iter(models.values())))
         head = f"| model | {' | '.join(metrics)} |\n|---|{'---|' * len(metrics)}"
         rows = "\n".join(
-            f"| {name} | {' | '.join(f'{found[m]:.4f}' for m in metrics)} |" for name, found in models.items()
+            f"| {name} | {' | '.join(f'{scores[m]:.4f}' for m in metrics)} |" for name, scores in models.items()
         )
         about = f"{facts.evaluated['queries']} queries over {facts.evaluated['documents']} documents"
         command = f"python -m jobs.evaluate --config {facts.config}"

@@ -31,9 +31,9 @@ def save_tokenizer(
     Args:
         output: an existing directory.
         tokenizer: a fast Hugging Face tokenizer.
-        end_token: what it adds after every text; nothing else is added, nor anything where it is empty.
-        max_tokens: where readers cut texts; None keeps what the tokenizer says.
-        chat_template: takes the place of the tokenizer's own.
+        end_token: the only token that it adds, after every text; empty = it adds none.
+        max_tokens: length to which readers cut texts; None keeps the tokenizer's setting.
+        chat_template: replaces the tokenizer's own.
     """
     tokenizer.save_pretrained(output)
     settings_file = output / "tokenizer_config.json"
@@ -42,33 +42,35 @@ def save_tokenizer(
     settings_file.write_text(text + "\n", encoding="utf-8")
     model_file = output / "tokenizer.json"
     model = json.loads(model_file.read_text(encoding="utf-8"))
-    model["post_processor"] = _adding(end_token, token_id(tokenizer, end_token) if end_token else 0)
-    model["truncation"] = model["padding"] = None  # what training last asked for is not the reader's
+    model["post_processor"] = _post_processor(end_token, token_id(tokenizer, end_token) if end_token else 0)
+    model["truncation"] = model["padding"] = (
+        None  # settings of the last call in training, which readers must not inherit
+    )
     model_file.write_text(json.dumps(model, ensure_ascii=False), encoding="utf-8")
     if chat_template is not None:
         (output / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
 
 def _readable(settings: dict[str, Any], max_tokens: int | None) -> dict[str, Any]:
-    """tokenizer_config.json for both generations of readers."""
-    out = {key: value for key, value in settings.items() if key not in _NOT_KEPT}
-    if out.get("tokenizer_class") in _UNKNOWN_TO_4:
-        out["tokenizer_class"] = "PreTrainedTokenizerFast"
-    extra = out.pop("extra_special_tokens", None)
+    """tokenizer_config.json in a form that transformers 5 and 4.57 both read."""
+    readable = {key: value for key, value in settings.items() if key not in _NOT_KEPT}
+    if readable.get("tokenizer_class") in _UNKNOWN_TO_4:
+        readable["tokenizer_class"] = "PreTrainedTokenizerFast"
+    extra = readable.pop("extra_special_tokens", None)
     if isinstance(extra, list):
-        out["additional_special_tokens"] = [*out.get("additional_special_tokens", []), *extra]
+        readable["additional_special_tokens"] = [*readable.get("additional_special_tokens", []), *extra]
     elif extra:
-        out["extra_special_tokens"] = extra
-    if out.get("add_prefix_space", False) is None:
-        del out["add_prefix_space"]  # 4.57 wants a truth value
-    if not out.get("pad_token"):
-        out["pad_token"] = out.get("eos_token")  # batches need one; padding is masked, so any will do
+        readable["extra_special_tokens"] = extra
+    if readable.get("add_prefix_space", False) is None:
+        del readable["add_prefix_space"]  # 4.57 wants a truth value
+    if not readable.get("pad_token"):
+        readable["pad_token"] = readable.get("eos_token")  # batches need one; padding is masked, so any will do
     if max_tokens is not None:
-        out["model_max_length"] = max_tokens
-    return out
+        readable["model_max_length"] = max_tokens
+    return readable
 
 
-def _adding(token: str, number: int) -> dict[str, Any]:
+def _post_processor(token: str, number: int) -> dict[str, Any]:
     """tokenizers' TemplateProcessing that adds `token`, or nothing where it is empty, after a text."""
     text = {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 0}}
