@@ -59,7 +59,7 @@ def describe(
 
 
 def _set_of(name: str, catalogue: Path, task: str, split: str, min_grade: float | None) -> LabelledDatasetConfig:
-    """The entry of the catalogue, or the file or folder as a set."""
+    """The dataset's config: an entry of the catalogue, or one made for a file or folder."""
     from pydantic import ValidationError
 
     from qwen3emb.config.catalogue import read_catalogue
@@ -85,9 +85,9 @@ def _described(name: str, cfg: LabelledDatasetConfig, most: int, examples: int, 
     from qwen3emb.core.rejects import Reject
     from qwen3emb.labelled.rows import LabelledRow, read_labelled
 
-    found = list(read_labelled(name, cfg, 0, most))
-    rows = [row for row in found if isinstance(row, LabelledRow)]
-    refused = [item for item in found if isinstance(item, Reject)]
+    items = list(read_labelled(name, cfg, 0, most))
+    rows = [row for row in items if isinstance(row, LabelledRow)]
+    refused = [item for item in items if isinstance(item, Reject)]
     rejects = Counter(item.code for item in refused)
     if not rows:
         first = f"; the first, row {refused[0].row} of {refused[0].source}: {refused[0].reason}" if refused else ""
@@ -100,7 +100,7 @@ def _described(name: str, cfg: LabelledDatasetConfig, most: int, examples: int, 
     about |= {k: v for k, v in {"licence": cfg.licence, "homepage": cfg.homepage}.items() if v}
     counts = {
         "rows": len(rows),
-        "complete": len(found) < most,
+        "complete": len(items) < most,
         "rejected": dict(rejects),
         **sum((Counter(row.left_out) for row in rows), Counter[str]()),
         "negatives_per_row": round(sum(len(row.negatives) for row in rows) / len(rows), 2),

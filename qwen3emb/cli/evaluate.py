@@ -76,8 +76,8 @@ def evaluate(
         from qwen3emb.evaluation.harness_tasks import open_tasks
         from qwen3emb.model.fetch import is_endpoint, resolve_model
 
-        def place(given: str) -> str:
-            return given if is_endpoint(given) else str(resolve_model(given))
+        def place(reference: str) -> str:
+            return reference if is_endpoint(reference) else str(resolve_model(reference))
 
         folders = _folders(data or [])
         settings = HarnessSettings(
@@ -144,17 +144,17 @@ def promote(
         for verdict in verdicts:
             interval = "" if verdict.low is None else f" ({verdict.low:+.2f} to {verdict.high:+.2f})"
             word = verdict.outcome if verdict.passed else verdict.outcome.upper()
-            found = f"{verdict.gain:+.2f} points{interval} against {verdict.against}"
-            print(f"{word}  {verdict.task}: {found}: {verdict.reason}")
+            comparison = f"{verdict.gain:+.2f} points{interval} against {verdict.against}"
+            print(f"{word}  {verdict.task}: {comparison}: {verdict.reason}")
         print(f"{registry}/current is {model} now" if good else f"not promoted; {registry}/current is as it was")
         return 0 if good else 1
 
     finish(body, debug)
 
 
-def _folders(given: list[str]) -> dict[str, Path]:
+def _folders(pairs: list[str]) -> dict[str, Path]:
     folders = {}
-    for pair in given:
+    for pair in pairs:
         task, equals, folder = pair.partition("=")
         if not equals or not folder:
             raise UserError(f"--data {pair}: expected TASK=DIR")
@@ -181,7 +181,7 @@ def _show(summary: Mapping[str, Any]) -> None:
     by_model = summary["splits"]
     table = Table("task", "split", *by_model)
     rows = dict.fromkeys(
-        (task, split) for found in by_model.values() for task, points in found.items() for split in points
+        (task, split) for by_task in by_model.values() for task, points in by_task.items() for split in points
     )
     shown: set[str] = set()
     for task, split in rows:

@@ -63,7 +63,7 @@ def _merged(cfg: RunConfig, kind: str) -> Path:
 
 
 def _facts(cfg: RunConfig, kind: str, config: str, scores: Path | None) -> Any:
-    """What the records of the run say; stages that it has not are left out."""
+    """The `CardFacts` from the records of the run; those of stages that it does not have are left out."""
     from qwen3emb.config.catalogue import chosen_datasets
     from qwen3emb.core.artifact import finished, read_record
     from qwen3emb.export.model_card import CardFacts
@@ -73,15 +73,17 @@ def _facts(cfg: RunConfig, kind: str, config: str, scores: Path | None) -> Any:
     datasets: dict[str, int] = {}
     for dataset in rows.column("dataset").to_pylist():
         datasets[dataset] = datasets.get(dataset, 0) + 1
-    licences = {name: one.licence or "not stated" for name, one in chosen_datasets(cfg.labelled).items()}
+    licences = {
+        name: dataset_config.licence or "not stated" for name, dataset_config in chosen_datasets(cfg.labelled).items()
+    }
     evaluated = stage_folder(cfg, "evaluate")
-    found: dict[str, float] = {}
+    task_scores: dict[str, float] = {}
     if scores is not None:
         try:
             summary = json.loads((scores / "summary.json").read_text())["scores"]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"--scores {scores}: no summary.json of `qwen3emb evaluate` there") from error
-        found = summary[min(summary, key=len)]
+        task_scores = summary[min(summary, key=len)]
     base = cfg.models.base if kind == "embedding" else cfg.models.reranker_base or cfg.models.base
     return CardFacts(
         name=f"{cfg.name}-{kind}",
@@ -92,6 +94,6 @@ def _facts(cfg: RunConfig, kind: str, config: str, scores: Path | None) -> Any:
         merged=read_record(stage_folder(cfg, "merge"))["metrics"][kind]["checkpoints"],
         method=_METHODS[cfg.merge.method if kind == "embedding" else "slerp"],
         evaluated=evaluated.read_json("results.json") if finished(evaluated) else None,
-        scores=found,
+        scores=task_scores,
         config=config,
     )

@@ -74,7 +74,7 @@ def embed(
     """
 
     def body() -> None:
-        given = _texts(texts)
+        inputs = _texts(texts)
         if instruction and not query:
             raise UserError("--instruction belongs to queries: give --query too, or leave it out")
         directory = _model_directory(model, config)
@@ -82,25 +82,25 @@ def embed(
         from qwen3emb.text.templates import DEFAULT_INSTRUCTION
 
         encoder = Encoder(directory, end_token=end_token)
-        own = encoder.contract.instruction if encoder.contract else DEFAULT_INSTRUCTION
-        task = (instruction or own) if query else None
-        vectors = encoder.encode(given, max_tokens=max_tokens, instruction=task, dimensions=dimensions).tolist()
+        default = encoder.contract.instruction if encoder.contract else DEFAULT_INSTRUCTION
+        task = (instruction or default) if query else None
+        vectors = encoder.encode(inputs, max_tokens=max_tokens, instruction=task, dimensions=dimensions).tolist()
         if as_json:
-            rows = [{"text": t, "embedding": v} for t, v in zip(given, vectors, strict=True)]
+            rows = [{"text": t, "embedding": v} for t, v in zip(inputs, vectors, strict=True)]
             print_json({"model": str(directory), "instruction": task, "dimensions": len(vectors[0]), "data": rows})
             return
-        for text, vector in zip(given, vectors, strict=True):
+        for text, vector in zip(inputs, vectors, strict=True):
             print(f"{text}\t{len(vector)} dimensions\t{' '.join(f'{x:+.4f}' for x in vector[:6])} ...")
 
     finish(body, debug)
 
 
 def _texts(texts: list[str] | None) -> list[str]:
-    given = texts or ([] if sys.stdin.isatty() else [line.rstrip("\n") for line in sys.stdin])
-    given = [text for text in given if text.strip()]
-    if not given:
+    inputs = texts or ([] if sys.stdin.isatty() else [line.rstrip("\n") for line in sys.stdin])
+    inputs = [text for text in inputs if text.strip()]
+    if not inputs:
         raise UserError("no text to embed: give texts as arguments, or one per line on standard input")
-    return given
+    return inputs
 
 
 def _model_directory(model: Path | None, config: Path) -> Path:
@@ -127,7 +127,7 @@ def search(
     def body() -> None:
         if not query.strip():
             raise UserError("the query is empty: say what to look for")
-        hits = _found(load_config(config, overrides), query, top, candidates if rerank else None)
+        hits = _search_hits(load_config(config, overrides), query, top, candidates if rerank else None)
         if as_json:
             print_json([{"id": h.id, "score": h.score, "title": h.title, "text": h.text} for h in hits])
             return
@@ -140,8 +140,8 @@ def search(
     finish(body, debug)
 
 
-def _found(cfg: RunConfig, query: str, top: int, candidates: int | None) -> list[Hit]:
-    """The best `top` hits; with `candidates`, that many are retrieved and ordered by the reranker's score."""
+def _search_hits(cfg: RunConfig, query: str, top: int, candidates: int | None) -> list[Hit]:
+    """The `top` best hits of a query; with `candidates` so many are retrieved and ordered by the reranker's score."""
     from qwen3emb.core.artifact import read_record
     from qwen3emb.metrics.order import best_first
     from qwen3emb.model.encoder import Encoder

@@ -23,7 +23,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces.")]
 
 
 def finish(action: Callable[[], int | None], debug: bool) -> None:
-    """Run a command's body and end with its exit code: what it returns, or 2 / 1 for errors."""
+    """Run a command's body and exit: with the code that it returns (None = 0), 2 for a `UserError`, 1 for other errors.
+
+    Args:
+        action: the body.
+        debug: show stack traces.
+    """
     code: list[int | None] = [0]
 
     def body() -> None:
@@ -33,5 +38,5 @@ def finish(action: Callable[[], int | None], debug: bool) -> None:
 
 
 def print_json(content: Any) -> None:
-    """JSON on standard output."""
+    """Print `content` as JSON on standard output."""
     print(json.dumps(content, indent=2, ensure_ascii=False))

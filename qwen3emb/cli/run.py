@@ -72,8 +72,8 @@ def _module(stage: str | None) -> tuple[str, list[str]]:
     """The module of a stage and its arguments, or the pipeline's."""
     if stage is None:
         return "jobs.pipeline", []
-    found = _stage(stage)
-    return found.module, list(found.arguments)
+    entry = _stage(stage)
+    return entry.module, list(entry.arguments)
 
 
 def _stage(name: str) -> Stage:
@@ -107,12 +107,12 @@ def submit(
     def body() -> int:
         cfg = load_config(config, overrides)
         module, arguments = _module(stage)
-        where = address or cfg.cluster.address or os.environ.get("RAY_ADDRESS")
-        if not where:
+        cluster_address = address or cfg.cluster.address or os.environ.get("RAY_ADDRESS")
+        if not cluster_address:
             raise UserError("submit: which cluster? Give --address http://HOST:8265, or set RAY_ADDRESS")
         from cluster.submission import cluster_target, connect, exit_code, follow
 
-        target = cluster_target(connect(where), cfg, str(config), overrides or [])
+        target = cluster_target(connect(cluster_address), cfg, str(config), overrides or [])
         job = target.start(module, [*arguments, *["--replace"] * replace, *["--debug"] * debug])
         print(job, flush=True)
         if not wait:
