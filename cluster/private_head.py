@@ -1,4 +1,4 @@
-"""A Ray head of our own: a subprocess with its own ports and folder, of which nothing is left at the end."""
+"""A private Ray head: a subprocess with its own ports and folder, whose processes and files are removed at the end."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _PORTS = (
 
 @contextmanager
 def private_head(cluster: ClusterConfig, start_seconds: float = 90) -> Iterator[str]:
-    """Start a Ray head on this machine, yield its dashboard address, end every process of it with the block.
+    """Start a Ray head on this machine, yield its dashboard address, and end all of its processes with the block.
 
-    It also ends when this process is killed. Ray listens on all interfaces, so the head gets a token of its
-    own, unless the user has set RAY_AUTH_MODE; this process has it in its environment while the head lives.
+    It also ends when this process is killed. Ray listens on all interfaces, so the head is protected by a token, unless
+    the user has set RAY_AUTH_MODE; the token is in the environment of this process while the head lives.
 
     Args:
         cluster: `num_cpus` logical CPUs; with `gpus_per_worker` = 0 it is a CPU machine.
@@ -76,7 +76,7 @@ def _token() -> dict[str, str]:
 
 @cache
 def _token_of_this_process() -> str:
-    """The same for every head: Ray's client reads the token once in the life of a process and keeps it."""
+    """The same token for every head: Ray's client reads it once in the life of a process."""
     return secrets.token_hex(32)
 
 
@@ -86,12 +86,12 @@ def _short_folder() -> Path:
 
 
 def _started(cluster: ClusterConfig, folder: Path, seconds: float) -> tuple[subprocess.Popen[bytes], str]:
-    """The head's process and dashboard address; tried again with other ports, as free ones may be taken."""
+    """The head's process and dashboard address. Three attempts, as a free port may be taken before Ray opens it."""
     for _ in range(3):
         ports = _free_ports(len(_PORTS))
         head = _launch(cluster, folder, ports)
         try:
-            if _answers(head, ports[1], seconds):
+            if _is_reachable(head, ports[1], seconds):
                 return head, f"http://127.0.0.1:{ports[1]}"
         except BaseException:
             _end(head, folder)
@@ -146,7 +146,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _answers(head: subprocess.Popen[bytes], port: int, seconds: float) -> bool:
+def _is_reachable(head: subprocess.Popen[bytes], port: int, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and head.poll() is None:
         with socket.socket() as probe:
@@ -158,10 +158,10 @@ def _answers(head: subprocess.Popen[bytes], port: int, seconds: float) -> bool:
 
 
 def _end(head: subprocess.Popen[bytes], folder: Path, grace: float = 6) -> None:
-    """SIGTERM the head, wait, then SIGKILL whatever carries this head's mark in its environment.
+    """SIGTERM the head, wait, then SIGKILL all processes that have this head's folder in their environment (`_MARK`).
 
-    Ray's own clean-up leaves stragglers now and then (a job's driver runs in a session of its own); the mark,
-    which every process of it inherits, finds them wherever they are and touches no other Ray of this host.
+    Ray's clean-up sometimes leaves processes behind (a job's driver runs in another session). Every process of the head
+    inherits the variable, and no process of another Ray on this host has it.
     """
     family = _marked(folder)
     if head.poll() is None:
@@ -177,11 +177,11 @@ def _end(head: subprocess.Popen[bytes], folder: Path, grace: float = 6) -> None:
 
 
 def _marked(folder: Path) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(_MARK) == str(folder):
-                found.append(process)
+                processes.append(process)
         except (psutil.Error, OSError):
             continue  # another user's, or gone meanwhile
-    return found
+    return processes

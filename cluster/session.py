@@ -15,12 +15,12 @@ __all__ = ["connected", "own_cluster_environment", "ray_environment"]
 
 
 def ray_environment() -> dict[str, str]:
-    """Settings every Ray process of ours needs, for those the user has not set.
+    """Environment variables for the project's Ray processes, without those that the user has set.
 
-    Token authentication must be the same on both sides or clients fail with InvalidAuthToken, so it is off unless
+    Token authentication must be the same on both sides, else clients fail with InvalidAuthToken; so it is off unless
     the user turns it on.
     """
-    wanted = {
+    defaults = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
@@ -35,25 +35,25 @@ def ray_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    return {key: value for key, value in wanted.items() if key not in os.environ}
+    return {key: value for key, value in defaults.items() if key not in os.environ}
 
 
 def own_cluster_environment() -> dict[str, str]:
-    """Further settings where the cluster is ours alone."""
-    wanted = {
+    """Further environment variables for a cluster that only this process uses, without those that the user has set."""
+    defaults = {
         OWN_CLUSTER: "1",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes the only node away
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it takes one report per check, so 2 s each add up at the end
     }
-    return {key: value for key, value in wanted.items() if key not in os.environ}
+    return {key: value for key, value in defaults.items() if key not in os.environ}
 
 
 @contextmanager
 def connected(cluster: ClusterConfig) -> Iterator[None]:
-    """Join the configured cluster, or start an embedded one that ends with the block.
+    """Connect to the configured cluster, or start a local one that ends with the block.
 
-    `cluster.address` wins over `RAY_ADDRESS`; without both a Ray starts inside this process. A Ray that this process
-    has joined before (a notebook, several stages in a row) is used as it is, and stays.
+    `cluster.address` comes before `RAY_ADDRESS`; without both a local Ray is started. If this process is connected to a
+    Ray already (a notebook, several stages in a row), that one is used as it is, and stays connected.
 
     Raises:
         UserError: no cluster answers at the given address.

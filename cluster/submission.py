@@ -53,12 +53,12 @@ _PATIENCE = tenacity.Retrying(
 
 @dataclass(frozen=True)
 class Target:
-    """Where modules of this project run as Ray jobs, and how their command lines read there.
+    """A cluster that runs modules of this project as Ray jobs, with the parts of their command lines.
 
     Attributes:
-        client: job server.
-        python: interpreter and what stands before it.
-        options: `--config` and `--set` for every module.
+        client: of the cluster's job server.
+        python: shell text up to the interpreter.
+        options: `--config` and `--set` of every module.
         runtime_env: Ray's runtime environment.
     """
 
@@ -68,11 +68,11 @@ class Target:
     runtime_env: dict[str, Any]
 
     def command(self, module: str, arguments: Sequence[str] = ()) -> str:
-        """The shell command that runs `module` there."""
+        """The shell command that runs `module` on the cluster."""
         return f"{self.python} -m {module} {shlex.join([*self.options, *arguments])}"
 
     def start(self, module: str, arguments: Sequence[str] = ()) -> str:
-        """Submit `module`; the job's id."""
+        """Submit `module` and return the job's id."""
         return submit(self.client, self.command(module, arguments), self.runtime_env, module)
 
     def run(self, module: str, arguments: Sequence[str] = ()) -> int:
@@ -83,13 +83,13 @@ class Target:
 
 
 def local_target(client: JobSubmissionClient, config: str, overrides: Sequence[str]) -> Target:
-    """A private head: jobs run in the current folder with this interpreter, nothing is uploaded."""
+    """The target of a private head: jobs run in the current folder with this interpreter, nothing is uploaded."""
     python = f"cd {shlex.quote(os.getcwd())} && exec {shlex.quote(sys.executable)}"
     return Target(client, python, _options(config, overrides), {})
 
 
 def cluster_target(client: JobSubmissionClient, cfg: RunConfig, config: str, overrides: Sequence[str]) -> Target:
-    """A cluster: the current folder is sent there, and `python` is the cluster's.
+    """The target of a cluster: the current folder is uploaded, and jobs run with the cluster's `python`.
 
     Raises:
         UserError: the current folder is not the project, the config lies outside it, or the run's storage is
@@ -138,7 +138,7 @@ def connect(address: str, wait_seconds: float = 30) -> JobSubmissionClient:
     missing = (ConnectionError, RuntimeError)
     try:
         with _without_ray_address():
-            patience = _patience(wait_seconds, lambda error: isinstance(error, missing))
+            patience = _retrying(wait_seconds, lambda error: isinstance(error, missing))
             return patience(JobSubmissionClient, address)
     except AuthenticationError as error:
         raise UserError(
@@ -152,19 +152,19 @@ def connect(address: str, wait_seconds: float = 30) -> JobSubmissionClient:
         ) from error
 
 
-def _patience(seconds: float, passes: Callable[[BaseException], bool]) -> tenacity.Retrying:
-    """Calls a function twice a second for so long while its error `passes`, then raises the last one."""
+def _retrying(seconds: float, is_transient: Callable[[BaseException], bool]) -> tenacity.Retrying:
+    """Call a function every half second, for at most `seconds`, while its error `is_transient`; then raise that."""
     return tenacity.Retrying(
         stop=tenacity.stop_after_delay(seconds),
         wait=tenacity.wait_fixed(0.5),
-        retry=tenacity.retry_if_exception(passes),
+        retry=tenacity.retry_if_exception(is_transient),
         reraise=True,
     )
 
 
 @contextmanager
 def _without_ray_address() -> Iterator[None]:
-    """RAY_ADDRESS would win over the address the client is given."""
+    """Ray's clients would prefer RAY_ADDRESS to the address that is passed to them."""
     kept = os.environ.pop("RAY_ADDRESS", None)
     try:
         yield
@@ -187,7 +187,7 @@ def submit(
     Raises:
         StageFailure: the cluster takes no job within `wait_seconds`.
     """
-    patience = _patience(wait_seconds, _not_ready)
+    patience = _retrying(wait_seconds, _not_ready)
     try:
         return patience(client.submit_job, entrypoint=entrypoint, runtime_env=runtime_env, metadata={"name": name})
     except (RuntimeError, ConnectionError) as error:
@@ -200,19 +200,19 @@ def _not_ready(error: BaseException) -> bool:
 
 
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object] = sys.stderr.write) -> None:
-    """Hand the job's log to `write` as it grows, until the job ends; Ctrl-C stops it, nothing else does.
+    """Pass the job's log to `write` as it grows, until the job ends. Ctrl-C stops the job; lost connections do not.
 
     Raises:
-        StageFailure: the job server does not answer any more; what runs there goes on.
+        StageFailure: the job server does not answer any more; the job goes on.
     """
     shown = 0
     try:
         while True:
             shown = asyncio.run(_tail(client, job, shown, write))
-            if _asked(client, job, lambda: client.get_job_status(job)).is_terminal():
+            if _retried(client, job, lambda: client.get_job_status(job)).is_terminal():
                 break
             time.sleep(0.5)  # the log connection broke, the job goes on
-        write(_asked(client, job, lambda: client.get_job_logs(job))[shown:])
+        write(_retried(client, job, lambda: client.get_job_logs(job))[shown:])
         sys.stderr.flush()
     except KeyboardInterrupt:
         with suppress(*_UNREACHED):  # the cluster may be gone
@@ -220,8 +220,8 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
         raise
 
 
-def _asked(client: JobSubmissionClient, job: str, question: Callable[[], _Answer]) -> _Answer:
-    """The job server's answer, asked for again while it fails.
+def _retried(client: JobSubmissionClient, job: str, call: Callable[[], _Answer]) -> _Answer:
+    """The result of a call to the job server, which is repeated while it fails.
 
     Raises:
         StageFailure: it fails for minutes, or knows no such job, or wants another token.
@@ -229,7 +229,7 @@ def _asked(client: JobSubmissionClient, job: str, question: Callable[[], _Answer
     from ray.exceptions import AuthenticationError
 
     try:
-        return _PATIENCE(question)
+        return _PATIENCE(call)
     except (AuthenticationError, *_UNREACHED) as error:
         raise _out_of_sight(client, job, error) from error
 
@@ -243,7 +243,7 @@ def _out_of_sight(client: JobSubmissionClient, job: str, error: Exception) -> St
 
 
 async def _tail(client: JobSubmissionClient, job: str, skip: int, write: Callable[[str], object]) -> int:
-    """Pass on what comes after the first `skip` characters; how many have been seen at the end."""
+    """Pass the log after its first `skip` characters to `write`; the number of characters that have been passed."""
     seen = 0
     from aiohttp import ClientError  # of its errors some are no OSError: a proxy's 502, a server that hangs up
 
@@ -261,7 +261,7 @@ def exit_code(client: JobSubmissionClient, job: str) -> int:
     Raises:
         StageFailure: the job server does not answer any more.
     """
-    details = _asked(client, job, lambda: client.get_job_info(job))
+    details = _retried(client, job, lambda: client.get_job_info(job))
     code = details.driver_exit_code
     if code is None:
         print(f"error: job {job} {details.status}: {details.message}", file=sys.stderr, flush=True)
@@ -270,13 +270,13 @@ def exit_code(client: JobSubmissionClient, job: str) -> int:
 
 
 def is_this_machine(address: str) -> bool:
-    """True where all living nodes of the cluster are this machine, so that local paths mean the same there.
+    """Whether all living nodes of the cluster are on this machine, so that local paths mean the same files there.
 
-    The address alone does not tell: 127.0.0.1 may be a tunnel, a head here may have workers elsewhere.
+    The address alone does not tell: 127.0.0.1 may be a tunnel, and a head on this machine may have workers elsewhere.
     """
     from ray.util.state import list_nodes
 
-    own = {found.address for interface in psutil.net_if_addrs().values() for found in interface}
+    local_addresses = {entry.address for interface in psutil.net_if_addrs().values() for entry in interface}
     with _without_ray_address():
         nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")])
-    return all(node.node_ip in own for node in nodes)
+    return all(node.node_ip in local_addresses for node in nodes)
