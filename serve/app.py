@@ -46,14 +46,14 @@ app = FastAPI(title="qwen3emb", description="Embeddings, reranking and search of
 
 @dataclass(frozen=True)
 class Served:
-    """What the ingress has to know of what is behind it.
+    """The models and the index that a server serves.
 
     Attributes:
         name: of the run; the models are NAME-embedding and NAME-reranker.
         embedding: directory or URI of the embedding model.
-        reranker: of the reranker, None without one.
-        index: of the search index, None without one.
-        limits: of queries and documents.
+        reranker: directory or URI of the reranker, None without one.
+        index: directory or URI of the search index, None without one.
+        limits: longest query and document, in tokens.
     """
 
     name: str
@@ -94,13 +94,13 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     return await _api_error(request, ApiError(500, message, kind="server_error"))
 
 
-# Above the class: the ingress decorator pickles it with the names that are there by then.
+# Above the class: the ingress decorator pickles the class with the names that are defined by then.
 async def _computed(handle: Any, prepared: Prepared, dimensions: int | None = None) -> np.ndarray:
-    """What a deployment makes of the inputs, one row each, in their order.
+    """The vectors or scores that a deployment computes of the inputs, one row each, in their order.
 
     Raises:
-        ApiError: 429 where too many requests wait, 500 where the model gave no valid answer, 503 where there is
-            no model for now.
+        ApiError: 429 where too many requests wait, 500 where the model gave no valid answer, 503 where the deployment
+            is not available.
     """
     parts = list(split(prepared, dimensions))
     responses = [handle.remote(job) for _, job in parts]
@@ -115,13 +115,13 @@ async def _computed(handle: Any, prepared: Prepared, dimensions: int | None = No
     if failed is not None:
         raise ApiError(500, failed.message, kind="server_error")
     joined: np.ndarray = np.concatenate(results)
-    out: np.ndarray = np.empty_like(joined)
-    out[np.concatenate([numbers for numbers, _ in parts])] = joined
-    return out
+    ordered: np.ndarray = np.empty_like(joined)
+    ordered[np.concatenate([numbers for numbers, _ in parts])] = joined
+    return ordered
 
 
 def _cancel(responses: Sequence[Any]) -> None:
-    """Give up calls; one that failed already raises that again."""
+    """Cancel calls; a call that has failed raises its error again, which is ignored."""
     for response in responses:
         with suppress(RayServeException):
             response.cancel()
@@ -138,7 +138,14 @@ class Gateway:
         reranker: DeploymentHandle[Any] | None,
         searcher: DeploymentHandle[Any] | None,
     ) -> None:
-        """Load the tokenizers; the handles of what `served` lacks are None."""
+        """Load the tokenizers.
+
+        Args:
+            served: models and index.
+            embedder: handle of the deployment of the embedding model.
+            reranker: of the reranker, None without one.
+            searcher: of the search index, None without one.
+        """
         self._served, self._embedder, self._reranker, self._searcher = served, embedder, reranker, searcher
         self._created = int(time.time())
         self._embedding_inputs = EmbeddingInputs.of_model(served.embedding, served.limits)
@@ -195,26 +202,26 @@ class Gateway:
             raise ApiError(404, "this server has no index; run the stage `index` and serve again")
         if request.rerank and self._rerank_inputs is None:
             raise unknown_model(self._served.reranker_name, [])
-        asked = EmbeddingRequest(
+        embedding_request = EmbeddingRequest(
             input=request.query,
             input_type="query",
             instruction=request.instruction,
             truncate=request.truncate,
         )
-        prepared = await asyncio.to_thread(self._embedding_inputs.prepare, asked)
+        prepared = await asyncio.to_thread(self._embedding_inputs.prepare, embedding_request)
         vector = (await _computed(self._embedder, prepared))[0]
         top = max(request.top_k, request.rerank_top) if request.rerank else request.top_k
         hits: list[Hit] = await self._searcher.remote(vector, top)
-        found = [asdict(hit) for hit in hits]
+        entries = [asdict(hit) for hit in hits]
         tokens = prepared.tokens
         if request.rerank and hits:
             texts = [document_text(hit.title, hit.text) for hit in hits]
             judged, scores = await self._judged(request.query, texts, instruction=request.instruction, truncate=True)
             tokens += judged.tokens
             order = best_first(scores)
-            found = [found[i] | {"rerank_score": float(scores[i])} for i in order]
+            entries = [entries[i] | {"rerank_score": float(scores[i])} for i in order]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"query": request.query, "hits": found[: request.top_k], "usage": usage})
+        return JSONResponse({"query": request.query, "hits": entries[: request.top_k], "usage": usage})
 
     async def _judged(self, query: str, documents: list[str], **options: Any) -> tuple[Prepared, np.ndarray]:
         """The prepared inputs and a score for each document."""

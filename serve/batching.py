@@ -1,4 +1,4 @@
-"""Token ids of several requests into forward passes: a token budget, shared prefixes. Imports no ray."""
+"""Combine the token ids of several requests into forward passes with a token budget; shared prefixes. No ray."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Failure:
 def split(
     prepared: Prepared, dimensions: int | None = None, budget: int = TOKEN_BUDGET
 ) -> Iterator[tuple[list[int], Job]]:
-    """(numbers of the inputs, job) pairs of at most `budget` leaf tokens, so that requests share replicas."""
+    """(indices of inputs, job) pairs with at most `budget` leaf tokens each, so that requests share replicas."""
     for chosen in budgeted([len(leaf) for leaf in prepared.leaves], budget):
         yield chosen, Job(prepared.prefix, [prepared.leaves[i] for i in chosen], dimensions)
 
@@ -42,10 +42,16 @@ def split(
 def forward_passes(
     jobs: Sequence[Job], budget: int = TOKEN_BUDGET
 ) -> Iterator[tuple[list[tuple[int, int]], list[Tree]]]:
-    """Forward passes over all leaves of `jobs`, as (places, trees).
+    """Divide all leaves of `jobs` into forward passes.
 
-    A place is (job, leaf) and stands in the order of the trees' leaves. Leaves with one prefix share it, also
-    across jobs. A pass has at most `budget` tokens, except where a single input has more.
+    Leaves with the same prefix share it, also across jobs.
+
+    Args:
+        jobs: of a batch.
+        budget: tokens of a pass at most, unless a single input has more.
+
+    Yields:
+        (places, trees): the (job index, leaf index) of each leaf, in the order of the trees' leaves.
     """
     everything = [(i, j) for i, job in enumerate(jobs) for j in range(len(job.leaves))]
     everything.sort(key=lambda p: (jobs[p[0]].prefix, len(jobs[p[0]].leaves[p[1]])))

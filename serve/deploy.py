@@ -1,4 +1,4 @@
-"""From a run's artifacts to a Ray Serve application, and the time it stays up."""
+"""Build the Ray Serve application from a run's artifacts, and serve it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def what_is_served(cfg: RunConfig) -> Served:
     """The models and the index of a run.
 
     Raises:
-        UserError: a stage they come from is not complete, or the index was made with other models.
+        UserError: the stage `merge` or `index` is not complete, the index was made with other models, or a length limit
+            is above the model's longest input.
     """
     for stage in ("merge", "index"):
         if not finished(stage_folder(cfg, stage)):
@@ -38,9 +39,11 @@ def what_is_served(cfg: RunConfig) -> Served:
                 f"{stage_folder(cfg, stage).uri} is not complete, so nothing to serve; run the stage {stage}"
             )
     merge, index = stage_folder(cfg, "merge"), stage_folder(cfg, "index")
-    made_with, there = index.read_json("index.json")["model"], read_record(merge)["fingerprint"]
-    if made_with != there:
-        raise UserError(f"{index.uri} was made with other models ({made_with}, now {there}); run the stage index again")
+    made_with, current = index.read_json("index.json")["model"], read_record(merge)["fingerprint"]
+    if made_with != current:
+        raise UserError(
+            f"{index.uri} was made with other models ({made_with}, now {current}); run the stage index again"
+        )
     embedding, reranker = (
         (merge / "embedding").uri,
         (merge / "reranker").uri if merge.exists("reranker") else None,
@@ -53,7 +56,7 @@ def what_is_served(cfg: RunConfig) -> Served:
 
 
 def check_port(host: str, port: int) -> None:
-    """Make sure that a server can listen there.
+    """Check that a server can listen on the port.
 
     Raises:
         UserError: the port is in use, or the address is not this machine's.
@@ -72,7 +75,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def application(served: Served, options: ServeConfig) -> Any:
-    """The Serve application: ingress, embedder, and reranker and search where there are any."""
+    """The Serve application: ingress and embedder, and reranker and search if `served` has them."""
     embedder = _deployed("embedder", EmbeddingHead, served.embedding, options, options.embedder_replicas)
     reranker = None
     if served.reranker:
@@ -98,7 +101,7 @@ def build(args: dict[str, Any]) -> Any:
 
 
 def _deployed(name: str, head: Any, model: str, options: ServeConfig, replicas: int) -> Any:
-    """A model's deployment: twice a batch may be inside, so that the next one is there when one ends."""
+    """A model's deployment: it takes two batches of requests, so that one waits there while the other is computed."""
     actor = {
         "num_cpus": options.threads,
         "num_gpus": options.num_gpus,
@@ -118,7 +121,7 @@ def _deployed(name: str, head: Any, model: str, options: ServeConfig, replicas: 
 
 
 def _plain(part: Any, options: ServeConfig) -> Any:
-    """A deployment without a model; it takes more than the models' queues, so that those answer 429."""
+    """A deployment without a model; it takes more requests than the models' queues, so that these answer 429."""
     return serve.deployment(
         part,
         ray_actor_options={"num_cpus": 0.25},
@@ -135,7 +138,7 @@ def _busy() -> BackpressureConfig:
 
 @contextmanager
 def serving(served: Served, options: ServeConfig) -> Iterator[str]:
-    """Run the application on the connected Ray until the block ends; the URL, once every model is loaded."""
+    """Run the application on the connected Ray until the block ends; yields the URL once every model is loaded."""
     logging = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(http_options={"host": options.host, "port": options.port}, logging_config=logging)
     try:

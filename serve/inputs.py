@@ -1,7 +1,7 @@
-"""Requests to token ids: templates, length limits, real token counts. Imports no ray.
+"""Requests to token ids: templates, length limits, exact token counts. Imports no ray.
 
-The ingress does this, so that a request that is too long is refused before it costs anything, and so that
-replicas receive finished ids that nothing can template a second time.
+The ingress does this, so that a request that is too long is refused before a model sees it, and so that replicas
+receive token ids with the template already applied.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Prepared:
     """Token ids of one request.
 
     Attributes:
-        prefix: ids that stand before every leaf.
-        leaves: ids per input, in order.
-        truncated: numbers of the inputs that were cut.
+        prefix: token ids that all inputs begin with.
+        leaves: the token ids of each input after the prefix, in order.
+        truncated: indices of the inputs that were cut.
     """
 
     prefix: list[int]
@@ -45,12 +45,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class EmbeddingInputs:
-    """Prepares what is to be embedded.
+    """Prepares the inputs of embedding requests.
 
     Attributes:
-        template: the model's.
-        instruction: for queries that bring none.
-        limits: of queries and documents.
+        template: of the model.
+        instruction: for queries without an instruction in their request.
+        limits: longest query and document, in tokens.
         dimensions: length of the model's full vector.
     """
 
@@ -61,10 +61,10 @@ class EmbeddingInputs:
 
     @staticmethod
     def of_model(model_dir: str, limits: TextLimits) -> EmbeddingInputs:
-        """For an embedding model of ours, in a directory or at a URI.
+        """For an embedding model that this project exported, in a directory or at a URI.
 
         Raises:
-            UserError: it is none.
+            UserError: it is not one.
         """
         folder = Storage(model_dir).local()
         contract = read_contract(folder)
@@ -93,9 +93,9 @@ class EmbeddingInputs:
         long = [i for i, ids in enumerate(texts) if len(ids) > room]
         if long and not request.truncate:
             size = len(prefix) + len(texts[long[0]]) + 1
-            what = "query" if request.is_query else "document"
+            kind = "query" if request.is_query else "document"
             raise bad_request(
-                f"input[{long[0]}] has {size} tokens with its template, a {what} may have {limit}; {_HINT}",
+                f"input[{long[0]}] has {size} tokens with its template, a {kind} may have {limit}; {_HINT}",
                 "input",
                 "context_length_exceeded",
             )
@@ -103,29 +103,29 @@ class EmbeddingInputs:
         return _bounded(Prepared(prefix, [[*ids[:room], end] for ids in texts], long), "input")
 
     def _ids(self, inputs: list[str] | list[list[int]], instruction: str | None) -> tuple[list[int], list[list[int]]]:
-        """(shared prefix, what follows it of each text), without the end token, which a client's ids may end with."""
+        """(shared prefix, ids of each text after it), without the end token, which a client's ids may end with."""
         if isinstance(inputs[0], str):
             texts = [str(text) for text in inputs]
             prefix, leaves = self.template.encode(texts, _UNLIMITED, instruction)
             return prefix, [leaf[:-1] for leaf in leaves]
         vocabulary, end = len(self.template.tokenizer), self.template.end_id
-        given = [[int(token) for token in ids] for ids in inputs]
-        for number, ids in enumerate(given):
+        token_ids = [[int(token) for token in ids] for ids in inputs]
+        for number, ids in enumerate(token_ids):
             wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
             if wrong is not None:
                 raise bad_request(f"input[{number}]: no token {wrong}; there are {vocabulary}", "input")
-        return self.template.prompt(instruction), [ids[:-1] if ids[-1] == end else ids for ids in given]
+        return self.template.prompt(instruction), [ids[:-1] if ids[-1] == end else ids for ids in token_ids]
 
 
 @dataclass(frozen=True)
 class RerankInputs:
-    """Prepares what is to be judged.
+    """Prepares the inputs of rerank requests.
 
     Attributes:
-        template: the reranker's.
-        instruction: for requests that bring none.
-        limits: of queries and documents.
-        context: the model's longest input, tokens.
+        template: of the reranker.
+        instruction: for requests without one; None = the template's default.
+        limits: longest query and document, in tokens.
+        context: longest input of the model, in tokens.
     """
 
     template: RerankTemplate
@@ -154,7 +154,7 @@ class RerankInputs:
     ) -> Prepared:
         """Token ids of a query and its documents.
 
-        Documents longer than `max_tokens_per_doc` are cut in any case, the client asked for it.
+        Documents longer than `max_tokens_per_doc` are cut even without `truncate`, since the client set that length.
 
         Raises:
             ApiError: 400 for a query, a document or a request that is too long.
@@ -175,11 +175,11 @@ class RerankInputs:
                 f"query and instruction have {len(prefix)} tokens, which leaves no room for a document",
                 "query",
             )
-        asked = max_tokens_per_doc is not None and max_tokens_per_doc <= fits
+        cut_by_client = max_tokens_per_doc is not None and max_tokens_per_doc <= fits
         room = min(fits, max_tokens_per_doc or fits)
         whole = self.template.leaves(documents, _UNLIMITED)
         long = [i for i, leaf in enumerate(whole) if len(leaf) - suffix > room]
-        if long and not asked and not truncate:
+        if long and not cut_by_client and not truncate:
             raise bad_request(
                 f"documents[{long[0]}]: {len(whole[long[0]]) - suffix} tokens, at most {fits} fit; {_HINT}",
                 "documents",

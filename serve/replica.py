@@ -1,4 +1,4 @@
-"""The deployment of a model: batches of finished token ids to vectors or to scores, by its head."""
+"""The deployment of a model: batches of token ids to vectors (embedding model) or scores (reranker)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ __all__ = ["EmbeddingHead", "Replica", "RerankingHead"]
 
 
 class EmbeddingHead:
-    """An embedding model, and what it makes of the jobs of a batch."""
+    """An embedding model that computes the vectors of a batch of jobs."""
 
     def __init__(self, model_dir: str, threads: int) -> None:
-        """Load the embedding model of ours that lies at `model_dir`, a directory or URI, for so many CPU threads."""
+        """Load an embedding model that this project exported.
+
+        Args:
+            model_dir: its directory or URI.
+            threads: CPU threads.
+        """
         folder = Storage(model_dir).local()
         self._encoder = Encoder(folder, dtype=stored_dtype(folder), threads=threads)
 
     def __call__(self, jobs: Sequence[Job]) -> list[np.ndarray | Failure]:
-        """For each job (leaves, dimensions) normalised float32."""
+        """For each job (leaves, dimensions) float32 unit vectors, or a `Failure` where they are not finite."""
         rows: list[list[np.ndarray]] = [[np.empty(0)] * len(job.leaves) for job in jobs]
         for places, trees in forward_passes(jobs):
             states = pooled(self._encoder.trunk, pack(trees).to(self._encoder.device))
@@ -39,26 +44,31 @@ class EmbeddingHead:
 
 
 class RerankingHead:
-    """A reranker, and what it makes of the jobs of a batch."""
+    """A reranker that computes the scores of a batch of jobs."""
 
     def __init__(self, model_dir: str, threads: int) -> None:
-        """Load the reranker that lies at `model_dir`, a directory or URI, for so many CPU threads."""
+        """Load a reranker.
+
+        Args:
+            model_dir: its directory or URI.
+            threads: CPU threads.
+        """
         folder = Storage(model_dir).local()
         self._reranker = Reranker(folder, dtype=stored_dtype(folder), threads=threads)
 
     def __call__(self, jobs: Sequence[Job]) -> list[np.ndarray | Failure]:
-        """For each job (leaves,) float32 scores."""
+        """For each job (leaves,) float32 probabilities of "yes", or a `Failure` where they are not finite."""
         scores = [np.empty(len(job.leaves), dtype=np.float32) for job in jobs]
         for places, trees in forward_passes(jobs):
             states = answer_states(self._reranker.model, pack(trees).to(self._reranker.device))
-            found = torch.sigmoid(states.float() @ self._reranker.direction).cpu().numpy()
-            for (i, j), score in zip(places, found, strict=True):
+            probabilities = torch.sigmoid(states.float() @ self._reranker.direction).cpu().numpy()
+            for (i, j), score in zip(places, probabilities, strict=True):
                 scores[i][j] = score
         return [_finite(score, "score") for score in scores]
 
 
 class Replica:
-    """One replica of a model: it gathers jobs and hands them to its head."""
+    """One replica of a model: it collects jobs into batches, which its head computes."""
 
     def __init__(
         self,
@@ -71,7 +81,7 @@ class Replica:
         """Load the model.
 
         Args:
-            head: what the model is.
+            head: class of the model, embedding or reranking.
             model_dir: its directory or URI.
             threads: CPU threads.
             max_batch_size: jobs computed together.
@@ -83,7 +93,7 @@ class Replica:
         batched.set_batch_wait_timeout_s(batch_wait_s)
 
     async def __call__(self, job: Job) -> np.ndarray | Failure:
-        """What the head makes of one job."""
+        """The vectors or scores of a job, computed in a batch with other jobs."""
         result: np.ndarray | Failure = await self._together(job)
         return result
 
@@ -97,5 +107,5 @@ class Replica:
             return self._head(jobs)
 
 
-def _finite(numbers: np.ndarray, what: str) -> np.ndarray | Failure:
-    return numbers if np.isfinite(numbers).all() else Failure(f"the model gave a {what} that is not finite")
+def _finite(numbers: np.ndarray, kind: str) -> np.ndarray | Failure:
+    return numbers if np.isfinite(numbers).all() else Failure(f"the model gave a {kind} that is not finite")

@@ -42,7 +42,7 @@ _INPUT = "input must be a string, a list of strings, a list of token ids, or a l
 
 
 class ApiError(Exception):
-    """An answer that is not 200, in OpenAI's shape.
+    """An error response in OpenAI's format.
 
     Attributes:
         status: HTTP status.
@@ -59,7 +59,16 @@ class ApiError(Exception):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """An error with its status, sentence, and the request field it is about."""
+        """An error response.
+
+        Args:
+            status: HTTP status.
+            message: one sentence for the client.
+            kind: the error's `type`.
+            param: field of the request that it is about.
+            code: for programs.
+            headers: HTTP headers besides the usual ones.
+        """
         super().__init__(message)
         self.status, self.headers = status, headers or {}
         self._fields = {"message": message, "type": kind, "param": param, "code": code}
@@ -70,7 +79,7 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """400."""
+    """400: the request is invalid."""
     return ApiError(400, message, param=param, code=code)
 
 
@@ -88,7 +97,7 @@ def overloaded(retry_after_s: int) -> ApiError:
 
 
 def validation_error(errors: Sequence[Any]) -> ApiError:
-    """400 for pydantic's first complaint about a body."""
+    """400 with the first validation error that pydantic reports for a body."""
     first = errors[0]
     place = [str(part) for part in first["loc"] if part != "body"]
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -116,17 +125,17 @@ class _Request(BaseModel):
 
 
 def _half_pair(value: Any) -> str | None:
-    """Where in a field's value a lone surrogate stands, which no tokenizer takes; None where nowhere."""
+    """The position of a lone surrogate, which tokenizers refuse, in a field's value ("" in a string); None without one."""
     if isinstance(value, str):
         return "" if _SURROGATE.search(value) else None
     if isinstance(value, dict):  # other fields of a document are ignored
-        found = _half_pair(value.get("text"))
-        return None if found is None else f".text{found}"
+        position = _half_pair(value.get("text"))
+        return None if position is None else f".text{position}"
     if not isinstance(value, list) or (value and isinstance(value[0], int)):  # token ids may be 300,000
         return None
-    for number, one in enumerate(value):
-        if isinstance(one, str | list | dict) and (found := _half_pair(one)) is not None:
-            return f"[{number}]{found}"
+    for number, item in enumerate(value):
+        if isinstance(item, str | list | dict) and (position := _half_pair(item)) is not None:
+            return f"[{number}]{position}"
     return None
 
 
@@ -176,7 +185,7 @@ class EmbeddingRequest(_Request):
 
 
 def _checked_input(value: Any) -> Any:
-    """`value` where it has one of the four shapes and nothing in it is empty.
+    """Return `value` if it has one of the four forms of `input` and nothing in it is empty.
 
     Raises:
         ValueError: it has not.
@@ -239,8 +248,8 @@ class RerankRequest(_Request):
     @field_validator("documents", mode="before")
     @classmethod
     def _shape(cls, value: Any) -> Any:
-        for number, one in enumerate(value if isinstance(value, list) else ()):
-            text = one.get("text") if isinstance(one, dict) else one
+        for number, document in enumerate(value if isinstance(value, list) else ()):
+            text = document.get("text") if isinstance(document, dict) else document
             if not isinstance(text, str | DocumentObject):
                 raise ValueError(f"documents[{number}] must be a text, or an object with a text")
         return value
@@ -270,7 +279,7 @@ class SearchRequest(_Request):
 def embedding_response(
     model: str, vectors: np.ndarray, encoding_format: str, tokens: int, truncated: Sequence[int]
 ) -> dict[str, Any]:
-    """The body for `vectors` (inputs, dimensions); `truncated` inputs are named where there are any."""
+    """The response body for `vectors`, (inputs, dimensions) float32, with the indices of `truncated` inputs if any."""
     data = [
         {"object": "embedding", "index": i, "embedding": _encoded(row, encoding_format)}
         for i, row in enumerate(vectors)
@@ -288,7 +297,7 @@ def _encoded(vector: np.ndarray, encoding_format: str) -> str | list[float]:
 def rerank_response(
     model: str, request: RerankRequest, scores: np.ndarray, tokens: int, truncated: Sequence[int], number: str
 ) -> dict[str, Any]:
-    """The body for `scores` (documents,): best first, equal ones in the order given."""
+    """The response body for `scores` (documents,): best first, equal ones in the order of the request."""
     texts = request.texts()
     order = best_first(scores, request.top_n)
     results: list[dict[str, Any]] = [{"index": int(i), "relevance_score": float(scores[i])} for i in order]

@@ -1,4 +1,4 @@
-"""The search deployment: an index in memory, asked with query vectors."""
+"""The search deployment: an index in memory, searched with query vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Searcher"]
 
 
 class Searcher:
-    """One replica."""
+    """One replica of the search index."""
 
     def __init__(self, index: str) -> None:
         """Load the index from its folder or URI."""
