@@ -17,7 +17,7 @@ from qwen3emb.pipeline.stages import reuse_stages
 
 
 def _pipeline(arguments: argparse.Namespace, changes: list[str]) -> None:
-    """Run what is not done; the report goes to standard error, which leaves standard output to the table."""
+    """Run the stages that are not done; the report goes to standard error, since the table goes to standard output."""
     sets = [word for change in [*arguments.set, *changes] for word in ("--set", change)]
     flags = ["--replace"] * arguments.replace + ["--debug"] * arguments.debug
     with redirect_stdout(sys.stderr):
@@ -25,13 +25,13 @@ def _pipeline(arguments: argparse.Namespace, changes: list[str]) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    """The rows of all variants that could be run; what stopped another one is raised after they are shown."""
+    """Run all variants and print the table of those that succeed; then raise the error of the first that failed."""
     cfg = load_config(arguments.config, arguments.set)
-    wanted = variants(cfg)
-    runs = {name: load_config(arguments.config, [*arguments.set, *changes]) for name, changes in wanted.items()}
+    overrides = variants(cfg)
+    runs = {name: load_config(arguments.config, [*arguments.set, *changes]) for name, changes in overrides.items()}
     _pipeline(arguments, [])
     failed: dict[str, UserError | StageFailure] = {}
-    for name, changes in wanted.items():
+    for name, changes in overrides.items():
         try:
             say(f"ablate: {name}: from the full run: {', '.join(reuse_stages(runs[name], cfg)) or 'nothing'}")
             _pipeline(arguments, changes)
@@ -40,19 +40,19 @@ def _ablate(arguments: argparse.Namespace) -> None:
             del runs[name]
             say(f"ablate: {name} is left out: {error}")
     lines = with_figures(cfg, runs)
-    say(f"ablate: written to {write_ablation(cfg, lines, {name: str(why) for name, why in failed.items()})}")
+    say(f"ablate: written to {write_ablation(cfg, lines, {name: str(error) for name, error in failed.items()})}")
     if arguments.json:
         print(json.dumps(lines, indent=2))
     else:
         table_console().print(ablation_table(lines))
-    for name, why in failed.items():
-        raise type(why)(f"variant {name} is not in the table: {why}")
+    for name, failure in failed.items():
+        raise type(failure)(f"variant {name} is not in the table: {failure}")
 
 
 if __name__ == "__main__":
     parser = command_line(__doc__ or "")
     parser.epilog = "example: python -m jobs.ablate --config examples/demo.yaml"
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a private head is ended as well
-    sys.exit(guarded(lambda: _ablate(given), given.debug))
+    sys.exit(guarded(lambda: _ablate(arguments), arguments.debug))

@@ -1,4 +1,4 @@
-"""What every stage's command line shares: options, artifact record, exit codes."""
+"""Shared by the command lines of all stages: options, artifact record, exit codes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def say(message: str) -> None:
 
 
 def table_console() -> Console:
-    """Standard output for tables that are not cut, in a file or in a narrow terminal, whose lines they overrun."""
+    """A console on standard output of at least 120 columns, so that tables are not cut in a file or narrow terminal."""
     return Console(width=max(Console().width, 120))
 
 
 def command_line(description: str) -> argparse.ArgumentParser:
-    """The options all stages share."""
+    """A parser with the options that all stages share."""
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,7 +54,16 @@ def command_line(description: str) -> argparse.ArgumentParser:
 
 
 def run_stage(name: str, run: _Stage, arguments: argparse.Namespace) -> int:
-    """Load the config, open the artifact, run `run` on Ray, write the completion record; the exit code."""
+    """Load the config, open the artifact, run the stage on Ray, and write the completion record.
+
+    Args:
+        name: of the stage.
+        run: does the stage's work.
+        arguments: of `command_line`.
+
+    Returns:
+        The exit code.
+    """
     return guarded(lambda: _run(name, run, load_config(arguments.config, arguments.set), arguments), arguments.debug)
 
 
@@ -63,22 +72,22 @@ def _run(name: str, run: _Stage, cfg: RunConfig, arguments: argparse.Namespace) 
     if not is_enabled(cfg, name):
         raise UserError(f"this run has no stage {name}: its section is not in {arguments.config}")
     known: dict[str, Identity] = {}
-    what, out = identity(cfg, name, known), writable_folder(cfg, name)
+    stage_identity, out = identity(cfg, name, known), writable_folder(cfg, name)
     for need in needs(cfg, name):
         # "different" counts as missing: what this stage wrote would be recorded as made from other inputs.
         if state_of(stage_folder(cfg, need), known[need]) != "done":
             folder = stage_folder(cfg, need)
             raise UserError(f"stage {name} reads {folder}, which is not complete for this config; run {need} first")
-    there = state_of(out, what)
-    if there == "done":
-        say(f"{name}: reused {out} ({what.fingerprint})")
+    current = state_of(out, stage_identity)
+    if current == "done":
+        say(f"{name}: reused {out} ({stage_identity.fingerprint})")
         return
-    if there == "different" and not arguments.replace:
-        start(out, what)  # refuses, and says what differs
+    if current == "different" and not arguments.replace:
+        start(out, stage_identity)  # refuses, and says what differs
     with held(out, say) as lease:
-        state = start(out, what, arguments.replace)
+        state = start(out, stage_identity, arguments.replace)
         if state == "done":  # by another driver, just now
-            say(f"{name}: reused {out} ({what.fingerprint})")
+            say(f"{name}: reused {out} ({stage_identity.fingerprint})")
             return
         say(f"{name}: {'resuming' if state == 'unfinished' else 'starting'} {out}")
         with connected(cfg.cluster):
@@ -87,7 +96,7 @@ def _run(name: str, run: _Stage, cfg: RunConfig, arguments: argparse.Namespace) 
             facts = {"rows_in": result.rows_in, "seconds": round(time.monotonic() - began), "rejected": result.rejected}
             write_card(out, f"Stage {name}", facts | count_rows(out, _CARDS[name]))
         lease.check()
-        complete(out, what, result, time.monotonic() - began)
+        complete(out, stage_identity, result, time.monotonic() - began)
     _report(name, result)
 
 

@@ -34,7 +34,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_pipeline(arguments: argparse.Namespace) -> None:
-    """Run what is chosen and not done yet, then report.
+    """Run the chosen stages that are not done yet, then print the report.
 
     Raises:
         UserError: a stage before the chosen ones is not done, holds output of another configuration (without
@@ -62,7 +62,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
 
 
 def _run(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) -> dict[str, float]:
-    """Submit the stages one after another; seconds of each, submission included."""
+    """Submit the stages one after another; the seconds of each, submission included."""
     seconds: dict[str, float] = {}
     if not stages:
         return seconds
@@ -81,7 +81,7 @@ def _run(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) -> 
 
 @contextmanager
 def _target(cfg: RunConfig, arguments: argparse.Namespace) -> Iterator[Target]:
-    """The cluster that is given, else a private head for the time of the block."""
+    """The configured cluster, else a private head for the time of the block."""
     address = cfg.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         say(f"pipeline: submitting to {address}")
