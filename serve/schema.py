@@ -125,7 +125,7 @@ class _Request(BaseModel):
 
 
 def _half_pair(value: Any) -> str | None:
-    """The position of a lone surrogate, which tokenizers refuse, in a field's value ("" in a string); None without one."""
+    """Where a value has a lone surrogate, which tokenizers refuse ("" in a string); None where it has none."""
     if isinstance(value, str):
         return "" if _SURROGATE.search(value) else None
     if isinstance(value, dict):  # other fields of a document are ignored

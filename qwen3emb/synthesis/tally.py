@@ -92,16 +92,16 @@ def counting(say: Callable[[str], None], done: int, total: int) -> Iterator[Any]
 def _watch(tally: Any, say: Callable[[str], None], done: int, total: int, finished: threading.Event) -> None:
     """Say what is new every few seconds, and now and then that nothing is."""
     began: float | None = None
-    said, quiet = "", 0
+    last_line, quiet = "", 0
     while not finished.wait(_SECONDS_PER_LINE):
         counts = ray.get(tally.total.remote())
         pairs, rejects = int(counts.get("pairs", 0)), int(counts.get("rejects", 0))
         news = f"{done + pairs + rejects} of {total} queries" if counts.get("engines") else "the generator is loading"
         began = began or (time.monotonic() if counts.get("engines") else None)
-        quiet = quiet + 1 if news == said else 0
+        quiet = quiet + 1 if news == last_line else 0
         if quiet % _QUIET_LINES:
             continue
-        said = news
+        last_line = news
         rate = pairs / max(time.monotonic() - began, _SECONDS_PER_LINE) if began else 0.0
         say(f"synthesize: {news}" + (f", {rate:.2f} pairs/s, {rejects} rejected" if began else ""))
 
