@@ -102,12 +102,12 @@ class VllmEngine:
         prompts = [self._prompt(q.messages) for q in questions]
         rooms = [self._cfg.max_model_len - q.max_tokens for q in questions]
         fitting = {i: ids for i, ids in enumerate(prompts) if isinstance(ids, list) and len(ids) <= rooms[i]}
-        answers = self._generate(list(fitting.values()), [self.sampling(questions[i]) for i in fitting])
+        generated = self._generate(list(fitting.values()), [self.sampling(questions[i]) for i in fitting])
         answers = [
             Answer(problem=f"prompt_too_long: {len(prompt)} tokens, {room} fit" if isinstance(prompt, list) else prompt)
             for prompt, room in zip(prompts, rooms, strict=True)
         ]
-        for i, answer in zip(fitting, answers, strict=True):
+        for i, answer in zip(fitting, generated, strict=True):
             answers[i] = answer
         return answers
 
