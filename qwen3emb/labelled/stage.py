@@ -28,7 +28,7 @@ from qwen3emb.labelled.checks import Evaluation, decontaminated, evaluation_of, 
 from qwen3emb.labelled.row import answers_in
 from qwen3emb.labelled.rows import LabelledRow, read_labelled
 from qwen3emb.text.decontamination import evaluation_texts
-from qwen3emb.text.false_negatives import ANSWERS, FALSE, SEARCHED, told, write_answers
+from qwen3emb.text.false_negatives import ANSWERS, FALSE, SEARCHED, left_out_sentence, write_answers
 
 __all__ = ["read_datasets"]
 
@@ -90,13 +90,13 @@ def _settle_across(
         left_out: Counter[str]
         [left_out] = gather([reference], f"labelled: {name}: false negatives")
         if left_out:
-            say(f"labelled: {name}: by what other sets say, {told(left_out)}")
+            say(f"labelled: {name}: by what other sets say, {left_out_sentence(left_out)}")
             cards[name]["negatives_left_out"] = dict(Counter(cards[name]["negatives_left_out"]) + left_out)
 
 
 def _counted(card: dict[str, Any]) -> str:
     rejected = sum(card["rejected"].values())
-    reasons, left_out = f" ({_reasons(card)})" if rejected else "", told(card["negatives_left_out"])
+    reasons, left_out = f" ({_reasons(card)})" if rejected else "", left_out_sentence(card["negatives_left_out"])
     return f"{card['rows']} rows, {rejected} rejected{reasons}" + (f"; {left_out}" if left_out else "")
 
 

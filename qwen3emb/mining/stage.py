@@ -41,7 +41,7 @@ from qwen3emb.mining.search import QUERIES_AT_ONCE, search_shard, shards
 from qwen3emb.mining.veto import judged_rules, veto
 from qwen3emb.model.stored import scoring_model
 from qwen3emb.text.documents import document_text
-from qwen3emb.text.false_negatives import FALSE, SEARCHED, Answers, answers_of, read_answers, told
+from qwen3emb.text.false_negatives import FALSE, SEARCHED, Answers, answers_of, left_out_sentence, read_answers
 from qwen3emb.text.identity import content_hash
 from qwen3emb.text.instructions import instructions
 
@@ -153,7 +153,7 @@ def _mining_input(ctx: StageContext[RunConfig], say: _Say) -> MiningInput:
         corpora.setdefault(row["dataset"], []).extend([row["positive"], *row["negatives"]])
     answers, left_out = _known_answers(ctx, pairs, sets)
     if left_out:
-        say(f"mine: {told(left_out)}")
+        say(f"mine: {left_out_sentence(left_out)}")
     labelled_negatives = {row["id"]: row["negatives"] for row in mined_sets}
     return MiningInput(pairs, corpora, labelled_negatives, unmined_rows, answers, left_out)
 

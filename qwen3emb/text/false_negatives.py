@@ -18,8 +18,8 @@ __all__ = [
     "Answers",
     "answers_in_table",
     "answers_of",
+    "left_out_sentence",
     "read_answers",
-    "told",
     "true_negatives",
     "write_answers",
 ]
@@ -76,7 +76,7 @@ def true_negatives(
     return kept, left_out
 
 
-def told(left_out: Mapping[str, int]) -> str:
+def left_out_sentence(left_out: Mapping[str, int]) -> str:
     """Counts of `true_negatives` as a phrase for the log; "" where nothing was left out."""
     positives, queries, repeated = (left_out.get(name, 0) for name in FALSE)
     if not positives + queries + repeated:

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3emb.text.false_negatives import FALSE, answers_of, told, true_negatives
+from qwen3emb.text.false_negatives import FALSE, answers_of, left_out_sentence, true_negatives
 from tests.unit.labelled.labelled_datasets import read, written
 
 texts = st.sampled_from(["a", "a ", " a", "A", "b", "b\nc", "b c", "caf\u00e9", "cafe\u0301", "d", ""])
@@ -34,7 +34,11 @@ def test_it_agrees_with_a_slow_comparison_of_all_texts(
         else:
             kept.append(place)
     assert true_negatives(query, negatives, answers_of(pairs)) == (kept, left_out)
-    assert told(left_out).startswith(str(sum(left_out.values()))) if left_out else told(left_out) == ""
+    assert (
+        left_out_sentence(left_out).startswith(str(sum(left_out.values())))
+        if left_out
+        else left_out_sentence(left_out) == ""
+    )
 
 
 def test_a_set_is_looked_through_as_a_whole(tmp_path: Path) -> None:
