@@ -34,11 +34,8 @@ def test_it_agrees_with_a_slow_comparison_of_all_texts(
         else:
             kept.append(place)
     assert true_negatives(query, negatives, answers_of(pairs)) == (kept, left_out)
-    assert (
-        left_out_sentence(left_out).startswith(str(sum(left_out.values())))
-        if left_out
-        else left_out_sentence(left_out) == ""
-    )
+    sentence = left_out_sentence(left_out)
+    assert sentence.startswith(str(sum(left_out.values()))) if left_out else sentence == ""
 
 
 def test_a_set_is_looked_through_as_a_whole(tmp_path: Path) -> None:
