@@ -161,12 +161,7 @@ def rows_from_pairs(table: pa.Table, graded: Collection[str] = ()) -> list[Train
     Raises:
         UserError: a row of a graded set has no grade.
     """
-    columns = (table[c].to_pylist() for c in ("id", "query", "document", "dataset", "negatives", "grade"))
-    rows = [
-        TrainingRow(i, q, d, tuple(n or ()), dataset, _grade(i, dataset, grade, graded))
-        for i, q, d, dataset, n, grade in zip(*columns, strict=True)
-    ]
-    return without_own_positives(rows, graded)
+    return _rows_of(table, "document", graded)
 
 
 def rows_from_training(
@@ -183,16 +178,21 @@ def rows_from_training(
     Raises:
         UserError: a row of a graded set has no grade.
     """
-    columns = (table[c].to_pylist() for c in ("id", "query", "positive", "negatives", "dataset", "grade"))
-    rows = [
-        TrainingRow(i, q, p, tuple(n or ()), dataset, _grade(i, dataset, grade, graded))
-        for i, q, p, n, dataset, grade in zip(*columns, strict=True)
-    ]
     return [
         replace(row, negatives=row.negatives[:negatives])
-        for row in without_own_positives(rows, graded)
+        for row in _rows_of(table, "positive", graded)
         if synthetic or not is_synthetic(row.dataset)
     ]
+
+
+def _rows_of(table: pa.Table, positive: str, graded: Collection[str]) -> list[TrainingRow]:
+    """All rows of a table whose column `positive` has the document that answers, without false negatives."""
+    columns = (table[c].to_pylist() for c in ("id", "query", positive, "negatives", "dataset", "grade"))
+    rows = [
+        TrainingRow(i, query, document, tuple(negatives or ()), dataset, _grade(i, dataset, grade, graded))
+        for i, query, document, negatives, dataset, grade in zip(*columns, strict=True)
+    ]
+    return without_own_positives(rows, graded)
 
 
 def _grade(row: str, dataset: str, grade: float | None, graded: Collection[str]) -> float:
