@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ablate", "report", "run", "status", "submit"]
 
 _StageName = Annotated[str | None, typer.Option("--stage", help="One stage alone; default the whole pipeline.")]
+_AtLeast = Annotated[Literal["even", "win"] | None, typer.Option(help="Exit with 1 where the verdict is less.")]
 _Replace = Annotated[bool, typer.Option("--replace", help="Throw away output of another configuration.")]
 
 
@@ -167,22 +168,40 @@ def _states(cfg: RunConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def report(config: Config, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
-    """What each stage bought on held-out data, and by language, from the run's storage.
+def report(
+    config: Config,
+    overrides: Overrides = None,
+    at_least: Annotated[
+        Literal["even", "win"] | None, typer.Option(help="Exit with 1 where the verdict is less.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What each stage bought on held-out data, by language, and the verdict, from the run's storage.
 
     Example: qwen3emb report examples/demo.yaml
     """
 
-    def body() -> None:
+    def body() -> int:
         from qwen3emb.core.artifact import read_record
-        from qwen3emb.pipeline.report import metrics_of, quality_tables
+        from qwen3emb.pipeline.report import metrics_of, quality_tables, verdict_of
         from qwen3emb.pipeline.stages import stage_folder
 
         cfg = load_config(config, overrides)
+        metrics = metrics_of(read_record(stage_folder(cfg, "evaluate")))
+        verdict = verdict_of(cfg)
+        if at_least and verdict is None:
+            raise UserError(
+                "this evaluation has no verdict: it ranks with one model only; add base to evaluate.compare"
+            )
         if as_json:
-            print_json(metrics_of(read_record(stage_folder(cfg, "evaluate"))))
-            return
-        for table in quality_tables(cfg):
-            Console().print(table)
+            print_json(metrics | {"verdict": verdict})
+        else:
+            for table in quality_tables(cfg):
+                Console().print(table)
+            if verdict:
+                Console(width=160).print(verdict["line"], highlight=False, markup=False)
+        enough = {"even": ("EVEN", "WIN"), "win": ("WIN",)}
+        return int(bool(at_least and verdict and verdict["verdict"] not in enough[at_least]))
 
     finish(body, debug)

@@ -32,6 +32,7 @@ from qwen3emb.evaluation.ranking import (
 )
 from qwen3emb.evaluation.rerank_weight import chosen_weight
 from qwen3emb.metrics.retrieval import own_documents
+from qwen3emb.metrics.verdict import compare
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.text.instructions import instructions
@@ -56,7 +57,8 @@ _PerQuery = dict[str, dict[str, dict[str, float]]]
 def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """Rank the documents of the retrieval set with every model of the run and compute the metrics.
 
-    Writes `results.json`, `per_query.json` (nDCG@10 of each query) and the rankings, `runs/`.
+    Writes `results.json` (with the verdict on the last model against the first), `per_query.json` (nDCG@10 of each
+    query) and the rankings, `runs/`.
 
     Args:
         ctx: configuration, inputs and output folder of the stage.
@@ -91,9 +93,15 @@ def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     languages = _languages(ctx, data, per_query, say)
     if cfg.rerank_weight is None and ctx.out.exists(_WEIGHT):
         content["rerank_weight"] = ctx.out.read_json(_WEIGHT)
-    ctx.out.write_json("results.json", content | {"models": results, "languages": languages})
     headline = {model: {name: row["ndcg@10"] for name, row in rows.items()} for model, rows in per_query.items()}
     ctx.out.write_json(PER_QUERY, headline)
+    # What would be served against what one had: the last ranking against the first.
+    baseline, *_, model = headline
+    verdict = compare("ndcg@10", model, baseline, headline) if model != baseline else None
+    if verdict:
+        content["verdict"] = verdict.as_json() | {"line": verdict.line()}
+        say(verdict.line())
+    ctx.out.write_json("results.json", content | {"models": results, "languages": languages})
     metrics = {m: {name: values[m] for name, values in results.items()} for m in results["merged"]}
     return StageResult(len(data.queries), len(data.queries), {}, metrics)
 

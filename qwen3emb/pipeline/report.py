@@ -31,6 +31,7 @@ __all__ = [
     "recorded",
     "seconds_table",
     "summary",
+    "verdict_of",
     "write_summary",
 ]
 
@@ -140,7 +141,7 @@ def write_summary(cfg: RunConfig, done: Collection[str], ran: Mapping[str, float
     records = recorded(cfg, done)
     seconds = {name: ran.get(name, record.get("seconds")) for name, record in records.items()}
     reused = [name for name in records if name not in ran]
-    content = summary(metrics_of(records["evaluate"]), seconds, reused)
+    content = summary(metrics_of(records["evaluate"]), seconds, reused) | {"verdict": verdict_of(cfg)}
     Storage(cfg.storage).write_json(SUMMARY, content)
 
 
@@ -161,7 +162,8 @@ def print_report(
             console.print(table)
         console.print(f"summary    {Storage(cfg.storage) / SUMMARY}", soft_wrap=True, highlight=False)
     console.print(f"artifacts  {Storage(cfg.storage)}", soft_wrap=True, highlight=False)
-    for line in _next(records, config):
+    verdict = verdict_of(cfg) if "evaluate" in records else None
+    for line in [*_next(records, config), *([verdict["line"]] if verdict else [])]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -175,6 +177,14 @@ def quality_tables(cfg: RunConfig) -> list[Table]:
     tables = [quality_table(metrics_of(read_record(folder)))]
     languages = folder.read_json("results.json").get("languages") if folder.exists("results.json") else None
     return [*tables, language_table(languages, cfg.evaluate.few_rows)] if languages else tables
+
+
+def verdict_of(cfg: RunConfig) -> dict[str, Any] | None:
+    """What `evaluate` wrote of `metrics.verdict.Verdict`, with its `line`; None where there was nothing to compare."""
+    folder = stage_folder(cfg, "evaluate")
+    results = folder.read_json("results.json") if folder.exists("results.json") else {}
+    verdict: dict[str, Any] | None = results.get("verdict")
+    return verdict
 
 
 def _next(records: Collection[str], config: str) -> list[str]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from qwen3emb.cli.main import app
 from qwen3emb.config.run import json_schema, load_config
 from qwen3emb.core.artifact import StageResult, complete, start
+from qwen3emb.metrics.verdict import compare
 from qwen3emb.pipeline.stages import STAGES, identity, stage_folder
 
 COMMANDS = ["run", "submit", "status", "report", "ablate", "embed", "search", "fetch-model", "check-config"]
@@ -112,9 +113,25 @@ def test_report_shows_what_evaluate_recorded(run_file: Path, monkeypatch: pytest
     assert code == 2
     assert "evaluate: not complete" in err
     finish(run_file, "evaluate", {**METRICS, "queries": 3})
-    assert json.loads(call("report", str(run_file), "--json")[1]) == METRICS
+    assert json.loads(call("report", str(run_file), "--json")[1]) == METRICS | {"verdict": None}
     monkeypatch.setenv("COLUMNS", "80")
     assert "+0.500" in call("report", str(run_file))[1]
+
+
+@pytest.mark.parametrize(("gain", "even", "win"), [(0.1, 0, 0), (0.0, 0, 1), (-0.1, 1, 1)])
+def test_report_ends_with_the_verdict_and_its_exit_code(run_file: Path, gain: float, even: int, win: int) -> None:
+    finish(run_file, "evaluate", METRICS)
+    code, _, err = call("report", str(run_file), "--at-least", "even")
+    assert code == 2 and "add base to evaluate.compare" in err
+    figures = {"base": dict.fromkeys("abcdef", 0.5), "merged": dict.fromkeys("abcdef", 0.5 + gain)}
+    verdict = compare("ndcg@10", "merged", "base", figures)
+    assert verdict is not None
+    folder = stage_folder(load_config(run_file), "evaluate")
+    folder.write_json("results.json", {"verdict": verdict.as_json() | {"line": verdict.line()}})
+    code, out, _ = call("report", str(run_file))
+    assert code == 0 and out.splitlines()[-1] == verdict.line()
+    assert [call("report", str(run_file), "--at-least", word)[0] for word in ("even", "win")] == [even, win]
+    assert json.loads(call("report", str(run_file), "--json")[1])["verdict"]["verdict"] == verdict.word
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,17 @@ def test_the_report_ends_with_the_next_command(finished_run: Path) -> None:
     assert "python -m jobs.pipeline --config" in text.splitlines()[-1]
 
 
+def test_the_last_line_is_the_verdict_where_there_is_one(finished_run: Path) -> None:
+    cfg = load_config(finished_run)
+    line = "VERDICT: WIN  ndcg@10  merged  base  +0.5000 [+0.4000, +0.6000]"
+    stage_folder(cfg, "evaluate").write_json("results.json", {"verdict": {"verdict": "WIN", "line": line}})
+    shown = Console(file=io.StringIO(), width=60)
+    print_report(cfg, {"corpus", "evaluate"}, {}, str(finished_run), shown)
+    assert shown.file.getvalue().splitlines()[-1] == line  # type: ignore[attr-defined]
+    write_summary(cfg, {"corpus", "evaluate"}, {})
+    assert Storage(cfg.storage).read_json("summary.json")["verdict"]["verdict"] == "WIN"
+
+
 def test_the_report_has_the_languages_that_were_evaluated(run_file: Path) -> None:
     cfg = load_config(run_file, ["evaluate.few_rows=5"])
     folder = stage_folder(cfg, "evaluate")

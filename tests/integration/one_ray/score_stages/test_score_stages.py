@@ -157,6 +157,11 @@ def test_evaluation_is_that_of_the_models_in_this_process(upstream: Any, logs: d
         for metric, values in record["metrics"].items():
             assert values[name] == results["models"][name][metric]
     assert record["metrics"].keys() == {"ndcg@10", "mrr@10", "recall@1", "recall@10"}
+    verdict = results["verdict"]
+    assert (verdict["model"], verdict["baseline"]) == ("merged+reranker", "base")
+    gain = results["models"]["merged+reranker"]["ndcg@10"] - results["models"]["base"]["ndcg@10"]
+    assert verdict["low"] <= verdict["difference"] == pytest.approx(gain, abs=1.1e-4) <= verdict["high"]
+    assert verdict["line"] in logs["evaluate"]
 
 
 def test_languages_are_counted_as_the_data_says_them(upstream: Any, logs: dict[str, str]) -> None:
