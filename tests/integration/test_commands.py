@@ -39,6 +39,7 @@ def test_the_command_shows_what_is_finished_without_starting_anything(run_file: 
         ("full", 0.0),
         ("merged+reranker, no weak stage", 0.0),
         ("merged+reranker, weak stage", 0.1),
+        ("merged+reranker, the paper's SFT loss", -0.2),
     ]
     assert json.loads((run_file.parent / "run" / "ablation.json").read_text()) == {"rows": lines, "left_out": {}}
 

@@ -160,7 +160,8 @@ def test_evaluation_is_that_of_the_models_in_this_process(upstream: Any, logs: d
     verdict = results["verdict"]
     assert (verdict["model"], verdict["baseline"]) == ("merged+reranker", "base")
     gain = results["models"]["merged+reranker"]["ndcg@10"] - results["models"]["base"]["ndcg@10"]
-    assert verdict["low"] <= verdict["difference"] == pytest.approx(gain, abs=1.1e-4) <= verdict["high"]
+    assert verdict["difference"] == pytest.approx(gain, abs=1.1e-4)
+    assert verdict["low"] <= verdict["difference"] <= verdict["high"]
     assert verdict["line"] in logs["evaluate"]
 
 
