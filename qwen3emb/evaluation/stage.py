@@ -99,7 +99,7 @@ def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     baseline, *_, model = headline
     verdict = compare("ndcg@10", model, baseline, headline) if model != baseline else None
     if verdict:
-        content["verdict"] = verdict.as_json() | {"line": verdict.line()}
+        content["verdict"] = verdict.as_json()
         say(verdict.line())
     ctx.out.write_json("results.json", content | {"models": results, "languages": languages})
     metrics = {m: {name: values[m] for name, values in results.items()} for m in results["merged"]}

@@ -45,8 +45,8 @@ class Verdict:
         return f"VERDICT: {'  '.join(parts)}"
 
     def as_json(self) -> dict[str, Any]:
-        """The fields and the word."""
-        return {"verdict": self.word} | {
+        """The fields, the word and the line."""
+        return {"verdict": self.word, "line": self.line()} | {
             name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()
         }
 

@@ -9,20 +9,15 @@ the cut depends on the text alone. Earlier searches only decide where a search b
 from __future__ import annotations
 
 import bisect
-import ipaddress
-import os
-import time
 import urllib.parse
 import weakref
 from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx
 import numpy as np
-import tenacity
 
 from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.model.endpoint_requests import FURTHER_TRIES, json_object, open_client, post, unit_vectors
 from qwen3emb.text.templates import query_prompt
 
 __all__ = ["PLACEHOLDER", "EndpointEncoder", "notes_lines"]
@@ -30,11 +25,7 @@ __all__ = ["PLACEHOLDER", "EndpointEncoder", "notes_lines"]
 PLACEHOLDER = "."
 """Sent in place of an empty text: servers refuse those, and many refuse white space too."""
 
-_TIMEOUT = 300.0  # seconds for one answer
 _REFUSED = (400, 413, 422)
-_FURTHER_TRIES = 5
-_BACK_OFF = tenacity.wait_exponential(multiplier=1)  # 1, 2, 4, 8, 16 s
-_LONGEST_WAIT = 120.0  # seconds, whatever the server says
 _CHARACTERS = 4  # of a token, as a first guess
 _LADDER = sorted({round(2 ** (step / 8)) for step in range(8 * 26)})  # lengths that a text may be cut to, 9 % apart
 _SHORT = 16  # characters: below any server's limit, so that a refusal is for the content
@@ -65,12 +56,7 @@ class EndpointEncoder:
         self._url = urllib.parse.urlunsplit(
             (parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/embeddings", "", "")
         )
-        try:
-            self._client = httpx.Client(
-                auth=_with_key, timeout=_TIMEOUT, follow_redirects=True, mounts=_without_proxy(parts.hostname or "")
-            )
-        except (ImportError, ValueError, httpx.InvalidURL) as error:  # a proxy whose package is not installed
-            raise UserError(f"{self._url}: the environment's proxy cannot be used: {error}") from error
+        self._client = open_client(self._url)
         weakref.finalize(self, self._client.close)
         self._most: int | None = None  # texts in a request, at most; None: no limit is known
         self._truncates: bool | None = None  # whether the server knows `truncate`; None: not tried yet
@@ -238,18 +224,18 @@ class EndpointEncoder:
         }
         body |= {"model": self._model} if self._model else {}
         body |= {"truncate": True} if truncate or self._lists else {}
-        answer = self._posted(body)
+        answer = post(self._client, self._url, body)
         if answer.status_code in _REFUSED:
             raise _Refusal(answer.status_code, " ".join(answer.text[:300].split()))
         if answer.status_code == 429 or answer.status_code >= 500:
             raise StageFailure(
-                f"{self._url} did not answer {_FURTHER_TRIES} times more; the last time: HTTP {answer.status_code}"
+                f"{self._url} did not answer {FURTHER_TRIES} times more; the last time: HTTP {answer.status_code}"
             )
         if answer.status_code != 200:
             message = " ".join(answer.text[:300].split())
             raise UserError(f"{self._url} refuses the request ({answer.status_code}): {message}")
-        content = _parsed(answer, self._url)
-        vectors = _vectors(content, texts, self._url)
+        content = json_object(answer, self._url)
+        vectors = unit_vectors(content, texts, self._url)
         if getattr(self, "_dimensions", vectors.shape[1]) != vectors.shape[1]:
             raise UserError(f"{self._url}: vectors of {vectors.shape[1]} numbers, of {self._dimensions} before")
         cut: Any = content.get("truncated")
@@ -257,108 +243,12 @@ class EndpointEncoder:
         self._cut += _count(cut, len(texts))
         return vectors
 
-    def _posted(self, body: dict[str, Any]) -> httpx.Response:
-        """The server's answer; the request is repeated where the answer is late, incomplete or says `busy`.
-
-        Raises:
-            StageFailure: the server cannot be reached or does not answer in full.
-        """
-        patience = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(1 + _FURTHER_TRIES),
-            wait=_wait,
-            retry=tenacity.retry_if_exception_type(httpx.TransportError) | tenacity.retry_if_result(_is_busy),
-            retry_error_callback=_last,
-        )
-        try:
-            return patience(self._client.post, self._url, json=body)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            message = " ".join(str(error).split()) or type(error).__name__
-            full = " in full" if "complete message body" in message else ""
-            limit = f" ({_TIMEOUT:.0f} s)" if isinstance(error, httpx.TimeoutException) else ""
-            raise StageFailure(f"{self._url} does not answer{full}: {message}{limit}") from error
-
-
-def _is_busy(answer: httpx.Response) -> bool:
-    """Whether the same request may be accepted later."""
-    status = answer.status_code
-    return status == 429 or status >= 500 or (status == 413 and "Retry-After" in answer.headers)
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds to the next try: those of the `Retry-After` header, else longer each time."""
-    outcome = state.outcome
-    retry_after = "" if outcome is None or outcome.failed else outcome.result().headers.get("Retry-After", "").strip()
-    try:
-        seconds = (
-            float(retry_after)
-            if retry_after.isdecimal()
-            else parsedate_to_datetime(retry_after).timestamp() - time.time()
-        )
-    except ValueError:
-        seconds = 0.0
-    return min(seconds, _LONGEST_WAIT) if seconds > 0 else _BACK_OFF(state)
-
-
-def _last(state: tenacity.RetryCallState) -> Any:
-    """The answer of the last try, or the error that it raised."""
-    return state.outcome.result() if state.outcome else None
-
 
 def _count(truncated: Any, texts: int) -> int:
     """The number of cut texts by an answer's field `truncated`: a list in our servers, in others a number or true."""
     if isinstance(truncated, list):
         return min(len(truncated), texts)
     return min(max(truncated, 0), texts) if isinstance(truncated, int) else 0
-
-
-def _with_key(request: httpx.Request) -> httpx.Request:
-    key = os.environ.get("OPENAI_API_KEY", "")
-    if key:
-        request.headers["Authorization"] = f"Bearer {key}"
-    return request
-
-
-def _without_proxy(host: str) -> dict[str, None]:
-    """httpx' rule for a host within a range of addresses in NO_PROXY (10.0.0.0/8), which it does not read itself."""
-    for entry in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(","):
-        try:
-            if ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip(), strict=False):
-                return {f"all://[{host}]" if ":" in host else f"all://{host}": None}
-        except ValueError:  # the host or the entry is a name
-            continue
-    return {}
-
-
-def _parsed(answer: httpx.Response, url: str) -> dict[str, Any]:
-    try:
-        content = answer.json()
-    except ValueError as error:
-        raise UserError(f"{url} does not answer like an OpenAI-compatible embeddings endpoint: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{url} does not answer like an OpenAI-compatible embeddings endpoint: no object")
-    return content
-
-
-def _vectors(answer: Mapping[str, Any], texts: Sequence[str], url: str) -> np.ndarray:
-    """The embeddings of an answer in the order of the request, of length one.
-
-    Raises:
-        UserError: there is not one of each text, or one holds NaN or nothing but zeros.
-    """
-    try:
-        rows = sorted(answer["data"], key=lambda row: row["index"])
-        vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
-        if [row["index"] for row in rows] != list(range(len(texts))) or vectors.ndim != 2:
-            raise ValueError(f"{len(vectors)} vectors for {len(texts)} texts, or not numbered from 0 on")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{url} does not answer like an OpenAI-compatible embeddings endpoint: {error}") from error
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-    if len(wrong):
-        text = texts[int(wrong[0])]
-        raise UserError(f"{url} gives {len(wrong)} vectors that hold NaN or only zeros, the first for {text[:60]!r}")
-    out: np.ndarray = (vectors / norms).astype(np.float32)
-    return out
 
 
 def notes_lines(notes: Sequence[Mapping[str, int]]) -> list[str]:

@@ -135,10 +135,14 @@ def needs(cfg: RunConfig, name: str) -> list[str]:
     unread = set()
     if {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak") != "weak":
         unread.add("weak")
-    if name in ("reranker", _RERANKER_WEAK):
-        start = getattr(getattr(cfg, name), "start", None)
-        unread |= set() if start == "embedding" else {"supervised"}
-        unread |= {_RERANKER_WEAK} if start else set()
+    rerankers = {"reranker": cfg.reranker, _RERANKER_WEAK: cfg.reranker_weak}
+    if name in rerankers:
+        section = rerankers[name]
+        start = section.start if section else None
+        if start != "embedding":
+            unread.add("supervised")
+        if start is not None:
+            unread.add(_RERANKER_WEAK)
     return [need for need in STAGES[name].needs if is_enabled(cfg, need) and need not in unread]
 
 

@@ -109,7 +109,7 @@ def with_random_negatives(rows: Sequence[TrainingRow], count: int, seed: int) ->
     for row in rows:
         pool = pools[row.dataset]
         # Twice as many as wanted and some more, since some are answers of the query or drawn twice.
-        draws = np.random.default_rng([seed, content_id(row.id) % 2**63]).integers(len(pool), size=2 * count + 16)
+        draws = np.random.default_rng([seed, content_id(row.id)]).integers(len(pool), size=2 * count + 16)
         negatives = [*row.negatives, *(pool[place] for place in draws.tolist())]
         kept, _ = true_negatives(row.query, negatives, answers)
         extended.append(replace(row, negatives=tuple(negatives[n] for n in kept[: len(row.negatives) + count])))

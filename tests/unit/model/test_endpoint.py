@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tenacity import wait_none
 
 from qwen3emb.core.errors import StageFailure, UserError
-from qwen3emb.model import endpoint
+from qwen3emb.model import endpoint_requests
 from qwen3emb.model.endpoint import PLACEHOLDER, EndpointEncoder, notes_lines
 from qwen3emb.model.loading import load_tokenizer
 from qwen3emb.text.templates import EmbeddingTemplate, TextLimits
@@ -118,7 +118,7 @@ def test_no_netrc_stands_in_for_the_key(served: Served, monkeypatch: pytest.Monk
 def test_a_server_within_a_range_of_no_proxy_is_asked_directly(
     served: Served, monkeypatch: pytest.MonkeyPatch, ranges: str, direct: bool
 ) -> None:
-    monkeypatch.setattr(endpoint, "_BACK_OFF", wait_none())
+    monkeypatch.setattr(endpoint_requests, "_BACK_OFF", wait_none())
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
     monkeypatch.delenv("no_proxy", raising=False)
@@ -243,7 +243,7 @@ def test_a_text_that_is_refused_however_short_is_named(served: Served) -> None:
 def test_other_refusals_are_the_users_and_a_busy_server_is_waited_for(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "_BACK_OFF", wait_none())
+    monkeypatch.setattr(endpoint_requests, "_BACK_OFF", wait_none())
     for status in (401, 403, 404):
         served.answer = lambda body, status=status: refused(status, "no such model")
         with pytest.raises(UserError, match=rf"refuses the request \({status}\).*no such model"):
@@ -383,7 +383,7 @@ def test_any_form_of_truncated_is_understood_or_ignored(served: Served, said: An
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_BACK_OFF", wait_none())
+    monkeypatch.setattr(endpoint_requests, "_BACK_OFF", wait_none())
     encoder = EndpointEncoder(served.address)
     served.broken = 3
     np.testing.assert_allclose(encoder.encode(["a"], max_tokens=64), unit(["a"]), atol=1e-6)
