@@ -73,7 +73,11 @@ class Stage:
 
 
 _BASES = ("models.base", "models.reranker_base")
-_WORDS = ("weak", "base", "embedding")  # for a model that the run has anyway
+_WORDS = {
+    **dict.fromkeys(("filter.model", "mine.model"), ("weak",)),
+    **dict.fromkeys(("reranker.start", f"{_RERANKER_WEAK}.start"), ("base", "embedding")),
+}
+"""Keys of models -> words that stand there for a model of the run; in any other key they are names like others."""
 _ASKS, _READS_AT = "models.instruction", "models.end_token"
 
 STAGES = {
@@ -224,7 +228,9 @@ def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity
     inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
     named = {key: _value(cfg, key) for key in stage.models}
     named |= {"models.reranker_base": cfg.models.reranker_base or cfg.models.base} if _BASES[1] in named else {}
-    inputs |= {key: model if model in _WORDS else model_identity(model) for key, model in named.items() if model}
+    inputs |= {
+        key: model if model in _WORDS.get(key, ()) else model_identity(model) for key, model in named.items() if model
+    }
     if stage.tokenizer:
         inputs["tokenizer"] = tokenizer_identity(_value(cfg, stage.tokenizer) or cfg.models.base)
     inputs |= dict(_external(cfg, name))

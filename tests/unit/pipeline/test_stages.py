@@ -308,6 +308,18 @@ def test_the_reranker_reads_the_stage_that_it_starts_from(run_file: Path, start:
     identity(cfg, "reranker")  # the word is no model's name
 
 
+@pytest.mark.parametrize("name", ["weak", "base", "embedding"])
+def test_a_base_model_in_a_folder_with_such_a_name_counts_by_its_content(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(run_file.parent)
+    shutil.copytree("model", name)
+    cfg = load_config(run_file, [f"models.base={name}"])
+    before = identity(cfg, "weak")
+    (run_file.parent / name / "model.safetensors").write_bytes(b"other weights")
+    assert identity(cfg, "weak") != before
+
+
 def test_a_weak_stage_of_the_reranker_stands_before_it(run_file: Path) -> None:
     sets = ["reranker_weak={steps: 1, negatives: 2}"]
     found = [stage.name for stage, _ in stage_states(load_config(run_file, sets))]
