@@ -208,8 +208,8 @@ class TrainRerankerConfig(_TrainConfig):
     `reranker_weak` where the run has that stage, else `base`."""
     loss: Literal["sft", "group", "both"] = "both"
     """`sft`: the paper's, each document by itself is to be answered with "yes" or "no". `group`: cross-entropy over a
-    query's documents of the margin between the two (LCE, arXiv 2101.08751): the positive is to have the largest, which
-    a short training learns and `sft` does not. `both`: their sum, so that the scores stay probabilities."""
+    query's documents of the margin between the two (LCE, arXiv 2101.08751): the positive is to have the largest; it
+    leaves open how large. `both`: their sum, in which `sft` asks for probabilities; it learns the order more slowly."""
     negatives: int = Field(default=8, ge=1)
     """Hard negatives per query."""
     random_negatives: int = Field(default=0, ge=0)
