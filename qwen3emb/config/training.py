@@ -204,8 +204,8 @@ class TrainRerankerConfig(_TrainConfig):
     """Global batch: queries per optimizer step over all workers."""
     start: str | None = None
     """What it starts from: `base` (`models.reranker_base`); `embedding`, the supervised embedding model with the base's
-    language-model head, both of one architecture; or the name or directory of a model. Default: the model of
-    `reranker_weak` where the run has that stage, else `base`."""
+    language-model head (its own where head and embeddings are one tensor), both of one architecture; or the name or
+    directory of a model. Default: the model of `reranker_weak` where the run has that stage, else `base`."""
     loss: Literal["sft", "group", "both"] = "both"
     """`sft`: the paper's, each document by itself is to be answered with "yes" or "no". `group`: cross-entropy over a
     query's documents of the margin between the two (LCE, arXiv 2101.08751): the positive is to have the largest; it
