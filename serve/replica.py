@@ -12,7 +12,6 @@ from ray import serve
 
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.encoder import Encoder, normalised_prefix
-from qwen3emb.model.loading import stored_dtype
 from qwen3emb.model.packing import pack, pooled
 from qwen3emb.model.reranker import Reranker, answer_states
 from serve.batching import Failure, Job, forward_passes
@@ -31,7 +30,7 @@ class EmbeddingHead:
             threads: CPU threads.
         """
         folder = Storage(model_dir).local()
-        self._encoder = Encoder(folder, dtype=stored_dtype(folder), threads=threads)
+        self._encoder = Encoder(folder, threads=threads)
 
     def __call__(self, jobs: Sequence[Job]) -> list[np.ndarray | Failure]:
         """For each job (leaves, dimensions) float32 unit vectors, or a `Failure` where they are not finite."""
@@ -54,7 +53,7 @@ class RerankingHead:
             threads: CPU threads.
         """
         folder = Storage(model_dir).local()
-        self._reranker = Reranker(folder, dtype=stored_dtype(folder), threads=threads)
+        self._reranker = Reranker(folder, threads=threads)
 
     def __call__(self, jobs: Sequence[Job]) -> list[np.ndarray | Failure]:
         """For each job (leaves,) float32 probabilities of "yes", or a `Failure` where they are not finite."""

@@ -30,6 +30,7 @@ __all__ = [
     "json_schema",
     "load_config",
     "require_section",
+    "reranker_start",
 ]
 
 # Fields that change how fast a stage runs or where, not what it writes.
@@ -150,6 +151,24 @@ def require_section(section: _SectionT | None) -> _SectionT:
     """`section` itself, which is not None: only stages with a section run."""
     assert section is not None
     return section
+
+
+def reranker_start(cfg: RunConfig, stage: str) -> str:
+    """What a stage of the reranker starts from: `reranker_weak` (that stage's model), `embedding`, `base`, or a model.
+
+    Without the key `start` the stage `reranker` goes on from `reranker_weak` where the run has it. Else a reranker
+    starts from the embedding model where both have one base, and from its own base where they have not.
+
+    Args:
+        cfg: the run.
+        stage: `reranker` or `reranker_weak`.
+    """
+    section = cfg.reranker_weak if stage == "reranker_weak" else cfg.reranker
+    if section is not None and section.start is not None:
+        return section.start
+    if stage == "reranker" and cfg.reranker_weak is not None:
+        return "reranker_weak"
+    return "embedding" if cfg.models.reranker_base in (None, cfg.models.base) else "base"
 
 
 class _Loader(yaml.SafeLoader):

@@ -73,8 +73,9 @@ class OptimizerConfig(Section):
     """DeepSpeed ZeRO stage."""
     offload: bool = False
     """Keep the optimizer's state in CPU memory (ZeRO 1 to 3), and with ZeRO 3 the weights as well."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Weights in the forward pass; the optimizer keeps fp32 masters."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Weights in the forward pass; the optimizer keeps fp32 masters. `auto`: bfloat16 on GPUs and on CPUs that are fast
+    in it, else float32; checkpoints are stored in the dtype of the model that the training starts from."""
     gradient_dtype: Literal["weights", "float32"] = "weights"
     """Gradients of a step's micro-batches are added up in the dtype of the weights, or in float32, which is exact for
     however many and takes 4 bytes more for each parameter of a worker's share (ZeRO 2 and 3)."""
@@ -205,7 +206,8 @@ class TrainRerankerConfig(_TrainConfig):
     start: str | None = None
     """What it starts from: `base` (`models.reranker_base`); `embedding`, the supervised embedding model with the base's
     language-model head (its own where head and embeddings are one tensor), both of one architecture; or the name or
-    directory of a model. Default: the model of `reranker_weak` where the run has that stage, else `base`."""
+    directory of a model. Default: the model of `reranker_weak` where the run has that stage; else `embedding` where
+    `models.reranker_base` is `models.base` or not set, else `base`."""
     loss: Literal["sft", "group", "both"] = "both"
     """`sft`: the paper's, each document by itself is to be answered with "yes" or "no". `group`: cross-entropy over a
     query's documents of the margin between the two (LCE, arXiv 2101.08751): the positive is to have the largest; it

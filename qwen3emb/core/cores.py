@@ -1,11 +1,11 @@
-"""How many cores this process may use: its affinity, and the CPU quota of its cgroups (containers, Kubernetes)."""
+"""Cores that this process may use (affinity, CPU quota of its cgroups), and the number format that they are fast in."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
 
-__all__ = ["cpu_quota", "threads_of", "usable_cores"]
+__all__ = ["cpu_quota", "fast_bfloat16", "threads_of", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -43,6 +43,21 @@ def cpu_quota(mounts: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/
             mount = next((m for m in (mounts / controllers, mounts / "cpu") if m.is_dir()), mounts / "cpu,cpuacct")
             quotas += [_version_1(folder) for folder in _ancestors(mount, path)]
     return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def fast_bfloat16(info: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the cores multiply bfloat16 matrices at least as fast as float32 ones.
+
+    Those with matrix units do (AMX, Arm's bf16), and AMD's with AVX-512 BF16. Intel's with AVX-512 BF16 but without AMX
+    were measured at half the speed of float32 (torch 2.13's oneDNN), and others have no such instructions at all.
+
+    Args:
+        info: the kernel's description of the cores; without it the answer is no.
+    """
+    lines = [line.partition(":") for line in _text(info).splitlines()]
+    facts = {name.strip(): value.split() for name, _, value in reversed(lines)}  # of the first core
+    flags = {*facts.get("flags", []), *facts.get("Features", [])}
+    return bool(flags & {"amx_bf16", "bf16"}) or ("avx512_bf16" in flags and facts.get("vendor_id") == ["AuthenticAMD"])
 
 
 def _ancestors(mount: Path, path: str) -> list[Path]:

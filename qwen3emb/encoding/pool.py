@@ -43,7 +43,7 @@ class Encoders(WorkerPool):
         Args:
             model_dir: directory, URI or address of the model (see `model.foreign`).
             end_token: token the embedding is read at; needed for directories that qwen3emb did not export.
-            dtype: of the weights; default as stored.
+            dtype: of the weights; default that of `model.loading.compute_dtype`.
             workers: actors. On CPU those of a node share its cores (`workers.threads_here`).
             gpus_per_worker: GPUs of each.
 

@@ -15,7 +15,6 @@ from qwen3emb.core.cores import threads_of, usable_cores
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.fetch import is_endpoint
 from qwen3emb.model.foreign import AnyEncoder, open_encoder
-from qwen3emb.model.loading import stored_dtype
 from qwen3emb.model.reranker import Reranker
 
 __all__ = [
@@ -63,7 +62,7 @@ class ModelPlace(NamedTuple):
 
     uri: str
     end_token: str | None = None
-    dtype: str | None = None  # None: the one the weights are stored in
+    dtype: str | None = None  # None: that of `compute_dtype`
 
 
 class EncodeWorker:
@@ -150,7 +149,7 @@ class RerankWorker:
     """A reranker in one process, loaded at first use for the reason given at `EncodeWorker`."""
 
     def __init__(self, model_dir: str, dtype: str | None, workers: int, gpus: float = 0) -> None:
-        """Remember what to load; `dtype` None takes the one the weights are stored in, others as of `threads_here`."""
+        """Remember what to load; `dtype` None is that of `compute_dtype`, others are as of `threads_here`."""
         self._arguments, self._pool = (model_dir, dtype), (workers, gpus)
         self._reranker: Reranker | None = None
 
@@ -164,7 +163,7 @@ class RerankWorker:
             uri, dtype = self._arguments
             folder = Storage(uri).local()
             torch.set_num_threads(threads_here(*self._pool))
-            self._reranker = Reranker(folder, dtype=dtype or stored_dtype(folder))
+            self._reranker = Reranker(folder, dtype=dtype)
         return self._reranker
 
     def context(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
-from qwen3emb.model.loading import load_tokenizer, load_trunk, require_vocabulary
+from qwen3emb.model.loading import compute_dtype, load_tokenizer, load_trunk, require_vocabulary
 from qwen3emb.model.packing import TOKEN_BUDGET, budgeted, pack, pooled
 from qwen3emb.text.templates import EmbeddingTemplate, query_prompt
 
@@ -49,7 +49,7 @@ class Encoder:
         model_dir: Path,
         *,
         end_token: str | None = None,
-        dtype: str = "bfloat16",
+        dtype: str | None = None,
         threads: int | None = None,
         device: str | None = None,
     ) -> None:
@@ -58,7 +58,7 @@ class Encoder:
         Args:
             model_dir: directory of a decoder; the contract of one that qwen3emb exported names its end token.
             end_token: token the embedding is read at; needed for directories without a contract.
-            dtype: of the weights.
+            dtype: of the weights; default that of `compute_dtype`.
             threads: CPU threads of this process.
             device: torch device; default CUDA where there is one.
 
@@ -73,7 +73,7 @@ class Encoder:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.trunk = load_trunk(model_dir, dtype).to(self.device)
+        self.trunk = load_trunk(model_dir, dtype or compute_dtype(model_dir, self.device)).to(self.device)
         self.template = EmbeddingTemplate(load_tokenizer(model_dir), end)
         require_vocabulary(model_dir, self.trunk, self.template.tokenizer)
 

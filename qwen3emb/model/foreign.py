@@ -20,7 +20,7 @@ from qwen3emb.model.contract import CONTRACT_FILE
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.model.endpoint import EndpointEncoder
 from qwen3emb.model.fetch import is_endpoint
-from qwen3emb.model.loading import quiet_loading, stored_dtype
+from qwen3emb.model.loading import quiet_loading
 from qwen3emb.model.weight_names import require_loaded
 
 __all__ = ["AnyEncoder", "EndpointEncoder", "SentenceEncoder", "is_foreign", "open_encoder"]
@@ -56,8 +56,6 @@ def open_encoder(
 ) -> AnyEncoder:
     """The model at an address or in a directory; arguments as of `Encoder`, which alone uses all of them.
 
-    `dtype` None takes the one that the weights are stored in.
-
     Raises:
         UserError: it cannot be loaded or reached.
     """
@@ -66,7 +64,7 @@ def open_encoder(
     folder = Path(place)
     if is_foreign(folder):
         return SentenceEncoder(folder)
-    return Encoder(folder, end_token=end_token, dtype=dtype or stored_dtype(folder), threads=threads)
+    return Encoder(folder, end_token=end_token, dtype=dtype, threads=threads)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

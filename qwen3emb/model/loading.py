@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from qwen3emb.core.cores import fast_bfloat16
 from qwen3emb.core.errors import UserError
 from qwen3emb.model.attention import ATTENTION_NAME, register_attention
 from qwen3emb.model.fetch import has_weights
@@ -18,6 +19,7 @@ from qwen3emb.model.shortcuts import add_shortcuts
 from qwen3emb.model.weight_names import renamings, require_complete, stored_names
 
 __all__ = [
+    "compute_dtype",
     "dtype_of",
     "load_causal",
     "load_tokenizer",
@@ -35,6 +37,16 @@ def stored_dtype(model_dir: Path) -> str:
     """The dtype a model directory's weights are stored in, `bfloat16` where its config does not say."""
     config = _config_file(model_dir)
     return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+
+
+def compute_dtype(model_dir: Path, device: torch.device) -> str:
+    """The dtype that a stored model is computed in: as stored, or float32 on a CPU that is slow in 16 bits.
+
+    float32 holds every 16-bit number, so the weights are the same and only products are rounded less.
+    """
+    stored = stored_dtype(model_dir)
+    fast = device.type != "cpu" or (stored == "bfloat16" and fast_bfloat16())
+    return stored if fast else "float32"
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.model.contract import CONTRACT_FILE, Contract, read_contract
-from qwen3emb.model.loading import load_causal, load_tokenizer, require_vocabulary
+from qwen3emb.model.loading import compute_dtype, load_causal, load_tokenizer, require_vocabulary
 from qwen3emb.model.packing import TOKEN_BUDGET, PackedBatch, budgeted, pack
 from qwen3emb.text.templates import RerankTemplate
 
@@ -79,7 +79,7 @@ class Reranker:
         self,
         model_dir: Path,
         *,
-        dtype: str = "bfloat16",
+        dtype: str | None = None,
         threads: int | None = None,
         device: str | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class Reranker:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = load_causal(model_dir, dtype).to(self.device)
+        self.model = load_causal(model_dir, dtype or compute_dtype(model_dir, self.device)).to(self.device)
         self.template = RerankTemplate(load_tokenizer(model_dir))
         require_vocabulary(model_dir, self.model, self.template.tokenizer)
         yes, no = self.template.yes_no

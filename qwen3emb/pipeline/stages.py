@@ -9,7 +9,7 @@ from typing import Any
 from qwen3emb import __version__
 from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.data import Section
-from qwen3emb.config.run import OPERATIONAL, RunConfig
+from qwen3emb.config.run import OPERATIONAL, RunConfig, reranker_start
 from qwen3emb.core.artifact import Identity, State, state_of
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted, with_secrets_of
@@ -139,14 +139,9 @@ def needs(cfg: RunConfig, name: str) -> list[str]:
     unread = set()
     if {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak") != "weak":
         unread.add("weak")
-    rerankers = {"reranker": cfg.reranker, _RERANKER_WEAK: cfg.reranker_weak}
-    if name in rerankers:
-        section = rerankers[name]
-        start = section.start if section else None
-        if start != "embedding":
-            unread.add("supervised")
-        if start is not None:
-            unread.add(_RERANKER_WEAK)
+    if name in ("reranker", _RERANKER_WEAK):
+        start = reranker_start(cfg, name)
+        unread |= {"supervised", _RERANKER_WEAK} - {"supervised" if start == "embedding" else start}
     return [need for need in STAGES[name].needs if is_enabled(cfg, need) and need not in unread]
 
 

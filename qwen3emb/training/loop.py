@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from qwen3emb.config.run import OWN_CLUSTER
 from qwen3emb.config.training import TrainEmbeddingConfig, TrainRerankerConfig
-from qwen3emb.core.cores import threads_of, usable_cores
+from qwen3emb.core.cores import fast_bfloat16, threads_of, usable_cores
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.objective.allocator import give_back, keep_freed
@@ -43,6 +43,7 @@ __all__ = ["TrainJob", "fit"]
 _RUN_NAME = "ray_train"
 _BAD = "bad_batches.jsonl"
 _FAILED = "failed.json"
+_DTYPE = "dtype.json"
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _loop(job: TrainJob) -> None:
     torch.set_num_threads(cfg.threads or threads_of(usable_cores(), local_workers))
     torch.manual_seed(job.seed)  # of what loading draws, the same on every rank: adapters
     keep_freed()
-    model = job.task.load()
+    model = job.task.load(_settled_dtype(job))
     if cfg.activation_checkpointing:
         model.gradient_checkpointing_enable()
     if job.gpus:
@@ -179,6 +180,24 @@ def _loop(job: TrainJob) -> None:
             _checkpoint(job, engine, history, step + 1)
         if history.stopped:
             break
+
+
+def _settled_dtype(job: TrainJob) -> str:
+    """What `optimizer.dtype` stands for. `auto` is decided by the first rank when a training starts, and kept in its
+    folder, so that all ranks and every resumed run compute alike, whatever CPUs they are on."""
+    chosen: str = job.task.cfg.optimizer.dtype
+    if chosen != "auto":
+        return chosen
+    if job.gpus:
+        return "bfloat16"
+    out, (rank, world), answer = Storage(job.out), rank_and_world(), [""]
+    if rank == 0:
+        if not out.exists(_DTYPE):
+            out.write_json(_DTYPE, {"dtype": "bfloat16" if fast_bfloat16() else "float32"})
+        answer = [out.read_json(_DTYPE)["dtype"]]
+    if world > 1:
+        torch.distributed.broadcast_object_list(answer)
+    return answer[0]
 
 
 def _quieten() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwen3emb.config.datasets import SYNTHETIC_DATASETS, trained_as
-from qwen3emb.config.run import RunConfig, require_section
+from qwen3emb.config.run import RunConfig, require_section, reranker_start
 from qwen3emb.config.training import DatasetConfig, TrainEmbeddingConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
@@ -72,20 +72,21 @@ def train_reranker(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> 
     say(f"{name}: {chosen.summary()}")
     query_instructions = instructions(ctx.cfg, {row.dataset for row in (*chosen.train, *chosen.dev)})
     train = with_teacher_scores(chosen.train, cfg, ctx.cfg, query_instructions, ctx.out, say)
-    model, trunk = _reranker_start(ctx, cfg.start)
+    model, trunk = _reranker_start(ctx)
     task = RerankerTask(cfg, model, ctx.cfg.models.instruction, chosen.dev, query_instructions, trunk)
     metrics = fit(TrainJob(task, by_dataset(train), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     return StageResult(chosen.rows, len(train), chosen.left_out, metrics)
 
 
-def _reranker_start(ctx: StageContext[RunConfig], start: str | None) -> tuple[Path, Path | None]:
+def _reranker_start(ctx: StageContext[RunConfig]) -> tuple[Path, Path | None]:
     """(the model that a stage of the reranker starts from, the model whose trunk it takes instead of its own)."""
-    if start is None and "reranker_weak" in ctx.inputs:
+    start = reranker_start(ctx.cfg, ctx.name)
+    if start == "reranker_weak":
         return Path(final_model(ctx.inputs["reranker_weak"]).local()), None
     base = Path(resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base))
     if start == "embedding":
         return base, Path(final_model(ctx.inputs["supervised"]).local())
-    return (base if start in (None, "base") else Path(resolve_model(start))), None
+    return (base if start == "base" else Path(resolve_model(start))), None
 
 
 def _train_embedding(

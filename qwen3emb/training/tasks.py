@@ -17,7 +17,15 @@ from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import normalised_prefix
-from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, replace_trunk, require_vocabulary
+from qwen3emb.model.loading import (
+    dtype_of,
+    load_causal,
+    load_tokenizer,
+    load_trunk,
+    replace_trunk,
+    require_vocabulary,
+    stored_dtype,
+)
 from qwen3emb.model.lora import add_adapters, merged_weights
 from qwen3emb.model.packing import TOKEN_BUDGET, Tree, budgeted, pack, pooled
 from qwen3emb.model.reranker import answer_logits, rerank_tree
@@ -62,6 +70,17 @@ def _trainable(model: Any, lora: LoraConfig | None) -> Any:
     return model if lora is None else add_adapters(model, lora)
 
 
+def _to_store(
+    weights: dict[str, Tensor], cfg: TrainEmbeddingConfig | TrainRerankerConfig, start: Path
+) -> dict[str, Tensor]:
+    """The weights of a checkpoint: without adapters, and where `dtype` is auto as the model of the start is stored."""
+    weights = weights if cfg.lora is None else merged_weights(weights, cfg.lora)
+    if cfg.optimizer.dtype != "auto":
+        return weights
+    dtype = dtype_of(stored_dtype(start))
+    return {name: tensor.to(dtype) for name, tensor in weights.items()}
+
+
 @dataclass
 class EmbeddingTask:
     """Contrastive training of an embedding model (paper section 2)."""
@@ -86,10 +105,10 @@ class EmbeddingTask:
         """dataset -> its weight in the mixture."""
         return {name: settings.weight for name, settings in self.cfg.datasets.items()}
 
-    def load(self) -> Any:
-        """The decoder to train."""
+    def load(self, dtype: str) -> Any:
+        """The decoder to train, its weights in `dtype`."""
         self.template = EmbeddingTemplate(load_tokenizer(self.model_dir), self.end_token)
-        trunk = load_trunk(self.model_dir, self.cfg.optimizer.dtype)
+        trunk = load_trunk(self.model_dir, dtype)
         require_vocabulary(self.model_dir, trunk, self.template.tokenizer)
         return _trainable(trunk, self.cfg.lora)
 
@@ -133,7 +152,7 @@ class EmbeddingTask:
 
     def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
         """Write a model directory."""
-        weights = weights if self.cfg.lora is None else merged_weights(weights, self.cfg.lora)
+        weights = _to_store(weights, self.cfg, self.model_dir)
         limit = min(config.max_position_embeddings, 32768)
         dims = list(self.cfg.loss.mrl_dims)
         contract = Contract("embedding", self.instruction, self.end_token, limit, config.hidden_size, dims)
@@ -178,14 +197,14 @@ class RerankerTask:
         """dataset -> its weight in the mixture; empty, since all weigh 1."""
         return {}
 
-    def load(self) -> Any:
-        """The causal LM to train."""
+    def load(self, dtype: str) -> Any:
+        """The causal LM to train, its weights in `dtype`."""
         self.template = RerankTemplate(load_tokenizer(self.model_dir))
         self.yes_no = self.template.yes_no
-        model = load_causal(self.model_dir, self.cfg.optimizer.dtype)
+        model = load_causal(self.model_dir, dtype)
         require_vocabulary(self.model_dir, model, self.template.tokenizer)
         if self.trunk_dir is not None:
-            replace_trunk(model, self.trunk_dir, self.cfg.optimizer.dtype)
+            replace_trunk(model, self.trunk_dir, dtype)
         return _trainable(model, self.cfg.lora)
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
@@ -223,7 +242,7 @@ class RerankerTask:
 
     def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
         """Write a model directory."""
-        weights = weights if self.cfg.lora is None else merged_weights(weights, self.cfg.lora)
+        weights = _to_store(weights, self.cfg, self.model_dir)
         limit = min(config.max_position_embeddings, 32768)
         contract = Contract("reranker", self.instruction, "", limit)
         export_reranker(output, weights, config, self.template.tokenizer, contract)

@@ -40,7 +40,7 @@ def build_engine(model: Any, cfg: OptimizerConfig, universal: bool = False) -> A
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": cfg.max_grad_norm,
-        "bf16": {"enabled": cfg.dtype == "bfloat16"},
+        "bf16": {"enabled": next(model.parameters()).dtype == torch.bfloat16},
         **({"data_types": {"grad_accum_dtype": "fp32"}} if cfg.gradient_dtype == "float32" else {}),
         "zero_optimization": {"stage": cfg.zero_stage, **_offload(cfg)},
         "zero_allow_untested_optimizer": True,

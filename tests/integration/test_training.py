@@ -154,6 +154,9 @@ def test_weak_stage_killed_and_resumed_equals_the_uninterrupted_one(tiny_qwen3: 
     assert all(torch.equal(first[name], second[name]) for name in first)
     changed = load_file(tiny_qwen3 / "model.safetensors")
     assert any(not torch.equal(first[name].float(), changed[name].float()) for name in first)
+    assert {w.dtype for w in first.values()} == {w.dtype for w in changed.values()}, (
+        "stored as its start, however it computes"
+    )
     assert not saved.exists(), "optimizer state stays only while a run is unfinished"
     record = read_record(stage_folder(load_config(cut), "weak"))
     assert record["metrics"]["last_loss"] < record["metrics"]["first_loss"]

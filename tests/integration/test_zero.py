@@ -234,7 +234,7 @@ def dropped(rank: int, world: int, folder: str, to: str, source: str, marks: tup
         task = EmbeddingTask(cfg, Path(folder), "<|endoftext|>", "find it", None)
         job = TrainJob(task, {"": ROWS}, 3, to, 0)
         torch.manual_seed(job.seed)
-        engine = build_engine(task.load().train(), optimizer)
+        engine = build_engine(task.load("float32").train(), optimizer)
         torch.manual_seed(1000 * marks[0] + rank)  # whatever a new process has drawn before
         if source:
             assert restore(engine, Path(source) / str(stage))["step"] == marks[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3emb.core.cores import cpu_quota, threads_of, usable_cores
+from qwen3emb.core.cores import cpu_quota, fast_bfloat16, threads_of, usable_cores
 
 
 def quota(folder: Path, groups: str, files: dict[str, str]) -> float | None:
@@ -66,3 +66,21 @@ def test_without_the_kernels_files_nothing_limits(tmp_path: Path) -> None:
 
 def test_processes_share_the_cores_of_their_machine() -> None:
     assert [threads_of(64, processes) for processes in (1, 3, 16, 64, 200)] == [64, 21, 4, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("info", "fast"),
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n", True),
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16\n", False),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2\n", False),
+        ("processor\t: 0\nBogoMIPS\t: 2100.00\nFeatures\t: fp asimd i8mm bf16\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", False),
+        (None, False),
+    ],
+)
+def test_cores_that_multiply_bfloat16_fast(tmp_path: Path, info: str | None, fast: bool) -> None:
+    if info is not None:
+        (tmp_path / "cpuinfo").write_text(info)
+    assert fast_bfloat16(tmp_path / "cpuinfo") is fast

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.model.encoder import Encoder
-from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk, replace_trunk, stored_dtype
+from qwen3emb.model.loading import compute_dtype, load_causal, load_tokenizer, load_trunk, replace_trunk, stored_dtype
 from qwen3emb.model.reranker import Reranker
 
 Weights = dict[str, torch.Tensor]
@@ -346,3 +346,22 @@ def test_a_trunk_of_another_architecture_is_refused(tiny_qwen3: Path, tmp_path: 
     AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"is not of the reranker base's architecture; set reranker.start to base"):
         replace_trunk(load_causal(tiny_qwen3, "float32"), tmp_path, "float32")
+
+
+@pytest.mark.parametrize(
+    ("stored", "fast", "device", "wanted"),
+    [
+        ("bfloat16", True, "cpu", "bfloat16"),
+        ("bfloat16", False, "cpu", "float32"),
+        ("float16", True, "cpu", "float32"),
+        ("bfloat16", False, "cuda", "bfloat16"),
+        ("float16", False, "cuda", "float16"),
+        ("float32", True, "cpu", "float32"),
+    ],
+)
+def test_16_bits_are_computed_in_float32_where_the_cpu_is_slow_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, fast: bool, device: str, wanted: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": stored}))
+    monkeypatch.setattr("qwen3emb.model.loading.fast_bfloat16", lambda: fast)
+    assert compute_dtype(tmp_path, torch.device(device)) == wanted

@@ -71,8 +71,7 @@ def readers(name: str) -> set[str]:
     ],
 )
 def test_a_changed_key_changes_its_stage_and_those_that_read_it(run_file: Path, override: str, stage: str) -> None:
-    unread = {"reranker", "reranker_weak"} if stage == "supervised" else set()  # they start from the base
-    assert changed(run_file, override) == readers(stage) - unread
+    assert changed(run_file, override) == readers(stage)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,8 @@ def test_a_stage_that_scores_with_another_model_does_not_read_the_weak_one(run_f
     other = f"{run_file.parent}/model"
     with_other = fingerprints(run_file, f"filter.model={other}", f"mine.model={other}")
     steps = fingerprints(run_file, f"filter.model={other}", f"mine.model={other}", "weak.steps=2")
-    assert {n for n in STAGES if with_other[n] != steps[n]} == {"weak", "supervised", "merge", "evaluate", "index"}
+    changed_by_steps = {n for n in STAGES if with_other[n] != steps[n]}
+    assert changed_by_steps == {"weak"} | readers("supervised")
 
 
 def test_a_search_for_checkpoints_reads_how_long_texts_are_evaluated(run_file: Path) -> None:
@@ -308,6 +308,25 @@ def test_the_reranker_reads_the_stage_that_it_starts_from(run_file: Path, start:
     identity(cfg, "reranker")  # the word is no model's name
 
 
+@pytest.mark.parametrize(
+    ("sets", "read"),
+    [
+        ([], {"supervised"}),
+        (["models.reranker_base=MODEL"], {"supervised"}),
+        (["models.reranker_base=OTHER"], set()),
+    ],
+)
+def test_a_reranker_starts_from_the_embedding_model_where_both_have_one_base(
+    run_file: Path, sets: list[str], read: set[str]
+) -> None:
+    base = str(run_file.parent / "model")
+    shutil.copytree(base, run_file.parent / "other")
+    places = {"MODEL": base, "OTHER": str(run_file.parent / "other")}
+    sets = [key + "=" + places[value] for key, value in (text.split("=") for text in sets)]
+    cfg = load_config(run_file, [f"models.base={base}", *sets])
+    assert set(needs(cfg, "reranker")) == {"corpus", "mine"} | read
+
+
 @pytest.mark.parametrize("name", ["weak", "base", "embedding"])
 def test_a_base_model_in_a_folder_with_such_a_name_counts_by_its_content(
     run_file: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -336,9 +355,9 @@ def test_finished_stages_of_another_run_serve_where_they_are_the_same(run_file: 
     lender = load_config(run_file)
     other = f"storage={run_file.parent}/other"
     cfg = load_config(run_file, [other, "supervised.steps=2"])
-    assert reuse_stages(cfg, lender) == ["corpus", "synthesize", "weak", "filter", "mine", "reranker"]
+    assert reuse_stages(cfg, lender) == ["corpus", "synthesize", "weak", "filter", "mine"]
     states = {stage.name: state for stage, state in stage_states(cfg)}
-    assert [states[n] for n in ("mine", "supervised", "reranker", "merge")] == ["done", "new", "done", "new"]
+    assert [states[n] for n in ("mine", "supervised", "reranker", "merge")] == ["done", "new", "new", "new"]
     assert stage_folder(cfg, "mine").uri == stage_folder(lender, "mine").uri
 
     # The lender changes: what was borrowed is neither used nor written over.
