@@ -22,8 +22,8 @@ class WeightChoice:
 
     Attributes:
         weight: the share; 0 = no reranker, where no share above 0 is clearly better.
-        best: the share above 0 with the highest nDCG@10, chosen or not.
-        gain: its mean nDCG@10 minus that of the share 0.
+        best: the chosen share; where none is, the share above 0 with the highest nDCG@10.
+        gain: the mean nDCG@10 of `best` minus that of the share 0.
         low: lower end of its 95 % interval, simultaneous over all shares.
         high: upper end.
         queries: judged queries that it was chosen on.
@@ -45,12 +45,13 @@ def best_weight(data: RetrievalSet, first: Ranking, scores: Sequence[np.ndarray]
 def chosen_weight(
     data: RetrievalSet, first: Ranking, scores: Sequence[np.ndarray], rounds: int = _ROUNDS, seed: int = 0
 ) -> WeightChoice:
-    """Choose the share of 0, 0.1, ... 1 with the highest nDCG@10 of `reranked`; of equals the larger.
+    """Choose, of the shares 0.1, 0.2, ... 1 that are clearly better than 0, the one with the highest nDCG@10.
 
     The best of many shares looks good by chance alone. So the intervals of all shares' gains are made wide enough to
     hold together in 95 % of samples: the distance from the mean, in standard errors, that the worst of them keeps in
-    95 % of the bootstrap's samples of queries. A gain is clear where the whole interval lies above zero; without
-    a clear gain the share is 0.
+    95 % of the bootstrap's samples of queries. A gain is clear where the whole interval lies above zero. A large
+    share may gain more on average and be less sure of it; it is not chosen before a smaller one that is sure. Without a
+    clear gain the share is 0; of equally good shares the larger is chosen.
 
     Args:
         data: the dev set.
@@ -68,9 +69,11 @@ def chosen_weight(
     draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=rounds)
     deviations = np.abs(draws @ gains.T / count - means) / np.maximum(errors, 1e-12)
     width = float(np.quantile(deviations.max(axis=1), 0.95))
-    best = max(range(1, len(_GRID)), key=lambda i: (round(float(means[i]), 6), i))
+    shares = range(1, len(_GRID))
+    # All intervals hold together, so any of those that lie above zero may be taken.
+    clear = [i for i in shares if means[i] - width * errors[i] > 0]
+    best = max(clear or shares, key=lambda i: (round(float(means[i]), 6), i))
     gain, half = float(means[best]), width * float(errors[best])
-    clear = gain - half > 0
     return WeightChoice(_GRID[best] if clear else 0.0, _GRID[best], gain, gain - half, gain + half, count)
 
 

@@ -72,6 +72,21 @@ def test_knowledge_gets_a_share() -> None:
     assert sum(weight > 0 for weight in knowing) >= 18
 
 
+def test_a_sure_small_share_comes_before_an_unsure_larger_one() -> None:
+    choices = {}
+    for seed in (3, 4, 6):
+        data, first, judged = drawn(seed, 1.0)
+        runs = [reranked(first, judged, round(0.1 * n, 1)) for n in range(11)]
+        means = [ranking_metrics(data, run, [10])["ndcg@10"] for run in runs]
+        highest = max(range(1, 11), key=lambda n: round(means[n], 6)) / 10
+        choice = chosen_weight(data, first, judged)
+        assert choice.gain == pytest.approx(means[round(choice.best * 10)] - means[0], abs=1e-4)
+        assert (choice.low > 0) == (choice.weight > 0)
+        choices[seed] = choice.weight, choice.best, highest
+    # one share below the highest, the highest itself, none
+    assert choices == {3: (0.2, 0.2, 0.3), 4: (0.3, 0.3, 0.3), 6: (0.0, 0.3, 0.3)}
+
+
 def test_the_interval_of_the_gain_holds_what_more_queries_show() -> None:
     data, first, judged = drawn(1000, 1.5, 800)
     shares = [round(0.1 * n, 1) for n in range(11)]
