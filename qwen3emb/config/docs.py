@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -83,7 +84,7 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(part) for part in inner if part is not NoneType)
     if origin in (list, tuple):
         return f"list of {_type(inner[0])}"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return f"map of {_type(inner[0])} to {_type(inner[1])}"
     if _section_of(annotation):
         return "section"

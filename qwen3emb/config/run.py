@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from qwen3emb.config.data import CorpusConfig, FilterConfig, MineConfig, Section, SynthesizeConfig
 from qwen3emb.config.labelled import LabelledConfig
 from qwen3emb.config.serving import EvaluateConfig, IndexConfig, ServeConfig
-from qwen3emb.config.training import MergeConfig, TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.config.training import MergeConfig, TrainEmbeddingConfig, TrainRerankerConfig, TrainSupervisedConfig
 from qwen3emb.core.errors import UserError
 
 __all__ = [
@@ -96,7 +96,7 @@ class RunConfig(Section):
     """Stage `labelled`; without sets the stage is left out."""
     mine: MineConfig = MineConfig()
     """Stage `mine`."""
-    supervised: TrainEmbeddingConfig
+    supervised: TrainSupervisedConfig
     """Stage `train_embedding`, supervised."""
     reranker_weak: TrainRerankerConfig | None = None
     """Stage `train_reranker` on the synthetic rows alone, from which `reranker` then starts; the paper has none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -14,9 +15,12 @@ __all__ = [
     "LossConfig",
     "MergeConfig",
     "OptimizerConfig",
+    "SupervisedDatasetConfig",
+    "SupervisedLossConfig",
     "TeacherConfig",
     "TrainEmbeddingConfig",
     "TrainRerankerConfig",
+    "TrainSupervisedConfig",
 ]
 
 
@@ -48,6 +52,16 @@ class LossConfig(Section):
         if any(d < 1 for d in self.mrl_dims):
             raise ValueError("mrl_dims must be positive")
         return self
+
+
+class SupervisedLossConfig(LossConfig):
+    """The loss of the supervised stage: other queries are no negatives, and documents are compared with queries alone,
+    as in the follow-up report (arXiv 2601.04720)."""
+
+    query_query: bool = False
+    """Other queries as negatives."""
+    document_document: bool = False
+    """Other documents against this row's positive as negatives."""
 
 
 class OptimizerConfig(Section):
@@ -155,8 +169,15 @@ class DatasetConfig(Section):
     """The loss."""
 
 
+class SupervisedDatasetConfig(DatasetConfig):
+    """How the supervised stage trains on one dataset; what is not set is as for the stage."""
+
+    loss: SupervisedLossConfig | None = None
+    """The loss."""
+
+
 class TrainEmbeddingConfig(_TrainConfig):
-    """`train_embedding`: one of its two stages, weak or supervised (paper sections 2 and 4)."""
+    """`train_embedding`, the weakly supervised stage (paper sections 2 and 4)."""
 
     batch_size: int = Field(default=16, ge=1)
     """Global batch: queries per optimizer step over all workers."""
@@ -172,17 +193,26 @@ class TrainEmbeddingConfig(_TrainConfig):
     """The loss."""
     loss_tile: int = Field(default=256, ge=1)
     """Rows of the score matrix at a time: memory of the loss is tile x batch."""
-    datasets: dict[str, DatasetConfig] = Field(default_factory=dict)
+    datasets: Mapping[str, DatasetConfig] = Field(default_factory=dict)
     """Settings by name (`docstrings`, `synthetic`, a labelled dataset's): every global batch comes from one dataset."""
     mixture_temperature: float = Field(default=1.0, gt=0)
     """1 = batches in proportion to rows; larger values level the datasets."""
 
     @field_validator("datasets")
     @classmethod
-    def _renamed(cls, datasets: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
+    def _renamed(cls, datasets: Mapping[str, DatasetConfig]) -> Mapping[str, DatasetConfig]:
         if "labelled" in datasets:
             raise ValueError("pairs of docstrings and functions have a new name: rename `labelled` to `docstrings`")
         return datasets
+
+
+class TrainSupervisedConfig(TrainEmbeddingConfig):
+    """`train_embedding`, the supervised stage (paper sections 2 and 4)."""
+
+    loss: SupervisedLossConfig = SupervisedLossConfig()
+    """The loss."""
+    datasets: Mapping[str, SupervisedDatasetConfig] = Field(default_factory=dict)
+    """Settings by name (`docstrings`, `synthetic`, a labelled dataset's): every global batch comes from one dataset."""
 
 
 class TeacherConfig(Section):

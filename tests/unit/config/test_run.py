@@ -13,6 +13,7 @@ import yaml
 
 from qwen3emb.config import docs as config_docs
 from qwen3emb.config.run import json_schema, load_config
+from qwen3emb.config.training import LossConfig
 from qwen3emb.core.errors import UserError
 
 EXAMPLES = sorted(set(Path("examples").glob("*.yaml")) - {Path("examples/datasets.yaml")})
@@ -160,6 +161,34 @@ def test_words_that_old_yaml_takes_for_booleans_are_words(tmp_path: Path) -> Non
     cfg = load_config(file, ["weak.loss.query_query=false"])
     assert (cfg.corpus.sources[0].language, cfg.merge.on) == ("no", "weights")
     assert cfg.weak.loss.query_query is False
+
+
+def test_the_terms_that_a_partial_loss_does_not_name_are_the_stages(tmp_path: Path) -> None:
+    """Weak: the paper's five terms. Supervised: without q-q and d-d, also for a dataset of its own loss."""
+    sets = {"docstrings": {"loss": {"temperature": 0.1}}, "synthetic": {"loss": {"query_query": True}}}
+    stages = {name: {"steps": 1, "loss": {"temperature": 0.02}, "datasets": sets} for name in ("weak", "supervised")}
+    cfg = load_config(written(tmp_path, minimal(**stages)), ["supervised.loss.document_document=true"])
+    assert cfg.weak is not None and cfg.weak.loss == LossConfig(temperature=0.02)
+    found = {
+        (stage, place): (loss.temperature, loss.query_query, loss.document_document)
+        for stage, section in (("weak", cfg.weak), ("supervised", cfg.supervised))
+        for place, loss in (("", section.loss), *((name, section.datasets[name].loss) for name in sets))
+    }
+    assert found == {
+        **{("weak", ""): (0.02, True, True), ("weak", "docstrings"): (0.1, True, True)},
+        **{("weak", "synthetic"): (0.05, True, True), ("supervised", ""): (0.02, False, True)},
+        **{("supervised", "docstrings"): (0.1, False, False), ("supervised", "synthetic"): (0.05, True, False)},
+    }
+    bare = load_config(written(tmp_path, minimal()))
+    assert bare.weak is not None and (bare.weak.loss.query_query, bare.weak.loss.document_document) == (True, True)
+    assert (bare.supervised.loss.query_query, bare.supervised.loss.document_document) == (False, False)
+
+
+@pytest.mark.parametrize("example", ["qwen3-0.6b", "qwen3-4b", "qwen3-8b"])
+def test_the_presets_have_all_terms_in_the_weak_stage_alone(example: str) -> None:
+    cfg = load_config(f"examples/{example}.yaml")
+    assert cfg.weak is not None and cfg.weak.loss.query_query and cfg.weak.loss.document_document
+    assert not cfg.supervised.loss.query_query and not cfg.supervised.loss.document_document
 
 
 @pytest.mark.parametrize(

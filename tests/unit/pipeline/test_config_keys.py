@@ -47,6 +47,8 @@ LOSS = {
     **{"temperature": 0.02, "margin": 0.2, "query_query": False, "document_document": False, "in_batch_hard": False},
     **{"mask_identical": False, "mrl_dims": [16], "mrl_weights": [0.5]},
 }
+OFF = ("query_query", "document_document")
+"""Terms of the loss that the supervised stage leaves out by default."""
 TRAINING = {
     **{"steps": 2, "checkpoint_every": 1, "keep_checkpoints": 2, "max_bad_steps": 1, "stop_after": 1},
     **{f"optimizer.{key}": value for key, value in OPTIMIZER.items()},
@@ -120,7 +122,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("mine", {"relative_margin": 0.05, "max_tokens": 99}),
     **of("mine.veto", {"model": "other", "above": 0.6, "candidates": 3, "max_tokens": 99}, "mine"),
     **of("mine", {"workers": 3, "shard_rows": 99}, ""),
-    **of("supervised", EMBEDDING),
+    **of("supervised", EMBEDDING | {f"{place}.{key}": True for place in ("loss", "datasets.loss") for key in OFF}),
     **of("supervised.datasets", {"instruction": "Find"}, "filter"),  # asks with it before it is trained with
     **of("supervised", {**SPEED, "loss_tile": 16}, ""),
     **of("reranker_weak", RERANKER),
