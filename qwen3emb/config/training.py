@@ -44,6 +44,12 @@ class LossConfig(Section):
     """Vector prefixes that the loss is summed over besides the full dimension (Matryoshka)."""
     mrl_weights: list[float] | None = None
     """One weight per `mrl_dims` entry, default 1 each; the full dimension always weighs 1."""
+    hardness: float = Field(default=0.0, ge=0)
+    """beta of hard negative sampling (arXiv 2010.04592): each negative's term is weighted by e^(beta x its cosine),
+    divided by the mean of these weights over the query's negatives; 0 = all alike. Not in the paper."""
+    spread_out: float = Field(default=0.0, ge=0)
+    """Weight of a further term, the mean squared cosine between different queries plus that between different positives
+    (EmbeddingGemma, arXiv 2509.20354); 0 = none. Retrieval and bitext rows only. Not in the paper."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LossConfig:

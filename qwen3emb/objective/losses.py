@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from qwen3emb.config.training import LossConfig
+from qwen3emb.objective.additions import log_hardness, mean_squares
 from qwen3emb.objective.ranks import rank_and_world
 
 __all__ = [
@@ -64,7 +65,7 @@ class LossSums:
 
     Attributes:
         rows: number of rows.
-        loss: sum of -log(e^{s(q,d+)/tau} / Z).
+        loss: sum of -log(e^{s(q,d+)/tau} / Z), and of the spread-out term where the configuration has one.
         masked, candidates: number of negatives that a mask keeps out of Z, and of all negatives.
         positive: sum of the cosines of queries and their positives.
         hardest, ranked: sum of each row's highest cosine with an unmasked q-d negative, and number of rows with one.
@@ -96,7 +97,8 @@ def contrastive_rows(
 ) -> tuple[Tensor, LossSums]:
     """Equation 1 for the rows `rows`: the sum of -log(e^{s(q,d+)/tau} / Z), with the five terms of Z and their masks.
 
-    It is a tile of (rows) x (3N + 2M) scores: q-d, q-q and d-d.
+    It is a tile of (rows) x (3N + 2M) scores: q-d, q-q and d-d. `cfg.hardness` and `cfg.spread_out` add what is in
+    `additions`, the latter not for classification rows, of which many are to be alike.
 
     Args:
         batch: vectors already normalised (`ContrastiveBatch.prefix`).
@@ -129,11 +131,12 @@ def contrastive_rows(
     candidate = hard | others
     kept = candidate & ~same & (query_document.detach() <= limit)
     logits, masks, total = [query_document], [kept], candidate.sum()
+    # (n, N)
+    different = row_numbers != every[None]
+    twin = cfg.mask_identical & (batch.query_ids[rows, None] == batch.query_ids[None])
     if cfg.query_query and not explicit_only:
         # (n, N). Queries are negatives of queries too; an equal text is no negative.
         query_query = queries @ batch.queries.T
-        different = row_numbers != every[None]
-        twin = cfg.mask_identical & (batch.query_ids[rows, None] == batch.query_ids[None])
         logits.append(query_query)
         masks.append(different & ~twin & (query_query.detach() <= limit))
         total = total + different.sum()
@@ -146,9 +149,15 @@ def contrastive_rows(
     # One log-sum-exp over all terms of Z, the positive's first: -log(e^{s+} / Z) = logsumexp(all) - s+. Masked terms
     # are -inf and add nothing; the positive is never masked, so that no row is empty.
     everything, mask = torch.cat(logits, dim=1) / cfg.temperature, torch.cat(masks, dim=1)
+    if cfg.hardness:
+        everything = everything + log_hardness(torch.cat(logits, dim=1), mask, cfg.hardness)
     anchor = positive[:, None] / cfg.temperature
     scores = torch.cat([anchor, everything.masked_fill(~mask, -torch.inf)], dim=1)
     loss = (torch.logsumexp(scores, dim=1) - anchor[:, 0]).sum()
+    if cfg.spread_out and not explicit_only:
+        spread = mean_squares(queries, batch.queries, different & ~twin)
+        spread = spread + mean_squares(positives, batch.positives, different & ~same[:, :count])
+        loss = loss + cfg.spread_out * spread
     hardest = query_document.detach().masked_fill(~kept, -torch.inf).amax(dim=1)
     hardest = hardest[torch.isfinite(hardest)]
     figures = (len(positive), loss.detach(), total - mask.sum(), total, positive.detach().sum(), hardest.sum())

@@ -39,15 +39,19 @@ TEACHER = TeacherConfig(model="-", weight=0.75, temperature=2.0)
 TAUGHT = [replace(row, teacher=tuple(0.9 / (1 + n) for n in range(1 + len(row.negatives)))) for row in ROWS]
 RERANKERS = (("sft", "sft", None), ("group", "group", None), ("both", "both", None), ("taught", "both", TEACHER))
 """Names, losses and teachers of the reranker steps that are compared."""
+TASKS = {task: replace(SETTINGS, task=task) for task in ("retrieval", "classification", "sts")} | {
+    "added": replace(SETTINGS, loss=LossConfig(mrl_dims=[16], hardness=5.0, spread_out=0.5))
+}
+"""Names and settings of the embedding steps that are compared."""
 # (token_budget, pack_tokens): all at once; gradient cache; a few texts at a time, graphs kept; every text alone
 BUDGETS = ((100_000, 4096), (60, 60), (100_000, 60), (1, 60))
 
 
 def steps() -> Iterator[tuple[str, StepSettings]]:
     """(name, settings) of the embedding steps that are compared."""
-    for task in ("retrieval", "classification", "sts"):
-        for budget, packed in BUDGETS if task == "retrieval" else BUDGETS[:2]:
-            yield f"{task} {budget}/{packed}", replace(SETTINGS, task=task, token_budget=budget, pack_tokens=packed)
+    for name, settings in TASKS.items():
+        for budget, packed in BUDGETS if name == "retrieval" else BUDGETS[:2]:
+            yield f"{name} {budget}/{packed}", replace(settings, token_budget=budget, pack_tokens=packed)
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
@@ -92,9 +96,9 @@ def reference(folder: Path) -> dict[str, tuple[float, torch.Tensor]]:
 
     found = {}
     negatives = [(i, n) for i, row in enumerate(ROWS) for n in row.negatives]
-    for task in ("retrieval", "classification", "sts"):
+    for name, settings in TASKS.items():
         queries = stacked([vector(prompt + r.query, 64) for r in ROWS])
-        if task == "sts":
+        if settings.task == "sts":
             seconds = stacked([vector(prompt + r.positive, 64) for r in ROWS])
             grades = torch.tensor([float(r.grade) for r in ROWS])
             loss = torch.zeros(())
@@ -111,9 +115,9 @@ def reference(folder: Path) -> dict[str, tuple[float, torch.Tensor]]:
                 torch.tensor([content_id(r.positive) for r in ROWS]),
                 torch.tensor([content_id(n) for _, n in negatives]),
             )
-            loss, _ = matryoshka_loss(batch, SETTINGS.loss, task == "classification")
+            loss, _ = matryoshka_loss(batch, settings.loss, settings.task == "classification")
         loss.backward()
-        found[task] = float(loss), flat(trunk)
+        found[name] = float(loss), flat(trunk)
     for name, kind, taught in RERANKERS:
         losses, groups = [], []
         weight = taught.weight if taught else 0.0

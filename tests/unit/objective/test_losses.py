@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3emb.config.training import LossConfig
+from qwen3emb.objective.additions import log_hardness, mean_squares
 from qwen3emb.objective.losses import (
     ContrastiveBatch,
     contrastive_gradients,
+    contrastive_rows,
     cosent_loss,
 )
 from qwen3emb.objective.reranker_step import answer_loss, distillation_loss, group_loss
@@ -46,80 +49,145 @@ def draw_batch(data: st.DataObject, most_rows: int) -> ContrastiveBatch:
     return make_batch(data.draw(st.integers(0, 10_000)), rows, owners, data.draw(st.integers(1, 9)))
 
 
-def literal_loss(batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool = False) -> float:
-    """RECIPE section 2, term by term, one pair at a time."""
+def literal_loss(batch: ContrastiveBatch, cfg: LossConfig, explicit_only: bool = False) -> torch.Tensor:
+    """RECIPE section 2, term by term, one pair at a time, for vectors of length 1; with a graph if they have one."""
+    rows = len(batch.queries)
+    losses = [_literal_row(batch, i, cfg, explicit_only) for i in range(rows)]
+    return torch.stack(losses).mean()
+
+
+def _literal_row(batch: ContrastiveBatch, i: int, cfg: LossConfig, explicit_only: bool) -> torch.Tensor:
     cosine = torch.dot
-    rows, total = len(batch.queries), 0.0
+    rows = len(batch.queries)
     documents = [(batch.positives[j], int(batch.positive_ids[j]), j, False) for j in range(rows)]
     documents += [
         (batch.negatives[k], int(batch.negative_ids[k]), int(batch.owner[k]), True) for k in range(len(batch.negatives))
     ]
-    for i in range(rows):
-        query, positive = batch.queries[i], batch.positives[i]
-        s_positive = float(cosine(query, positive).detach())
-        answers = {
-            int(batch.positive_ids[j]) for j in range(rows) if int(batch.query_ids[j]) == int(batch.query_ids[i])
-        }
-        z = math.exp(s_positive / cfg.temperature)
-        for vector, identity, owner, hard in documents:
-            if owner == i and not hard:
-                continue
-            if owner != i and (explicit_only or (hard and not cfg.in_batch_hard)):
-                continue
-            if cfg.mask_identical and identity in answers:
-                continue
-            s = float(cosine(query, vector))
-            if s <= s_positive + cfg.margin:
-                z += math.exp(s / cfg.temperature)
-            if owner != i and cfg.document_document:
-                z += math.exp(float(cosine(positive, vector)) / cfg.temperature)
-        for j in range(rows):
-            if j == i or explicit_only or not cfg.query_query:
-                continue
-            if cfg.mask_identical and int(batch.query_ids[i]) == int(batch.query_ids[j]):
-                continue
-            s = float(cosine(query, batch.queries[j]))
-            if s <= s_positive + cfg.margin:
-                z += math.exp(s / cfg.temperature)
-        total -= math.log(math.exp(s_positive / cfg.temperature) / z)
-    return total / rows
+    query, positive = batch.queries[i], batch.positives[i]
+    s_positive = cosine(query, positive)
+    limit = float(s_positive.detach()) + cfg.margin
+    answers = {int(batch.positive_ids[j]) for j in range(rows) if int(batch.query_ids[j]) == int(batch.query_ids[i])}
+    terms, like_queries, like_positives = [], [], []  # cosines of Z's negatives; of what is to be spread out
+    for vector, identity, owner, hard in documents:
+        if owner == i and not hard:
+            continue
+        if cfg.mask_identical and identity in answers:
+            continue
+        s, to_positive = cosine(query, vector), cosine(positive, vector)
+        if not hard:
+            like_positives.append(to_positive)
+        if owner != i and (explicit_only or (hard and not cfg.in_batch_hard)):
+            continue
+        if float(s.detach()) <= limit:
+            terms.append(s)
+        if owner != i and cfg.document_document:
+            terms.append(to_positive)
+    for j in range(rows):
+        if j == i or (cfg.mask_identical and int(batch.query_ids[i]) == int(batch.query_ids[j])):
+            continue
+        s = cosine(query, batch.queries[j])
+        like_queries.append(s)
+        if cfg.query_query and not explicit_only and float(s.detach()) <= limit:
+            terms.append(s)
+    weights = [
+        math.exp(cfg.hardness * float(s.detach())) for s in terms
+    ]  # plain numbers: no gradient goes through them
+    z = (s_positive / cfg.temperature).exp()
+    for s, weight in zip(terms, weights, strict=True):
+        z = z + weight * len(weights) / sum(weights) * (s / cfg.temperature).exp()
+    loss = -((s_positive / cfg.temperature).exp() / z).log()
+    for cosines in (like_queries, like_positives):
+        if cosines and not explicit_only:
+            loss = loss + cfg.spread_out * torch.stack([s * s for s in cosines]).mean()
+    return loss
 
 
-@settings(max_examples=120, deadline=None)
-@given(data=st.data())
-def test_contrastive_loss_equals_the_literal_equation(data: st.DataObject) -> None:
-    batch = draw_batch(data, most_rows=5)
-    cfg = LossConfig(
+def draw_config(data: st.DataObject, **settings: object) -> LossConfig:
+    return LossConfig(
         temperature=data.draw(st.sampled_from([0.05, 0.2])),
         margin=data.draw(st.sampled_from([0.1, -0.3, -3.0])),  # -3 masks everything
         query_query=data.draw(st.booleans()),
         document_document=data.draw(st.booleans()),
         in_batch_hard=data.draw(st.booleans()),
         mask_identical=data.draw(st.booleans()),
+        hardness=data.draw(st.sampled_from([0.0, 1.0, 9.0])),
+        spread_out=data.draw(st.sampled_from([0.0, 0.5])),
+        **settings,
     )
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_contrastive_loss_equals_the_literal_equation(data: st.DataObject) -> None:
+    batch, cfg = draw_batch(data, most_rows=5), draw_config(data)
     explicit = data.draw(st.booleans())
     loss, metrics = contrastive_loss(batch, cfg, explicit)
-    assert float(loss) == pytest.approx(literal_loss(batch, cfg, explicit), rel=1e-9, abs=1e-9)
+    assert float(loss) == pytest.approx(float(literal_loss(batch, cfg, explicit)), rel=1e-9, abs=1e-9)
     assert 0 <= metrics["masked"] <= 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_tiles_give_the_loss_metrics_and_gradients_of_the_whole(data: st.DataObject) -> None:
+def test_tiles_and_prefixes_give_the_value_and_gradients_of_the_literal_equation(data: st.DataObject) -> None:
     batch = draw_batch(data, most_rows=6)
-    cfg = LossConfig(mrl_dims=[3, 9], mrl_weights=[0.5, 1.0], margin=data.draw(st.sampled_from([0.1, -0.3])))
+    cfg = draw_config(data, mrl_dims=[3, 9], mrl_weights=[0.5, 1.0])
     explicit = data.draw(st.booleans())
-    leaves = [t.float().requires_grad_() for t in (batch.queries, batch.positives, batch.negatives)]
-    whole = ContrastiveBatch(*leaves, batch.owner, batch.query_ids, batch.positive_ids, batch.negative_ids)
-    expected, metrics = matryoshka_loss(whole, cfg, explicit)
+    whole = with_leaves(batch)
+    expected = literal_loss(unit(whole), cfg, explicit) + 0.5 * literal_loss(unit(whole, 3), cfg, explicit)
     expected.backward()
     tile = data.draw(st.integers(1, 7))
-    loss, gradients, found = contrastive_gradients(whole, cfg, explicit_only=explicit, tile=tile)
-    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert found == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    loss, gradients, found = contrastive_gradients(batch, cfg, explicit_only=explicit, tile=tile)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-4, abs=1e-5)
+    assert found == pytest.approx(matryoshka_loss(batch, cfg, explicit)[1], rel=1e-5, abs=1e-6)
+    leaves = (whole.queries, whole.positives, whole.negatives)
     for gradient, leaf in zip(gradients, leaves, strict=True):
         wanted = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-        torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(gradient.double(), wanted, atol=2e-5, rtol=1e-3)
+
+
+def with_leaves(batch: ContrastiveBatch) -> ContrastiveBatch:
+    queries, positives, negatives = (
+        t.clone().requires_grad_() for t in (batch.queries, batch.positives, batch.negatives)
+    )
+    return replace(batch, queries=queries, positives=positives, negatives=negatives)
+
+
+def unit(batch: ContrastiveBatch, width: int | None = None) -> ContrastiveBatch:
+    """`ContrastiveBatch.prefix` in the batch's own precision."""
+    queries, positives, negatives = (
+        torch.nn.functional.normalize(t[:, :width], dim=-1) for t in (batch.queries, batch.positives, batch.negatives)
+    )
+    return replace(batch, queries=queries, positives=positives, negatives=negatives)
+
+
+def test_without_hardness_and_spread_out_the_loss_is_bit_for_bit_that_of_the_paper() -> None:
+    batch, tau = unit(make_batch(7, 6, [0, 0, 1, 3, 3, 5], 99)), 0.05
+    cfg = LossConfig(temperature=tau, margin=9.0, query_query=False, document_document=False, mask_identical=False)
+    own = torch.cat([torch.eye(6, dtype=torch.bool), torch.zeros(6, 6, dtype=torch.bool)], dim=1)
+    scores = batch.queries @ torch.cat([batch.positives, batch.negatives]).T / tau
+    positive = (batch.queries * batch.positives).sum(dim=1)[:, None] / tau
+    scores = torch.cat([positive, scores.masked_fill(own, -torch.inf)], dim=1)
+    expected = (torch.logsumexp(scores, dim=1) - positive[:, 0]).sum()
+    assert torch.equal(contrastive_rows(batch, slice(0, 6), cfg)[0], expected)
+    assert not torch.equal(contrastive_rows(batch, slice(0, 6), cfg.model_copy(update={"hardness": 1e-3}))[0], expected)
+
+
+def test_hard_negatives_weigh_more_and_the_weights_of_a_query_have_the_mean_one() -> None:
+    batch = make_batch(3, 4, [0, 1, 1], 9)
+    cosines, mask = batch.queries @ batch.positives.T, ~torch.eye(4, dtype=torch.bool)
+    weights = log_hardness(cosines, mask, beta=3.0).exp().masked_fill(~mask, 0.0)
+    torch.testing.assert_close(weights.sum(dim=1), torch.full((4,), 3.0, dtype=torch.float64))
+    for row in range(4):
+        places = [j for j in range(4) if j != row]
+        by_cosine, by_weight = (sorted(places, key=lambda j, of=of: float(of[row, j])) for of in (cosines, weights))
+        assert by_cosine == by_weight and weights[row, by_weight[-1]] > 1 > weights[row, by_weight[0]]
+
+
+def test_the_spread_out_term_is_least_for_orthogonal_texts_and_ignores_repeated_ones() -> None:
+    different = ~torch.eye(3, dtype=torch.bool)
+    assert float(mean_squares(torch.eye(3), torch.eye(3), different)) == 0
+    assert float(mean_squares(torch.ones(3, 1), torch.ones(3, 1), different)) == 3
+    assert float(mean_squares(torch.ones(3, 1), torch.ones(3, 1), different & False)) == 0
 
 
 def test_the_threshold_of_the_mask_is_detached() -> None:
@@ -134,7 +202,7 @@ def test_the_threshold_of_the_mask_is_detached() -> None:
             for sign in (1, -1):
                 with torch.no_grad():
                     leaf[index] += sign * step
-                values.append(literal_loss(moved, LossConfig()))
+                values.append(float(literal_loss(moved, LossConfig()).detach()))
                 with torch.no_grad():
                     leaf[index] -= sign * step
             assert float(leaf.grad[index]) == pytest.approx((values[0] - values[1]) / (2 * step), abs=1e-5)

@@ -45,7 +45,7 @@ OPTIMIZER = {
 LORA = {"rank": 8, "alpha": 8, "dropout": 0.1, "modules": ["q_proj"]}
 LOSS = {
     **{"temperature": 0.02, "margin": 0.2, "query_query": False, "document_document": False, "in_batch_hard": False},
-    **{"mask_identical": False, "mrl_dims": [16], "mrl_weights": [0.5]},
+    **{"mask_identical": False, "mrl_dims": [16], "mrl_weights": [0.5], "hardness": 5.0, "spread_out": 0.5},
 }
 OFF = ("query_query", "document_document")
 """Terms of the loss that the supervised stage leaves out by default."""
