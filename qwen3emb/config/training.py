@@ -217,6 +217,9 @@ class TrainSupervisedConfig(TrainEmbeddingConfig):
 
     loss: SupervisedLossConfig = SupervisedLossConfig()
     """The loss."""
+    curriculum: Literal["none", "hardness"] = "none"
+    """`hardness`: from weak to hard. Retrieval and bitext rows begin without hard negatives, go on with the easiest of
+    those that were mined, and have the hardest, as with `none`, from half of the steps on. Not in the paper."""
     datasets: Mapping[str, SupervisedDatasetConfig] = Field(default_factory=dict)
     """Settings by name (`docstrings`, `synthetic`, a labelled dataset's): every global batch comes from one dataset."""
 

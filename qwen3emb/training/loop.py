@@ -220,7 +220,7 @@ def _step(job: TrainJob, engine: Any, mixture: Mixture, step: int) -> dict[str, 
     lr = learning_rate(step, cfg.steps, cfg.optimizer)
     set_learning_rate(engine, lr)
     wrapped = ZeroEngine(engine)
-    metrics = job.task.step(wrapped, rows)
+    metrics = job.task.step(wrapped, job.task.rows_at(step, rows))
     good = wrapped.step() and math.isfinite(metrics["loss"])
     figures = metrics | {"lr": lr, "rows": float(len(rows)), "skipped": float(not good)}
     if not good:

@@ -165,13 +165,13 @@ def rows_from_pairs(table: pa.Table, graded: Collection[str] = ()) -> list[Train
 
 
 def rows_from_training(
-    table: pa.Table, negatives: int, synthetic: bool = True, graded: Collection[str] = ()
+    table: pa.Table, negatives: int | None, synthetic: bool = True, graded: Collection[str] = ()
 ) -> list[TrainingRow]:
     """Rows with up to `negatives` hard negatives from a table of `records.TRAINING_ROW`.
 
     Args:
         table: the rows.
-        negatives: at most so many of each row, the first ones that are no positive of its query.
+        negatives: at most so many of each row, the first ones that are no positive of its query; None = all.
         synthetic: whether to take synthetic rows as well.
         graded: datasets whose pairs have a grade; see `without_own_positives`, which removes false negatives.
 

@@ -51,7 +51,8 @@ def train_supervised(ctx: StageContext[RunConfig]) -> StageResult:
     settings = dataset_settings(sets, set(table["dataset"].to_pylist()), cfg)
     # A dataset may have its own number of negatives, more than the stage's (`DatasetConfig.hard_negatives`).
     most = max([cfg.hard_negatives, *(dataset.hard_negatives or 0 for dataset in settings.values())])
-    rows = rows_from_training(table, most, cfg.synthetic, graded(settings))
+    # The curriculum begins with easier ones, which stand behind those.
+    rows = rows_from_training(table, most if cfg.curriculum == "none" else None, cfg.synthetic, graded(settings))
     weak = ctx.inputs.get("weak")
     start = final_model(weak).local() if weak else resolve_model(ctx.cfg.models.base)
     return _train_embedding(ctx, rows, cfg, sets, str(start))

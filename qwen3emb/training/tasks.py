@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from qwen3emb.config.datasets import DOCSTRINGS
-from qwen3emb.config.training import DatasetConfig, LoraConfig, TrainEmbeddingConfig, TrainRerankerConfig
+from qwen3emb.config.training import (
+    DatasetConfig,
+    LoraConfig,
+    TrainEmbeddingConfig,
+    TrainRerankerConfig,
+    TrainSupervisedConfig,
+)
 from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.model.contract import Contract
@@ -36,6 +42,7 @@ from qwen3emb.objective.reranker_step import reranker_step
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.retrieval_set import RetrievalSet
 from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextLimits
+from qwen3emb.training.curriculum import rows_at
 
 __all__ = ["EmbeddingTask", "RerankerTask"]
 
@@ -111,6 +118,15 @@ class EmbeddingTask:
         trunk = load_trunk(self.model_dir, dtype)
         require_vocabulary(self.model_dir, trunk, self.template.tokenizer)
         return _trainable(trunk, self.cfg.lora)
+
+    def rows_at(self, step: int, rows: Sequence[TrainingRow]) -> Sequence[TrainingRow]:
+        """The rows of the global batch `step`, all of one dataset, as they are trained on: with `curriculum` that
+        step's hard negatives, of retrieval and bitext rows."""
+        settings = self.settings(rows[0].dataset)
+        hardening = isinstance(self.cfg, TrainSupervisedConfig) and self.cfg.curriculum == "hardness"
+        if not hardening or settings.task not in ("retrieval", "bitext"):
+            return rows
+        return rows_at(step, self.cfg.steps, rows, settings.hard_negatives)
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """Gradients of the loss of the global batch, whose rows are of one dataset; its metrics."""
@@ -206,6 +222,10 @@ class RerankerTask:
         if self.trunk_dir is not None:
             replace_trunk(model, self.trunk_dir, dtype)
         return _trainable(model, self.cfg.lora)
+
+    def rows_at(self, step: int, rows: Sequence[TrainingRow]) -> Sequence[TrainingRow]:
+        """The rows of the global batch `step`: the same at every step."""
+        return rows
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """Gradients of the loss of the global batch; its metrics."""

@@ -137,19 +137,32 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_weak_stage_killed_and_resumed_equals_the_uninterrupted_one(tiny_qwen3: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [("weak", []), ("supervised", ["--set", "supervised.curriculum=hardness", "--set", "supervised.hard_negatives=1"])],
+)
+def test_an_embedding_stage_killed_and_resumed_equals_the_uninterrupted_one(
+    stage: str, flags: list[str], tiny_qwen3: Path, tmp_path: Path
+) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole, cut = write_run(tmp_path / "a", tiny_qwen3), write_run(tmp_path / "b", tiny_qwen3)
-    reference = job("train_embedding", whole, "--stage", "weak")
-    saved = killed_at_a_checkpoint(job("train_embedding", cut, "--stage", "weak"), tmp_path / "b" / "run" / "weak")
-    assert not (tmp_path / "b" / "run" / "weak" / "artifact.json").exists(), "it finished before it was killed"
+    for config in (whole, cut):
+        if stage == "supervised":
+            weak = stage_folder(load_config(config), "weak")
+            shutil.copytree(tiny_qwen3, weak.local("model"))
+            start(weak, identity(load_config(config), "weak"))
+            complete(weak, identity(load_config(config), "weak"), StageResult(1, 1, {}, {"model": "model"}), 0.0)
+    arguments = ("--stage", stage, *flags)
+    reference = job("train_embedding", whole, *arguments)
+    saved = killed_at_a_checkpoint(job("train_embedding", cut, *arguments), tmp_path / "b" / "run" / stage)
+    assert not (tmp_path / "b" / "run" / stage / "artifact.json").exists(), "it finished before it was killed"
 
-    resumed = finished(job("train_embedding", cut, "--stage", "weak"))
+    resumed = finished(job("train_embedding", cut, *arguments))
     assert f"step {STEPS}/{STEPS}" in finished(reference)
     assert "resuming" in resumed
     assert f"step 1/{STEPS} " not in resumed, "it began again instead of going on"
-    last = f"run/weak/checkpoints/step_{STEPS:06d}"
+    last = f"run/{stage}/checkpoints/step_{STEPS:06d}"
     first, second = weights(tmp_path / "a" / last), weights(tmp_path / "b" / last)
     assert all(torch.equal(first[name], second[name]) for name in first)
     changed = load_file(tiny_qwen3 / "model.safetensors")
@@ -158,8 +171,9 @@ def test_weak_stage_killed_and_resumed_equals_the_uninterrupted_one(tiny_qwen3: 
         "stored as its start, however it computes"
     )
     assert not saved.exists(), "optimizer state stays only while a run is unfinished"
-    record = read_record(stage_folder(load_config(cut), "weak"))
-    assert record["metrics"]["last_loss"] < record["metrics"]["first_loss"]
+    record = read_record(stage_folder(load_config(cut, flags[1::2]), stage))
+    if stage == "weak":  # with the curriculum the later steps are the harder ones
+        assert record["metrics"]["last_loss"] < record["metrics"]["first_loss"]
     assert set(record["metrics"]["validation"]) == {"2", "4", "6", "8"}
 
 

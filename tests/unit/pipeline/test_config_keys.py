@@ -123,6 +123,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("mine.veto", {"model": "other", "above": 0.6, "candidates": 3, "max_tokens": 99}, "mine"),
     **of("mine", {"workers": 3, "shard_rows": 99}, ""),
     **of("supervised", EMBEDDING | {f"{place}.{key}": True for place in ("loss", "datasets.loss") for key in OFF}),
+    **of("supervised", {"curriculum": "hardness"}),
     **of("supervised.datasets", {"instruction": "Find"}, "filter"),  # asks with it before it is trained with
     **of("supervised", {**SPEED, "loss_tile": 16}, ""),
     **of("reranker_weak", RERANKER),

@@ -39,6 +39,7 @@ def test_rows_are_made_without_positives_of_their_query() -> None:
     table = pa.Table.from_pylist(rows, schema=TRAINING_ROW)
     assert [r.negatives for r in rows_from_training(table, 9, graded={"sts"})] == LEFT
     assert [r.negatives for r in rows_from_training(table, 1, graded={"sts"})] == [n[:1] for n in LEFT], "filled up"
+    assert [r.negatives for r in rows_from_training(table, None, graded={"sts"})] == LEFT
     assert rows_from_training(table, 9)[2].negatives == ("café",)
     pairs = pa.Table.from_pylist([row | {"document": row["positive"]} for row in rows], schema=PAIR)
     assert [r.negatives for r in rows_from_pairs(pairs, {"sts"})] == LEFT
