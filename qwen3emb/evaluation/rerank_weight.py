@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3emb.evaluation.ranking import Ranking, ranking_per_query, reranked
+from qwen3emb.metrics.bootstrap import simultaneous_halves
 from qwen3emb.text.retrieval_set import RetrievalSet
 
 __all__ = ["WeightChoice", "best_weight", "chosen_weight"]
@@ -47,11 +48,10 @@ def chosen_weight(
 ) -> WeightChoice:
     """Choose, of the shares 0.1, 0.2, ... 1 that are clearly better than 0, the one with the highest nDCG@10.
 
-    The best of many shares looks good by chance alone. So the intervals of all shares' gains are made wide enough to
-    hold together in 95 % of samples: the distance from the mean, in standard errors, that the worst of them keeps in
-    95 % of the bootstrap's samples of queries. A gain is clear where the whole interval lies above zero. A large
-    share may gain more on average and be less sure of it; it is not chosen before a smaller one that is sure. Without a
-    clear gain the share is 0; of equally good shares the larger is chosen.
+    The best of many shares looks good by chance alone, so the intervals of all shares' gains are those of
+    `simultaneous_halves`. A gain is clear where the whole interval lies above zero. A large share may gain more on
+    average and be less sure of it; it is not chosen before a smaller one that is sure. Without a clear gain the share
+    is 0; of equally good shares the larger is chosen.
 
     Args:
         data: the dev set.
@@ -65,15 +65,12 @@ def chosen_weight(
     count = gains.shape[1]
     if count < 2:
         return WeightChoice(0.0, 0.0, 0.0, 0.0, 0.0, count)
-    means, errors = gains.mean(axis=1), gains.std(axis=1, ddof=1) / count**0.5
-    draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=rounds)
-    deviations = np.abs(draws @ gains.T / count - means) / np.maximum(errors, 1e-12)
-    width = float(np.quantile(deviations.max(axis=1), 0.95))
+    means, halves = gains.mean(axis=1), simultaneous_halves(gains, rounds, seed)
     shares = range(1, len(_GRID))
     # All intervals hold together, so any of those that lie above zero may be taken.
-    clear = [i for i in shares if means[i] - width * errors[i] > 0]
+    clear = [i for i in shares if means[i] > halves[i]]
     best = max(clear or shares, key=lambda i: (round(float(means[i]), 6), i))
-    gain, half = float(means[best]), width * float(errors[best])
+    gain, half = float(means[best]), float(halves[best])
     return WeightChoice(_GRID[best] if clear else 0.0, _GRID[best], gain, gain - half, gain + half, count)
 
 
