@@ -1,4 +1,4 @@
-"""Merge the last checkpoints of both supervised trainings by SLERP: `python -m jobs.merge --config FILE`."""
+"""Merge the last checkpoints of each supervised training into one model: `python -m jobs.merge --config FILE`."""
 
 from __future__ import annotations
 

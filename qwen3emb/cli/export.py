@@ -85,14 +85,15 @@ def _facts(cfg: RunConfig, kind: str, config: str, scores: Path | None) -> Any:
             raise UserError(f"--scores {scores}: no summary.json of `qwen3emb evaluate` there") from error
         task_scores = summary[min(summary, key=len)]
     base = cfg.models.base if kind == "embedding" else cfg.models.reranker_base or cfg.models.base
+    merge = read_record(stage_folder(cfg, "merge"))["metrics"][kind]
     return CardFacts(
         name=f"{cfg.name}-{kind}",
         base=Path(base).name,
         generator=Path(cfg.models.generator or "").name,
         datasets=datasets,
         licences=licences,
-        merged=read_record(stage_folder(cfg, "merge"))["metrics"][kind]["checkpoints"],
-        method=_METHODS[cfg.merge.method if kind == "embedding" else "slerp"],
+        merged=merge["checkpoints"],
+        method=_METHODS[merge.get("method", cfg.merge.method if kind == "embedding" else "slerp")],
         evaluated=evaluated.read_json("results.json") if finished(evaluated) else None,
         scores=task_scores,
         config=config,

@@ -177,14 +177,14 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """What each stage bought on held-out data, by language, and the verdict, from the run's storage.
+    """What each stage bought on held-out data, by language, which merge was kept, and the verdict, from its storage.
 
     Example: qwen3emb report examples/demo.yaml
     """
 
     def body() -> int:
         from qwen3emb.core.artifact import read_record
-        from qwen3emb.pipeline.report import metrics_of, quality_tables, verdict_of
+        from qwen3emb.pipeline.report import comparisons, metrics_of, quality_tables, verdict_of
         from qwen3emb.pipeline.stages import stage_folder
 
         cfg = load_config(config, overrides)
@@ -195,7 +195,8 @@ def report(
                 "this evaluation has no verdict: it ranks with one model only; add base to evaluate.compare"
             )
         if as_json:
-            print_json(metrics | {"verdict": verdict})
+            merging = comparisons(cfg)
+            print_json(metrics | {"verdict": verdict} | ({"merging": merging} if merging else {}))
         else:
             for table in quality_tables(cfg):
                 Console().print(table)

@@ -281,9 +281,18 @@ class MergeConfig(Section):
     """Merge this many checkpoints, the latest ones."""
     weights: list[float] | None = None
     """One weight per checkpoint, oldest first; default equal."""
+    keep: Literal["merged", "best"] = "merged"
+    """`merged`: the merge that `method` and `last` describe. `best`: each checkpoint by itself and several merges
+    (`candidates`) are scored on the dev set; a merge is kept only where it is not worse than the best single
+    checkpoint, which is kept otherwise. The same for the reranker, whose merges are by `slerp`."""
+    candidates: list[Literal["slerp", "cocktail", "self_position"]] = Field(
+        default=["slerp", "cocktail", "self_position"]
+    )
+    """`keep: best`: methods whose merges of the embedding model are tried after that of `method`. `self_position` takes
+    as long as `probe_steps` steps of training, for each set of checkpoints."""
     search: bool = False
     """Score each of these checkpoints, every run of the latest, and the best run with one of its checkpoints weighing
-    more, on the dev set; merge the best (embedding model)."""
+    more, on the dev set; merge the best (embedding model). With `keep: best`, further candidates."""
     probe_rows: int = Field(default=64, ge=2)
     """Dev queries, each with a document that answers it, whose loss decides the weights of the other methods."""
     temperature: float = Field(default=5.0, gt=0)

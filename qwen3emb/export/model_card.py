@@ -117,9 +117,10 @@ def _data(facts: CardFacts) -> str:
         for dataset, count in sorted(facts.datasets.items())
     )
     written = f"Pairs of the datasets `synthetic...` were written by {facts.generator}." if facts.generator else ""
+    merged = "one checkpoint" if facts.merged == 1 else f"{facts.merged} checkpoints, merged by {facts.method}"
     return (
         "## Training data\n\n| dataset | rows | licence |\n|---|---|---|\n"
-        f"{rows}\n\n{written} The weights are those of {facts.merged} checkpoints, merged by {facts.method}."
+        f"{rows}\n\n{written} The weights are those of {merged}."
     )
 
 

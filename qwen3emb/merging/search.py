@@ -1,118 +1,160 @@
-"""Which checkpoints to merge and how much each of them weighs, by scores on the dev set."""
+"""Scores single checkpoints and merges of them on the dev set, and picks one (`merge.keep: best`, `merge.search`)."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
-from qwen3emb.config.datasets import DOCSTRINGS
 from qwen3emb.config.run import RunConfig
+from qwen3emb.config.training import MergeConfig
 from qwen3emb.core.context import StageContext
-from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
-from qwen3emb.encoding.pool import Encoders
+from qwen3emb.merging.candidates import Candidate, Probed, merges, runs, singles, weighted
 from qwen3emb.merging.checkpoint import merge_checkpoints
-from qwen3emb.metrics.retrieval import retrieval_metrics
-from qwen3emb.text.instructions import instructions
-from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
-from qwen3emb.text.templates import TextLimits
+from qwen3emb.merging.choice import Choice, choose
+from qwen3emb.merging.dev_scores import DevScores
 
-__all__ = ["best_checkpoints"]
+__all__ = ["SCRATCH", "Comparison", "FindWeights", "Picked", "pick"]
 
-_METRIC = "ndcg@10"
-_CANDIDATES = "candidates"  # merged models while they are scored
+FindWeights = Callable[[Probed, Sequence[str]], list[float]]
+"""(method, URIs of checkpoints) -> their weights."""
+
+SCRATCH = "candidate"
+"""Folder of the merged models while they are scored."""
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """Checkpoints to merge and their weights; None for equal weights."""
+class Picked:
+    """The candidate to merge, with its weights.
 
-    checkpoints: tuple[str, ...]
-    weights: tuple[float, ...] | None = None
+    Attributes:
+        candidate: single or merge.
+        models: name -> URI of the models that it was chosen from.
+        means: mean dev nDCG@10 of each candidate.
+        choice: by which it was picked; None for `merge.search` alone, which takes the best.
+    """
+
+    candidate: Candidate
+    models: Mapping[str, str]
+    means: dict[str, float]
+    choice: Choice | None
 
 
-def best_checkpoints(
-    ctx: StageContext[RunConfig], checkpoints: Sequence[str], base: Path | None, say: Callable[[str], None]
-) -> tuple[list[str], list[float] | None, dict[str, float]]:
-    """The checkpoints and weights whose merge is best on the run's dev set; of equal ones, that with most checkpoints.
+class Comparison:
+    """The candidates of one model: their weights and scores, each computed once.
 
-    Every checkpoint alone and the last n of them for every n are scored, then the best of those merges with each of its
-    checkpoints weighing twice and half as much as the others. So the result is never worse on the dev set than the best
-    single checkpoint.
+    All of it is in a file on storage, with which a run that was killed goes on.
+    """
+
+    def __init__(
+        self,
+        ctx: StageContext[RunConfig],
+        kind: str,
+        models: Mapping[str, str],
+        base: Path | None,
+        score: DevScores,
+        say: Callable[[str], None],
+    ) -> None:
+        """Read what an interrupted run has computed.
+
+        Args:
+            ctx: the stage `merge`.
+            kind: `embedding` or `reranker`.
+            models: name -> URI of the checkpoints, oldest first.
+            base: of the task vectors; None merges the weights themselves.
+            score: see `DevScores`.
+            say: called with each line of progress.
+        """
+        self.models = models
+        self._out, self._kind, self._base, self._score, self._say = ctx.out, kind, base, score, say
+        self._on, self._merges = ctx.cfg.merge.on, 0
+        self._file = f"candidates/{kind}.json"
+        self._kept: dict[str, dict[str, Any]] = self._out.read_json(self._file) if self._out.exists(self._file) else {}
+
+    def with_weights(self, candidates: Iterable[Candidate], find: FindWeights) -> list[Candidate]:
+        """The candidates, those of methods that look for their weights with what they found."""
+        cocktail: dict[str, float] = {}
+        found = []
+        for candidate in candidates:
+            if candidate.method == "slerp":
+                found.append(candidate)
+                continue
+            weights = self._kept.get(candidate.name, {}).get("weights")
+            if weights is None and candidate.method == "cocktail":
+                # softmax over some of the checkpoints: that over all of them, made to sum to 1 again
+                cocktail = cocktail or dict(zip(self.models, find("cocktail", list(self.models.values())), strict=True))
+                shares = [cocktail[name] for name in candidate.checkpoints]
+                weights = [share / sum(shares) for share in shares]
+            elif weights is None:
+                weights = find(candidate.method, [self.models[name] for name in candidate.checkpoints])
+            self._keep(candidate.name, weights=list(weights))
+            found.append(replace(candidate, weights=tuple(weights)))
+        return found
+
+    def figures(self, candidate: Candidate) -> dict[str, float]:
+        """Dev query -> nDCG@10 of the candidate, which is merged for it where it is not a single checkpoint."""
+        known: dict[str, float] | None = self._kept.get(candidate.name, {}).get("ndcg@10")
+        if known is not None:
+            return known
+        self._merges += 1  # an actor loads what it holds already no second time, so each needs a name of its own
+        scratch = self._out / f"{SCRATCH}/{self._kind}-{self._merges}"
+        figures = self._score(self._merged(candidate, scratch))
+        self._keep(candidate.name, **{"ndcg@10": figures})
+        scratch.delete()
+        self._say(f"merge: {self._kind}: {candidate.name}: dev nDCG@10 {fmean(figures.values()):.4f}")
+        return figures
+
+    def _keep(self, name: str, **facts: Any) -> None:
+        self._kept[name] = self._kept.get(name, {}) | facts
+        self._out.write_json(self._file, self._kept)
+
+    def _merged(self, candidate: Candidate, out: Storage) -> str:
+        """Merge a candidate's checkpoints into `out` and return the URI; a single checkpoint is not copied."""
+        if candidate.single:
+            return self.models[candidate.checkpoints[0]]
+        folders = [Storage(self.models[name]).local() for name in candidate.checkpoints]
+        out.delete()  # of a run that was killed
+        with tempfile.TemporaryDirectory() as folder:
+            target = out.local() if out.is_local else Path(folder) / "model"
+            linear = candidate.method != "slerp"
+            merge_checkpoints(folders, target, weights=candidate.weights, base=self._base, on=self._on, linear=linear)
+            out.upload(target, "")
+        return out.uri
+
+
+def pick(cfg: MergeConfig, comparison: Comparison, further: Sequence[str], find: FindWeights) -> Picked:
+    """Score the candidates and pick one.
+
+    `merge.search` adds every run of the latest checkpoints, then the best of those runs with each of its checkpoints
+    weighing twice and half as much as the others. With `merge.keep: best` `choose` decides, else the highest mean; of
+    equal ones that with most checkpoints.
 
     Args:
-        ctx: the stage `merge`.
-        checkpoints: URIs of embedding models, oldest first.
-        base: of the task vectors; None merges the weights themselves.
-        say: called with each line of progress.
-
-    Returns:
-        (URIs of the checkpoints to merge; their weights, None for equal ones; dev nDCG@10 of each candidate, by names
-        such as "step_000030", "last 2" and "last 2, 2 x step_000030").
-
-    Raises:
-        UserError: the run has no dev set.
+        cfg: the stage's settings.
+        comparison: of the models to choose from.
+        further: those of them that are no checkpoints of the run.
+        find: the weights of methods that look for them.
     """
-    dev = ctx.inputs["corpus"] / "dev"
-    data = read_retrieval_set(dev) if dev.exists() else RetrievalSet({}, {}, {})
-    if not data.queries:
-        raise UserError(f"merge.search: {dev.uri} has no queries; raise corpus.dev_share, or leave merge.search false")
-    singles = {_name(uri): _Candidate((uri,)) for uri in checkpoints}
-    runs = {f"last {n}": _Candidate(tuple(checkpoints[-n:])) for n in range(2, len(checkpoints) + 1)}
-    scores: dict[str, float] = {}
-    workers, gpus = ctx.cfg.evaluate.workers, ctx.cfg.cluster.gpus_per_worker
-    with Encoders(checkpoints[0], workers=workers, gpus_per_worker=gpus) as pool:
-
-        def score(name: str, candidate: _Candidate) -> None:
-            place = f"{_CANDIDATES}/{len(scores)}"
-            pool.use(_merged(candidate, ctx.out / place, base, ctx))
-            scores[name] = _score(pool, data, ctx)
-            ctx.out.delete(place)
-            say(f"merge: {name}: dev {_METRIC} {scores[name]:.4f}")
-
-        for name, candidate in (singles | runs).items():
-            score(name, candidate)
-        weighted = _weighted(max(runs, key=lambda name: scores[name]), runs) if runs else {}
-        for name, candidate in weighted.items():
-            score(name, candidate)
-    everything = singles | runs | weighted
-    best = everything[max(scores, key=lambda name: (scores[name], len(everything[name].checkpoints)))]
-    return list(best.checkpoints), list(best.weights) if best.weights else None, scores
-
-
-def _name(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1]
-
-
-def _weighted(run: str, runs: Mapping[str, _Candidate]) -> dict[str, _Candidate]:
-    """Candidates from the merge named `run`: one of its checkpoints weighs twice, or half, as much as each other."""
-    parts = runs[run].checkpoints
-    candidates = {}
-    for number, uri in enumerate(parts):
-        for factor, word in ((2.0, "2 x"), (0.5, "half")):
-            weights = tuple(factor if i == number else 1.0 for i in range(len(parts)))
-            candidates[f"{run}, {word} {_name(uri)}"] = _Candidate(parts, weights)
-    return candidates
-
-
-def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageContext[RunConfig]) -> str:
-    """Merge a candidate's checkpoints into `out` and return the URI; a single checkpoint is not copied."""
-    if len(candidate.checkpoints) == 1:
-        return candidate.checkpoints[0]
-    folders = [Storage(uri).local() for uri in candidate.checkpoints]
-    out.delete()  # of a run that was killed
-    with tempfile.TemporaryDirectory() as folder:
-        target = out.local() if out.is_local else Path(folder) / "model"
-        merge_checkpoints(folders, target, weights=candidate.weights, base=base, on=ctx.cfg.merge.on)
-        out.upload(target, "")
-    return out.uri
-
-
-def _score(pool: Encoders, data: RetrievalSet, ctx: StageContext[RunConfig]) -> float:
-    cfg, ask = ctx.cfg.evaluate, instructions(ctx.cfg, [DOCSTRINGS])[DOCSTRINGS]
-    limits = TextLimits.of(cfg)
-    queries = pool.encode(list(data.queries.values()), max_tokens=limits.query, instruction=ask)
-    documents = pool.encode(data.texts(), max_tokens=limits.document)
-    return retrieval_metrics(data, queries @ documents.T, [10])[_METRIC]
+    run = [name for name in comparison.models if name not in further]
+    candidates = singles(list(comparison.models) if cfg.keep == "best" else run)
+    candidates += comparison.with_weights(merges(cfg, run, further), find) if cfg.keep == "best" else []
+    searched = runs(run) if cfg.search else []
+    names = {candidate.name for candidate in candidates}
+    candidates += [candidate for candidate in searched if candidate.name not in names]
+    figures = {candidate.name: comparison.figures(candidate) for candidate in candidates}
+    means = {name: round(fmean(values.values()), 5) for name, values in figures.items()}
+    if searched:
+        for candidate in weighted(max(searched, key=lambda candidate: means[candidate.name])):
+            candidates.append(candidate)
+            figures[candidate.name] = comparison.figures(candidate)
+            means[candidate.name] = round(fmean(figures[candidate.name].values()), 5)
+    if cfg.keep == "best":
+        choice = choose(candidates, figures)
+        kept = next(candidate for candidate in candidates if candidate.name == choice.kept)
+        return Picked(kept, comparison.models, means, choice)
+    best = max(candidates, key=lambda candidate: (means[candidate.name], len(candidate.checkpoints)))
+    return Picked(best, comparison.models, means, None)

@@ -1,9 +1,9 @@
-"""The stage `merge`: SLERP over the last checkpoints of both supervised trainings (RECIPE section 4)."""
+"""The stage `merge`: one model of the last checkpoints of each supervised training (RECIPE section 4)."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,35 +14,41 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from qwen3emb.config.run import RunConfig
 from qwen3emb.config.training import MergeConfig
 from qwen3emb.core.artifact import StageResult
+from qwen3emb.core.card import write_card
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import gather
 from qwen3emb.export.export import SEQUENCE_CLASSIFIER, export_sequence_classifier
+from qwen3emb.merging.candidates import Probed
 from qwen3emb.merging.checkpoint import merge_checkpoints
+from qwen3emb.merging.choice import Choice
+from qwen3emb.merging.dev_scores import EmbeddingScores, RerankerScores, dev_set
 from qwen3emb.merging.pieces import Piece, merge_piece
 from qwen3emb.merging.report import SlerpReport
-from qwen3emb.merging.search import best_checkpoints
+from qwen3emb.merging.search import SCRATCH, Comparison, Picked, pick
 from qwen3emb.merging.weights import loss_probe, probed_weights
 from qwen3emb.model.fetch import resolve_model
-from qwen3emb.model.stored import checkpoints
+from qwen3emb.model.stored import checkpoints, final_model
 
 __all__ = ["EMBEDDING", "RERANKER", "merge_models"]
 
 EMBEDDING, RERANKER = "embedding", "reranker"
 """Folders of the merged models."""
 
+_FURTHER = ("distill",)
+
 
 @dataclass(frozen=True)
 class _Merge:
-    """One model to merge: checkpoints, base and output as URIs."""
+    """One model to merge: checkpoints by name, base and output as URIs; `method` is what the weights are from."""
 
-    checkpoints: list[str]
+    checkpoints: dict[str, str]
     base: str
     on: str
     weights: list[float] | None
     output: str
     classifier: bool
-    linear: bool = False
+    method: str = "slerp"
 
 
 def merge_models(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> StageResult:
@@ -64,30 +70,81 @@ def merge_models(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> St
     work = {EMBEDDING: _work(ctx, "supervised", models.base, EMBEDDING, say)}
     if "reranker" in ctx.inputs:
         work[RERANKER] = _work(ctx, "reranker", models.reranker_base or models.base, RERANKER, say)
-    searched: dict[str, float] = {}
-    if cfg.search:
-        base = Path(work[EMBEDDING].base) if cfg.on == "task_vectors" else None
-        chosen, weights, searched = best_checkpoints(ctx, work[EMBEDDING].checkpoints, base, say)
-        work[EMBEDDING] = replace(work[EMBEDDING], checkpoints=chosen, weights=weights)
-    if cfg.method != "slerp":
-        weights = _probed(ctx, work[EMBEDDING].checkpoints, say)
-        work[EMBEDDING] = replace(work[EMBEDDING], weights=weights, linear=True)
+    picked = _picked(ctx, work, say)
+    for name, found in picked.items():
+        work[name] = _of(found, work[name])
+    if EMBEDDING not in picked and cfg.method != "slerp":
+        weights = _probed(ctx, cfg.method, list(work[EMBEDDING].checkpoints.values()), say)
+        work[EMBEDDING] = replace(work[EMBEDDING], weights=weights, method=cfg.method)
     task = ray.remote(_merge)
     reports = dict(zip(work, gather([task.remote(w) for w in work.values()], "merge"), strict=True))
+    choices = {name: found.choice for name, found in picked.items() if found.choice}
+    for name, choice in choices.items():
+        reports[name]["comparison"] = choice.as_json()
     ctx.out.write_json("report.json", reports)
+    if choices:
+        write_card(ctx.out, "Merge", _card(choices))
     for name, report in reports.items():
         say(f"merge: {name}: {_sentence(report, cfg)}")
-    metrics = {name: _figures(report) for name, report in reports.items()}
-    if searched:
-        metrics["dev_ndcg@10"] = searched
+    metrics = {name: _figures(report) | {"method": work[name].method} for name, report in reports.items()}
+    if EMBEDDING in picked:
+        metrics["dev_ndcg@10"] = picked[EMBEDDING].means
     tensors = sum(report["summary"]["tensors"] for report in reports.values())
-    return StageResult(tensors, tensors, {}, metrics)
+    return StageResult(tensors, tensors, {}, metrics, (SCRATCH,))
+
+
+def _picked(ctx: StageContext[RunConfig], work: Mapping[str, _Merge], say: Callable[[str], None]) -> dict[str, Picked]:
+    """What scores on the dev set decide: model -> the candidate that is kept of it; empty without such a setting."""
+    cfg = ctx.cfg.merge
+    if not (cfg.search or cfg.keep == "best"):
+        return {}
+    data = dev_set(ctx)
+    ctx.out.delete(SCRATCH)  # of a run that was killed
+    further = _further(ctx) if cfg.keep == "best" else {}
+    models = work[EMBEDDING].checkpoints | further
+
+    def find(method: Probed, checkpoints: Sequence[str]) -> list[float]:
+        return _probed(ctx, method, checkpoints, say)
+
+    picked = {}
+    with EmbeddingScores(ctx, data) as score:
+        comparison = Comparison(ctx, EMBEDDING, models, _base(work[EMBEDDING]), score, say)
+        picked[EMBEDDING] = pick(cfg, comparison, list(further), find)
+    if cfg.keep == "best" and RERANKER in work:
+        last = list(work[EMBEDDING].checkpoints.values())[-1]
+        reranker = work[RERANKER]
+        rerank = RerankerScores(ctx, data, last)
+        comparison = Comparison(ctx, RERANKER, reranker.checkpoints, _base(reranker), rerank, say)
+        by_slerp = cfg.model_copy(update={"method": "slerp", "candidates": [], "search": False})
+        picked[RERANKER] = pick(by_slerp, comparison, (), find)
+    for name, found in picked.items():
+        if found.choice:
+            say(f"merge: {name}: {found.choice.sentence()}")
+    return picked
+
+
+def _further(ctx: StageContext[RunConfig]) -> dict[str, str]:
+    """Name -> URI of embedding models that are compared and merged beside the supervised stage's checkpoints."""
+    return {name: final_model(ctx.inputs[name]).uri for name in _FURTHER if name in ctx.inputs}
+
+
+def _base(work: _Merge) -> Path | None:
+    """The base of the task vectors; None where weights themselves are merged."""
+    return Path(work.base) if work.on == "task_vectors" else None
+
+
+def _of(picked: Picked, work: _Merge) -> _Merge:
+    """The merge that a candidate stands for."""
+    candidate = picked.candidate
+    checkpoints = {name: picked.models[name] for name in candidate.checkpoints}
+    weights = list(candidate.weights) if candidate.weights else None
+    return replace(work, checkpoints=checkpoints, weights=weights, method=candidate.method)
 
 
 def _work(ctx: StageContext[RunConfig], stage: str, base: str, output: str, say: Callable[[str], None]) -> _Merge:
     """The merge of the last `merge.last` checkpoints of `stage`, or of fewer where it kept fewer."""
     cfg = ctx.cfg.merge
-    kept = [c.uri for c in checkpoints(ctx.inputs[stage])][-cfg.last :]
+    kept = {c.uri.rsplit("/", 1)[-1]: c.uri for c in checkpoints(ctx.inputs[stage])[-cfg.last :]}
     if len(kept) < cfg.last:
         say(f"merge: {stage} kept {len(kept)} checkpoints, merge.last is {cfg.last}; merging what there is")
     ctx.out.delete(output)  # of a run that was killed
@@ -95,9 +152,11 @@ def _work(ctx: StageContext[RunConfig], stage: str, base: str, output: str, say:
     return _Merge(kept, str(resolve_model(base)), cfg.on, weights, (ctx.out / output).uri, output == RERANKER)
 
 
-def _probed(ctx: StageContext[RunConfig], checkpoints: Sequence[str], say: Callable[[str], None]) -> list[float]:
+def _probed(
+    ctx: StageContext[RunConfig], method: Probed, checkpoints: Sequence[str], say: Callable[[str], None]
+) -> list[float]:
     """The weights of a linear merge, from a Ray task that holds the model."""
-    probe = loss_probe(ctx, checkpoints)
+    probe = loss_probe(ctx, method, checkpoints)
     task = ray.remote(probed_weights).options(num_gpus=probe.gpus)
     [(weights, lines)] = gather([task.remote(probe)], "merge: weights by the loss")
     for line in lines:
@@ -111,19 +170,19 @@ def _merge(work: _Merge) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         target = output.local() if output.is_local else Path(folder) / "model"
         report = merge_checkpoints(
-            [Storage(uri).local() for uri in work.checkpoints],
+            [Storage(uri).local() for uri in work.checkpoints.values()],
             target,
             weights=work.weights,
-            base=Path(work.base) if work.on == "task_vectors" else None,
+            base=_base(work),
             on=work.on,
-            linear=work.linear,
+            linear=work.method != "slerp",
             run_pieces=_on_this_node,
         )
         if work.classifier:
             export_sequence_classifier(target, target / SEQUENCE_CLASSIFIER)
         output.upload(target, "")
     # URIs on storage, not the local copies that were read
-    return report.to_dict() | {"checkpoints": work.checkpoints}
+    return report.to_dict() | {"checkpoints": list(work.checkpoints.values())}
 
 
 def _on_this_node(pieces: Sequence[Piece]) -> list[list[SlerpReport]]:
@@ -147,6 +206,16 @@ def _sentence(report: dict[str, Any], cfg: MergeConfig) -> str:
         f"{summary['tensors']} tensors of {names} on {cfg.on} at {shares}: {paths}; "
         f"angle {mean:.2f} degrees on average, at most {widest:.2f} ({summary['max_angle_tensor']})"
     )
+
+
+def _card(choices: Mapping[str, Choice]) -> dict[str, Any]:
+    """The data card: for each model what is kept, and its table."""
+    card: dict[str, Any] = {f"{name}_kept": choice.sentence() for name, choice in choices.items()}
+    for name, choice in choices.items():
+        card[f"{name}_on_{choice.queries}_dev_queries"] = {
+            row.pop("name"): row for row in (row.as_json() for row in choice.rows)
+        }
+    return card
 
 
 def _figures(report: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from qwen3emb.core.context import StageContext
 from qwen3emb.core.cores import usable_cores
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
+from qwen3emb.merging.candidates import Probed
 from qwen3emb.merging.positions import Interpolation, cocktail_weights, self_position
 from qwen3emb.model.loading import load_tokenizer, load_trunk, stored_dtype
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
@@ -48,11 +49,12 @@ class _LossOnly(PlainEngine):
         """Do nothing."""
 
 
-def loss_probe(ctx: StageContext[RunConfig], checkpoints: Sequence[str]) -> Probe:
+def loss_probe(ctx: StageContext[RunConfig], method: Probed, checkpoints: Sequence[str]) -> Probe:
     """The `Probe` of the stage `merge`.
 
     Args:
         ctx: the stage `merge`.
+        method: by which the weights are found.
         checkpoints: URIs of embedding models.
 
     Raises:
@@ -69,9 +71,9 @@ def loss_probe(ctx: StageContext[RunConfig], checkpoints: Sequence[str]) -> Prob
         tile=train.loss_tile,
         pack_tokens=train.pack_tokens,
     )
-    return Probe(
-        list(checkpoints), cfg.models.end_token, probe_rows(ctx), settings, cfg.merge, cfg.cluster.gpus_per_worker
-    )
+    merge = cfg.merge.model_copy(update={"method": method})
+    gpus = cfg.cluster.gpus_per_worker
+    return Probe(list(checkpoints), cfg.models.end_token, probe_rows(ctx), settings, merge, gpus)
 
 
 def probe_rows(ctx: StageContext[RunConfig]) -> list[TrainingRow]:

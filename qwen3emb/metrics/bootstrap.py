@@ -110,12 +110,12 @@ def gain_on_unseen(
     unseen = drawn == 0
 
     def on_unseen(figures: np.ndarray) -> np.ndarray:
-        means: np.ndarray = unseen @ figures.T / unseen.sum(axis=1, keepdims=True)
-        return means[np.arange(len(means)), choose(drawn @ figures.T / count)]
+        means = unseen @ figures.T / unseen.sum(axis=1, keepdims=True)
+        return np.asarray(means[np.arange(len(means)), choose(drawn @ figures.T / count)])
 
     return float((on_unseen(ours) - on_unseen(others)).mean())
 
 
 def _drawn(count: int, rounds: int, seed: int) -> np.ndarray:
     """(rounds, count) how often each query is in each sample."""
-    return np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=rounds)
+    return np.asarray(np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=rounds))

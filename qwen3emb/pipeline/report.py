@@ -23,6 +23,8 @@ __all__ = [
     "SUMMARY",
     "VARIANTS",
     "Metrics",
+    "comparison_table",
+    "comparisons",
     "gain",
     "metrics_of",
     "print_report",
@@ -46,7 +48,7 @@ VARIANTS = {
     "base": "the model as it came",
     "weak": "trained on all synthetic pairs",
     "supervised": "trained on labelled + filtered pairs",
-    "merged": "SLERP over its checkpoints",
+    "merged": "its last checkpoints as one model (stage merge)",
     "reranker alone": "the merged model's top documents in the reranker's order",
     "merged+reranker": "the merged model's top documents reranked (evaluate.rerank_weight)",
 }
@@ -168,7 +170,7 @@ def print_report(
 
 
 def quality_tables(cfg: RunConfig) -> list[Table]:
-    """The metrics of the stage `evaluate` as `quality_table`, and by language where it wrote them.
+    """The metrics of the stage `evaluate` as `quality_table`, by language where it wrote them, and `comparisons`.
 
     Raises:
         UserError: the stage is not complete.
@@ -176,7 +178,32 @@ def quality_tables(cfg: RunConfig) -> list[Table]:
     folder = stage_folder(cfg, "evaluate")
     tables = [quality_table(metrics_of(read_record(folder)))]
     languages = folder.read_json("results.json").get("languages") if folder.exists("results.json") else None
-    return [*tables, language_table(languages, cfg.evaluate.few_rows)] if languages else tables
+    tables += [language_table(languages, cfg.evaluate.few_rows)] if languages else []
+    return [*tables, *(comparison_table(model, found) for model, found in comparisons(cfg).items())]
+
+
+def comparisons(cfg: RunConfig) -> dict[str, dict[str, Any]]:
+    """Model -> what `merge.keep: best` compared and kept, from the stage's report; empty without that setting."""
+    folder = stage_folder(cfg, "merge")
+    reports = folder.read_json("report.json") if folder.exists("report.json") else {}
+    return {model: report["comparison"] for model, report in reports.items() if "comparison" in report}
+
+
+def comparison_table(model: str, comparison: Mapping[str, Any]) -> Table:
+    """One row per candidate of the stage `merge`: its dev score and its difference to the best single checkpoint."""
+    title = f"Merging the {model} model ({comparison['dev_queries']} dev queries)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.collapse_padding, table.pad_edge = True, False
+    table.caption, table.caption_justify = comparison["sentence"], "left"
+    table.add_column("candidate")
+    for name in ("ndcg@10", f"to {comparison['best_single']}", "95 %, all at once", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in comparison["candidates"]:
+        interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+        cells = (f"{row['dev_ndcg@10']:.3f}", f"{row['difference']:+.3f}", interval, "kept" if row["chosen"] else "")
+        own = row["name"] == comparison["best_single"]
+        table.add_row(row["name"], cells[0], *(("", "") if own else cells[1:3]), cells[3])
+    return table
 
 
 def verdict_of(cfg: RunConfig) -> dict[str, Any] | None:

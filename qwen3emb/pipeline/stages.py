@@ -278,9 +278,10 @@ def _value(cfg: RunConfig, key: str) -> Any:
 
 def _also_read(cfg: RunConfig, name: str) -> list[str]:
     """Keys that a stage reads only if another key is set."""
-    if name == "merge" and cfg.merge.search:
-        return ["evaluate.max_query_tokens", "evaluate.max_document_tokens"]
-    return []
+    if name != "merge" or not (cfg.merge.search or cfg.merge.keep == "best"):
+        return []
+    reranked = ["evaluate.rerank_dev_top", "evaluate.rerank_max_tokens"] if cfg.merge.keep == "best" else []
+    return ["evaluate.max_query_tokens", "evaluate.max_document_tokens", *reranked]
 
 
 def stage_states(cfg: RunConfig) -> list[tuple[Stage, State]]:

@@ -47,6 +47,7 @@ def test_what_no_record_says_is_not_claimed() -> None:
         CardFacts("r", "base", "writer", {"synthetic": 1}),
     )
     assert "Evaluation" not in card and "dimensions" not in card
+    assert "The weights are those of one checkpoint." in card
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "text-ranking"
     assert (
         'CrossEncoder("FOLDER/sequence_classifier")' in card

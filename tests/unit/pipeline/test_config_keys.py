@@ -131,6 +131,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("reranker", RERANKER),
     **of("reranker", RERANKER_SPEED, ""),
     **of("merge", {"method": "cocktail", "on": "weights", "last": 3, "weights": [1.0, 2.0], "search": True}),
+    **of("merge", {"keep": "best", "candidates": ["slerp"]}),
     **of("merge", {"probe_rows": 9, "temperature": 2.0, "probe_steps": 2, "probe_lr": 0.2}),
     **of("evaluate", {"dataset": "beir", "split": "dev", "compare": ["base"], "max_query_tokens": 32}),
     **of("evaluate", {"max_document_tokens": 99, "rerank_top": 9, "rerank_max_tokens": 99, "rerank_weight": 0.5}),
@@ -251,7 +252,7 @@ UNTESTED = {
     *("activation_checkpointing", "batch_wait_s", "betas", "decontaminate", "decontaminate_ngrams"),
     *("embedder_replicas", "gpus_per_worker", "keep_checkpoints", "keep_share", "language_confidence", "loss_tile"),
     *("max_bad_steps", "max_batch_size", "max_dev_documents", "max_dev_queries", "max_grad_norm", "max_num_seqs"),
-    *("max_rows", "mixture_temperature", "num_gpus", "rerank_dev_top", "reranker_replicas"),
+    *("max_rows", "mixture_temperature", "num_gpus", "reranker_replicas"),
     "tensor_parallel",
 }
 

@@ -13,7 +13,11 @@ from rich.table import Table
 from qwen3emb.config.run import load_config
 from qwen3emb.core.artifact import StageResult, complete, start
 from qwen3emb.core.storage import Storage
+from qwen3emb.merging.candidates import Candidate
+from qwen3emb.merging.choice import choose
 from qwen3emb.pipeline.report import (
+    comparison_table,
+    comparisons,
     gain,
     metrics_of,
     print_report,
@@ -71,6 +75,35 @@ def test_the_summary_is_json_with_metrics_seconds_and_reused() -> None:
 
 def test_only_metrics_by_variant_are_taken_from_a_record() -> None:
     assert metrics_of({"metrics": {**METRICS, "queries": 200}}) == METRICS
+
+
+FIRST = {f"q{i}": i / 8 for i in range(8)}
+CHOICE = choose(
+    [
+        Candidate("step_1", ("step_1",)),
+        Candidate("step_2", ("step_2",)),
+        Candidate("slerp last 2", ("step_1", "step_2")),
+    ],
+    {"step_1": FIRST, "step_2": dict.fromkeys(FIRST, 0.25), "slerp last 2": {q: f + 0.5 for q, f in FIRST.items()}},
+)
+
+
+def test_the_merges_table_shows_each_candidate_and_what_is_kept() -> None:
+    table = comparison_table("embedding", json.loads(json.dumps(CHOICE.as_json())))
+    assert table.title == "Merging the embedding model (8 dev queries)" and table.caption == CHOICE.sentence()
+    rows = cells(table)
+    assert rows[0] == ["step_1", "0.438", "", "", ""]
+    assert rows[1][:3] == ["step_2", "0.250", "-0.188"] and rows[1][4] == ""
+    assert rows[2] == ["slerp last 2", "0.938", "+0.500", "[+0.500, +0.500]", "kept"]
+
+
+def test_the_report_of_a_run_has_the_tables_of_its_merges(finished_run: Path) -> None:
+    cfg = load_config(finished_run)
+    before = len(quality_tables(cfg))
+    report = {"embedding": {"comparison": CHOICE.as_json(), "rows": []}, "reranker": {"rows": []}}
+    stage_folder(cfg, "merge").write_json("report.json", report)
+    assert comparisons(cfg) == {"embedding": CHOICE.as_json()}
+    assert [table.title for table in quality_tables(cfg)[before:]] == ["Merging the embedding model (8 dev queries)"]
 
 
 @pytest.fixture

@@ -150,10 +150,18 @@ def test_a_stage_that_scores_with_another_model_does_not_read_the_weak_one(run_f
     assert changed_by_steps == {"weak"} | readers("supervised")
 
 
-def test_a_search_for_checkpoints_reads_how_long_texts_are_evaluated(run_file: Path) -> None:
-    longer = "evaluate.max_query_tokens=99"
-    assert changed(run_file, longer) == {"evaluate"}
-    before, after = (fingerprints(run_file, "merge.search=true", *more) for more in ([], [longer]))
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("merge.search=true", "evaluate.max_query_tokens=99"),
+        ("merge.keep=best", "evaluate.max_query_tokens=99"),
+        ("merge.keep=best", "evaluate.rerank_dev_top=9"),
+        ("merge.keep=best", "evaluate.rerank_max_tokens=99"),
+    ],
+)
+def test_a_choice_among_checkpoints_reads_how_texts_are_evaluated(run_file: Path, setting: str, key: str) -> None:
+    assert changed(run_file, key) == {"evaluate"}
+    before, after = (fingerprints(run_file, setting, *more) for more in ([], [key]))
     assert {n for n in STAGES if before[n] != after[n]} == {"merge", "evaluate", "index"}
 
 

@@ -1,4 +1,4 @@
-"""What `merge` makes of checkpoints: the search, weights found from a loss, and pieces merged by Ray tasks."""
+"""What `merge` makes of checkpoints: what dev scores decide, weights found from a loss, pieces merged by Ray tasks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,14 +16,15 @@ from qwen3emb.config.run import load_config
 from qwen3emb.core.errors import UserError
 from qwen3emb.merging import pieces
 from qwen3emb.merging.checkpoint import merge_checkpoints
-from qwen3emb.merging.search import best_checkpoints
 from qwen3emb.merging.stage import _on_this_node, merge_models
 from qwen3emb.merging.weights import probe_rows
-from qwen3emb.metrics.retrieval import retrieval_metrics
+from qwen3emb.metrics.retrieval import per_query, retrieval_metrics
+from qwen3emb.model.reranker import Reranker
 from qwen3emb.objective.losses import ContrastiveBatch
 from qwen3emb.pipeline.stages import reuse_stages
 from qwen3emb.text.identity import content_id
 from qwen3emb.text.retrieval_set import write_retrieval_set
+from tests.integration.one_ray.score_stages.conftest import checkpoint
 from tests.unit.objective.whole_batch import contrastive_loss
 
 pytestmark = pytest.mark.integration
@@ -48,26 +50,131 @@ def variant(upstream: Any, tmp_path: Path) -> Callable[..., Any]:
     return made
 
 
-def test_the_checkpoints_and_weights_that_are_best_on_the_dev_set_are_merged(upstream: Any, names: list[str]) -> None:
-    data, said = upstream.heldout, []
-    chosen, weights, scores = best_checkpoints(upstream.context("merge"), names, upstream.base, said.append)
-    parts = [f"last 2, {word} step_00000{n}" for n in (1, 2) for word in ("2 x", "half")]
-    assert list(scores) == ["step_000001", "step_000002", "last 2", *parts]
-    cfg, ask = upstream.cfg.evaluate, upstream.instruction
+def dev_score(run: Any, folder: Path) -> float:
+    """Mean nDCG@10 of an embedding model on the dev set, by the encoder in this process."""
+    data, cfg = run.heldout, run.cfg.evaluate
+    encoder = run.encoder(folder)
+    asked = encoder.encode(list(data.queries.values()), max_tokens=cfg.max_query_tokens, instruction=run.instruction)
+    cosines = asked @ encoder.encode(data.texts(), max_tokens=cfg.max_document_tokens).T
+    return retrieval_metrics(data, cosines, [10])["ndcg@10"]
+
+
+def same_weights(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for tensor, value in first.items():
+        torch.testing.assert_close(value, second[tensor], atol=1e-6, rtol=1e-5)
+
+
+def test_the_search_merges_the_checkpoints_and_weights_that_are_best_on_the_dev_set(
+    upstream: Any, names: list[str], variant: Callable[..., Any]
+) -> None:
+    run, said = variant("merge.search=true"), []
+    result = merge_models(run.context("merge"), said.append)
+    scores = result.metrics["dev_ndcg@10"]
+    parts = [f"slerp last 2, {word} step_00000{n}" for n in (1, 2) for word in ("2 x", "half")]
+    assert list(scores) == ["step_000001", "step_000002", "slerp last 2", *parts]
     for name, found in list(scores.items())[:2]:
-        encoder = upstream.encoder(Path(names[int(name[-1]) - 1]))
-        asked = encoder.encode(list(data.queries.values()), max_tokens=cfg.max_query_tokens, instruction=ask)
-        cosines = asked @ encoder.encode(data.texts(), max_tokens=cfg.max_document_tokens).T
-        assert found == pytest.approx(retrieval_metrics(data, cosines, [10])["ndcg@10"], abs=0.02)
-    best = max(scores, key=lambda name: (scores[name], name.startswith("last")))
-    assert chosen == (names if best.startswith("last") else [names[int(best[-1]) - 1]])
-    wanted = {"2 x step_000001": [2, 1], "half step_000001": [0.5, 1]}
-    wanted |= {"2 x step_000002": [1, 2], "half step_000002": [1, 0.5]}
-    assert weights == wanted.get(best.partition(", ")[2])
+        assert found == pytest.approx(dev_score(run, Path(names[int(name[-1]) - 1])), abs=0.02)
+    best = max(scores, key=lambda name: (scores[name], name.startswith("slerp")))
+    report = run.folder("merge").read_json("report.json")["embedding"]
+    assert report["checkpoints"] == (names if best.startswith("slerp") else [names[int(best[-1]) - 1]])
+    wanted = {"2 x step_000001": 2 / 3, "half step_000001": 1 / 3, "2 x step_000002": 1 / 3, "half step_000002": 2 / 3}
+    assert report["weights"][0] == pytest.approx(wanted.get(best.partition(", ")[2], 1 / len(report["checkpoints"])))
+    assert "comparison" not in report and not run.folder("merge").exists("card.json")
+
+
+def test_a_merge_is_kept_only_where_it_is_not_worse_on_the_dev_set(
+    upstream: Any, names: list[str], variant: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = ("merge.keep=best", "merge.candidates=[cocktail]", "evaluate.rerank_dev_top=5")
+    run, said = variant(*settings), []
+    out, ctx = run.folder("merge"), run.context("merge")
+    further = run.folder("distill")
+    checkpoint(run.base, further.local("checkpoints/step_000002"), 7, reranker=False)
+    steps = ["checkpoints/step_000002"]
+    further.write_json("artifact.json", {"metrics": {"model": steps[0], "checkpoints": steps}})
+    ctx = replace(ctx, inputs={**ctx.inputs, "distill": further})
+    result = merge_models(ctx, said.append)
+
+    # The table against merges and scores of our own.
+    folders = {f"step_00000{n}": Path(names[n - 1]) for n in (1, 2)} | {"distill": Path(further.local(steps[0]))}
+    rows = {row["name"]: row for row in out.read_json("report.json")["embedding"]["comparison"]["candidates"]}
+    first, second, third = folders
+    made: dict[str, tuple[list[str], bool]] = {
+        "slerp last 2": ([first, second], False),
+        "cocktail last 2": ([first, second], True),
+        "karcher last 2 + distill": ([first, second, third], False),
+        "slerp last 1 + distill": ([second, third], False),
+        "cocktail last 2 + distill": ([first, second, third], True),
+    }
+    assert list(rows) == [*folders, *made]
+    losses = reference_losses(run, [str(folder) for folder in folders.values()])
+    for name, (parts, linear) in made.items():
+        share = torch.softmax(-torch.tensor(losses) / 5.0, dim=0).tolist()
+        weights = [share[list(folders).index(part)] for part in parts] if linear else None
+        base = {} if linear else {"base": run.base, "on": "task_vectors"}
+        target = tmp_path / name.replace(" ", "_")
+        merge_checkpoints([folders[part] for part in parts], target, weights=weights, linear=linear, **base)
+        folders[name] = target
+    for name, row in rows.items():
+        assert row["dev_ndcg@10"] == pytest.approx(dev_score(run, folders[name]), abs=0.02), name
+    [kept] = [name for name, row in rows.items() if row["chosen"]]
+    assert result.metrics["embedding"]["method"] == ("cocktail" if kept.startswith("cocktail") else "slerp")
+    same_weights(Path(out.local("embedding")), folders[kept])
+
+    # The decision, from the figures of each query that lie beside the report.
+    figures = {name: facts["ndcg@10"] for name, facts in out.read_json("candidates/embedding.json").items()}
+    assert {name: round(sum(f.values()) / len(f), 5) for name, f in figures.items()} == {
+        name: row["dev_ndcg@10"] for name, row in rows.items()
+    }
+    best = max(list(rows)[:3], key=lambda name: rows[name]["dev_ndcg@10"])
+    assert kept in made or rows[kept]["dev_ndcg@10"] > rows[best]["dev_ndcg@10"] - 0.001
+    assert rows[kept]["difference"] >= 0
+    card = out.read_json("card.json")
+    assert card["embedding_on_6_dev_queries"][kept]["chosen"] and kept in card["embedding_kept"]
+    assert any(line == f"merge: embedding: {card['embedding_kept']}" for line in said)
+
+    # The reranker, by the documents that the last checkpoint ranks first.
+    table = out.read_json("report.json")["reranker"]["comparison"]
+    assert [row["name"] for row in table["candidates"]] == ["step_000001", "step_000002", "slerp last 2"]
+    for row in table["candidates"][:2]:
+        folder = run.folder("reranker").local(f"checkpoints/{row['name']}")
+        assert row["dev_ndcg@10"] == pytest.approx(reranked_score(run, Path(folder), Path(names[1])), abs=0.02)
+    assert out.exists("reranker/sequence_classifier/config.json")
+    assert not out.names("candidate"), "merged candidates are deleted"
+
+    # Killed after the scores: nothing is scored again.
+    before = out.read_bytes("candidates/embedding.json"), out.read_bytes("embedding/model.safetensors")
+    out.delete("report.json")
+    again: list[str] = []
+    merge_models(ctx, again.append)
+    assert [line for line in again if "loss" in line or ("dev nDCG@10" in line and " kept" not in line)] == []
+    assert before == (out.read_bytes("candidates/embedding.json"), out.read_bytes("embedding/model.safetensors"))
+
+
+def reranked_score(run: Any, folder: Path, embedding: Path) -> float:
+    """Mean dev nDCG@10 of the order that a reranker gives to the five documents that an embedding model ranks first."""
+    data, cfg = run.heldout, run.cfg.evaluate
+    encoder, reranker = run.encoder(embedding), Reranker(folder, dtype="float32")
+    documents = encoder.encode(data.texts(), max_tokens=cfg.max_document_tokens)
+    found = {}
+    for query, text in data.queries.items():
+        asked = encoder.encode([text], max_tokens=cfg.max_query_tokens, instruction=run.instruction)
+        top = np.argsort(-(asked @ documents.T)[0], kind="stable")[:5]
+        texts = [data.texts()[place] for place in top]
+        scores = reranker.score(text, texts, max_tokens=cfg.rerank_max_tokens, instruction=run.instruction)
+        found[query] = {list(data.corpus)[place]: float(score) for place, score in zip(top, scores, strict=True)}
+    return float(np.mean([row["ndcg@10"] for row in per_query(data, found, [10]).values()]))
 
 
 def test_without_a_dev_set_nothing_is_chosen(upstream: Any, logs: dict[str, str], variant: Callable[..., Any]) -> None:
-    for setting, message in (("merge.search=true", "merge.search: "), ("merge.method=cocktail", "merge.method cock")):
+    messages = {
+        "merge.search=true": "merge.search: ",
+        "merge.keep=best": "merge.keep: best: ",
+        "merge.method=cocktail": "merge.method cock",
+    }
+    for setting, message in messages.items():
         with pytest.raises(UserError, match=f"{message}.*dev has no queries"):
             merge_models(variant(setting).context("merge"), lambda line: None)
 
