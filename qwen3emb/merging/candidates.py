@@ -8,7 +8,7 @@ from typing import Literal
 
 from qwen3emb.config.training import MergeConfig
 
-__all__ = ["Candidate", "Method", "Probed", "merges", "runs", "singles", "weighted"]
+__all__ = ["Candidate", "Method", "Probed", "configured_weights", "merges", "runs", "singles", "weighted"]
 
 Probed = Literal["cocktail", "self_position"]
 """Methods that find the weights by the loss on dev rows."""
@@ -46,8 +46,8 @@ def singles(names: Sequence[str]) -> list[Candidate]:
 def merges(cfg: MergeConfig, run: Sequence[str], further: Sequence[str] = ()) -> list[Candidate]:
     """The merges that `merge.keep: best` compares, the configured one first.
 
-    By each method all checkpoints of the run are merged, by `slerp` also the last two; then the same together with the
-    further ones: all of the run's, and the last of them.
+    By each method all checkpoints of the run are merged together with the further models, by `slerp` also the last of
+    the run with them; then the same without further models, by `slerp` also the last two.
 
     Args:
         cfg: the stage's settings.
@@ -55,14 +55,22 @@ def merges(cfg: MergeConfig, run: Sequence[str], further: Sequence[str] = ()) ->
         further: names of other models of the same architecture.
     """
     found = []
-    for added in dict.fromkeys(((), tuple(further))):
+    for added in dict.fromkeys((tuple(further), ())):
         for method in dict.fromkeys((cfg.method, *cfg.candidates)):
             counts = (len(run), 1 if added else 2) if method == "slerp" else (len(run),)
             for count in dict.fromkeys(count for count in counts if count <= len(run)):
-                configured = cfg.weights if method == "slerp" and not added and count == len(run) else None
-                weights = tuple(configured[-count:]) if configured else None
+                configured = method == "slerp" and count == len(run)
+                weights = configured_weights(cfg, count, len(added)) if configured else None
                 found.append(_merge(method, run, count, added, weights))
     return [candidate for candidate in found if not candidate.single]
+
+
+def configured_weights(cfg: MergeConfig, count: int, further: int) -> tuple[float, ...] | None:
+    """`merge.weights` of the last `count` checkpoints; each further model weighs what they weigh on average."""
+    if not cfg.weights:
+        return None
+    weights = cfg.weights[-count:]
+    return (*weights, *[sum(weights) / len(weights)] * further)
 
 
 def runs(run: Sequence[str]) -> list[Candidate]:

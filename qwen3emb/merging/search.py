@@ -129,7 +129,7 @@ class Comparison:
 def pick(cfg: MergeConfig, comparison: Comparison, further: Sequence[str], find: FindWeights) -> Picked:
     """Score the candidates and pick one.
 
-    `merge.search` adds every run of the latest checkpoints, then the best of those runs with each of its checkpoints
+    `merge.search` adds every run of the latest models, then the best of those runs with each of its checkpoints
     weighing twice and half as much as the others. With `merge.keep: best` `choose` decides, else the highest mean; of
     equal ones that with most checkpoints.
 
@@ -139,12 +139,14 @@ def pick(cfg: MergeConfig, comparison: Comparison, further: Sequence[str], find:
         further: those of them that are no checkpoints of the run.
         find: the weights of methods that look for them.
     """
-    run = [name for name in comparison.models if name not in further]
-    candidates = singles(list(comparison.models) if cfg.keep == "best" else run)
-    candidates += comparison.with_weights(merges(cfg, run, further), find) if cfg.keep == "best" else []
+    names = list(comparison.models)
+    candidates, run = singles(names), names
+    if cfg.keep == "best":
+        run = [name for name in names if name not in further]
+        candidates += comparison.with_weights(merges(cfg, run, further), find)
     searched = runs(run) if cfg.search else []
-    names = {candidate.name for candidate in candidates}
-    candidates += [candidate for candidate in searched if candidate.name not in names]
+    known = {candidate.name for candidate in candidates}
+    candidates += [candidate for candidate in searched if candidate.name not in known]
     figures = {candidate.name: comparison.figures(candidate) for candidate in candidates}
     means = {name: round(fmean(values.values()), 5) for name, values in figures.items()}
     if searched:

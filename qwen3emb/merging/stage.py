@@ -19,7 +19,7 @@ from qwen3emb.core.context import StageContext
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import gather
 from qwen3emb.export.export import SEQUENCE_CLASSIFIER, export_sequence_classifier
-from qwen3emb.merging.candidates import Probed
+from qwen3emb.merging.candidates import Probed, configured_weights
 from qwen3emb.merging.checkpoint import merge_checkpoints
 from qwen3emb.merging.choice import Choice
 from qwen3emb.merging.dev_scores import EmbeddingScores, RerankerScores, dev_set
@@ -45,7 +45,7 @@ class _Merge:
     checkpoints: dict[str, str]
     base: str
     on: str
-    weights: list[float] | None
+    weights: Sequence[float] | None
     output: str
     classifier: bool
     method: str = "slerp"
@@ -67,9 +67,10 @@ def merge_models(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> St
         UserError: the checkpoints cannot be merged, or the base is not the one they were trained from.
     """
     cfg, models = ctx.cfg.merge, ctx.cfg.models
-    work = {EMBEDDING: _work(ctx, "supervised", models.base, EMBEDDING, say)}
+    work = {EMBEDDING: _work(ctx, _last(ctx, "supervised", say), _further(ctx), models.base, EMBEDDING)}
     if "reranker" in ctx.inputs:
-        work[RERANKER] = _work(ctx, "reranker", models.reranker_base or models.base, RERANKER, say)
+        last, base = _last(ctx, "reranker", say), models.reranker_base or models.base
+        work[RERANKER] = _work(ctx, last, {}, base, RERANKER)
     picked = _picked(ctx, work, say)
     for name, found in picked.items():
         work[name] = _of(found, work[name])
@@ -98,22 +99,20 @@ def _picked(ctx: StageContext[RunConfig], work: Mapping[str, _Merge], say: Calla
     cfg = ctx.cfg.merge
     if not (cfg.search or cfg.keep == "best"):
         return {}
-    data = dev_set(ctx)
+    dev = dev_set(ctx)
     ctx.out.delete(SCRATCH)  # of a run that was killed
-    further = _further(ctx) if cfg.keep == "best" else {}
-    models = work[EMBEDDING].checkpoints | further
+    embedding, further = work[EMBEDDING], list(_further(ctx))
 
     def find(method: Probed, checkpoints: Sequence[str]) -> list[float]:
         return _probed(ctx, method, checkpoints, say)
 
     picked = {}
-    with EmbeddingScores(ctx, data) as score:
-        comparison = Comparison(ctx, EMBEDDING, models, _base(work[EMBEDDING]), score, say)
-        picked[EMBEDDING] = pick(cfg, comparison, list(further), find)
+    with EmbeddingScores(ctx.cfg, dev) as score:
+        comparison = Comparison(ctx, EMBEDDING, embedding.checkpoints, _base(embedding), score, say)
+        picked[EMBEDDING] = pick(cfg, comparison, further, find)
     if cfg.keep == "best" and RERANKER in work:
-        last = list(work[EMBEDDING].checkpoints.values())[-1]
-        reranker = work[RERANKER]
-        rerank = RerankerScores(ctx, data, last)
+        reranker, last = work[RERANKER], list(embedding.checkpoints.values())[-1]
+        rerank = RerankerScores(ctx.cfg, dev, last)
         comparison = Comparison(ctx, RERANKER, reranker.checkpoints, _base(reranker), rerank, say)
         by_slerp = cfg.model_copy(update={"method": "slerp", "candidates": [], "search": False})
         picked[RERANKER] = pick(by_slerp, comparison, (), find)
@@ -124,7 +123,7 @@ def _picked(ctx: StageContext[RunConfig], work: Mapping[str, _Merge], say: Calla
 
 
 def _further(ctx: StageContext[RunConfig]) -> dict[str, str]:
-    """Name -> URI of embedding models that are compared and merged beside the supervised stage's checkpoints."""
+    """Name -> URI of the embedding models that are merged beside the supervised stage's checkpoints."""
     return {name: final_model(ctx.inputs[name]).uri for name in _FURTHER if name in ctx.inputs}
 
 
@@ -137,19 +136,27 @@ def _of(picked: Picked, work: _Merge) -> _Merge:
     """The merge that a candidate stands for."""
     candidate = picked.candidate
     checkpoints = {name: picked.models[name] for name in candidate.checkpoints}
-    weights = list(candidate.weights) if candidate.weights else None
-    return replace(work, checkpoints=checkpoints, weights=weights, method=candidate.method)
+    return replace(work, checkpoints=checkpoints, weights=candidate.weights, method=candidate.method)
 
 
-def _work(ctx: StageContext[RunConfig], stage: str, base: str, output: str, say: Callable[[str], None]) -> _Merge:
-    """The merge of the last `merge.last` checkpoints of `stage`, or of fewer where it kept fewer."""
+def _last(ctx: StageContext[RunConfig], stage: str, say: Callable[[str], None]) -> dict[str, str]:
+    """Name -> URI of the last `merge.last` checkpoints of `stage`, oldest first, or of fewer where it kept fewer."""
+    last = ctx.cfg.merge.last
+    kept = {c.uri.rsplit("/", 1)[-1]: c.uri for c in checkpoints(ctx.inputs[stage])[-last:]}
+    if len(kept) < last:
+        say(f"merge: {stage} kept {len(kept)} checkpoints, merge.last is {last}; merging what there is")
+    return kept
+
+
+def _work(
+    ctx: StageContext[RunConfig], last: Mapping[str, str], further: Mapping[str, str], base: str, output: str
+) -> _Merge:
+    """The merge of a training's last checkpoints and of further models, as configured."""
     cfg = ctx.cfg.merge
-    kept = {c.uri.rsplit("/", 1)[-1]: c.uri for c in checkpoints(ctx.inputs[stage])[-cfg.last :]}
-    if len(kept) < cfg.last:
-        say(f"merge: {stage} kept {len(kept)} checkpoints, merge.last is {cfg.last}; merging what there is")
     ctx.out.delete(output)  # of a run that was killed
-    weights = cfg.weights[-len(kept) :] if cfg.weights else None
-    return _Merge(kept, str(resolve_model(base)), cfg.on, weights, (ctx.out / output).uri, output == RERANKER)
+    weights = configured_weights(cfg, len(last), len(further))
+    place = (ctx.out / output).uri
+    return _Merge({**last, **further}, str(resolve_model(base)), cfg.on, weights, place, output == RERANKER)
 
 
 def _probed(

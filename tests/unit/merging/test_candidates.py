@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwen3emb.config.training import MergeConfig
-from qwen3emb.merging.candidates import Candidate, merges, runs, singles, weighted
+from qwen3emb.merging.candidates import Candidate, configured_weights, merges, runs, singles, weighted
 
 RUN = ["step_1", "step_2", "step_3"]
 
@@ -28,8 +28,8 @@ def test_every_method_merges_all_and_slerp_the_last_two_as_well() -> None:
 
 def test_further_models_are_merged_with_all_and_with_the_last() -> None:
     alone, found = named(), named(further=["distill"])
-    assert list(found)[: len(alone)] == list(alone)
-    added = {name: found[name].checkpoints for name in list(found)[len(alone) :]}
+    assert list(found)[-len(alone) :] == list(alone)
+    added = {name: found[name].checkpoints for name in list(found)[: -len(alone)]}
     everything = (*RUN, "distill")
     assert added == {
         "karcher last 3 + distill": everything,
@@ -49,9 +49,14 @@ def test_the_configured_method_comes_first_and_others_can_be_left_out() -> None:
     assert list(named(candidates=[], run=RUN[:2])) == ["slerp last 2"]
 
 
-def test_configured_weights_are_those_of_the_runs_checkpoints_only() -> None:
+def test_configured_weights_are_those_of_slerp_and_a_further_model_weighs_their_mean() -> None:
     found = named(weights=[1.0, 2.0, 3.0], further=["distill"])
-    assert {name: c.weights for name, c in found.items() if c.weights} == {"karcher last 3": (1.0, 2.0, 3.0)}
+    assert {name: c.weights for name, c in found.items() if c.weights} == {
+        "karcher last 3 + distill": (1.0, 2.0, 3.0, 2.0),
+        "karcher last 3": (1.0, 2.0, 3.0),
+    }
+    assert configured_weights(MergeConfig(last=3, weights=[1.0, 2.0, 4.0]), 2, 1) == (2.0, 4.0, 3.0)
+    assert configured_weights(MergeConfig(), 2, 1) is None
 
 
 def test_of_one_checkpoint_there_is_no_merge_but_with_another_model() -> None:
