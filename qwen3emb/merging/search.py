@@ -72,6 +72,7 @@ class Comparison:
         self.models = models
         self._out, self._kind, self._base, self._score, self._say = ctx.out, kind, base, score, say
         self._on, self._merges = ctx.cfg.merge.on, 0
+        self._out.delete(f"{SCRATCH}/{kind}")  # of a run that was killed
         self._file = f"candidates/{kind}.json"
         self._kept: dict[str, dict[str, Any]] = self._out.read_json(self._file) if self._out.exists(self._file) else {}
 
@@ -101,7 +102,7 @@ class Comparison:
         if known is not None:
             return known
         self._merges += 1  # an actor loads what it holds already no second time, so each needs a name of its own
-        scratch = self._out / f"{SCRATCH}/{self._kind}-{self._merges}"
+        scratch = self._out / f"{SCRATCH}/{self._kind}/{self._merges}"
         figures = self._score(self._merged(candidate, scratch))
         self._keep(candidate.name, **{"ndcg@10": figures})
         scratch.delete()
@@ -117,7 +118,6 @@ class Comparison:
         if candidate.single:
             return self.models[candidate.checkpoints[0]]
         folders = [Storage(self.models[name]).local() for name in candidate.checkpoints]
-        out.delete()  # of a run that was killed
         with tempfile.TemporaryDirectory() as folder:
             target = out.local() if out.is_local else Path(folder) / "model"
             linear = candidate.method != "slerp"

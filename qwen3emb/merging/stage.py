@@ -100,7 +100,6 @@ def _picked(ctx: StageContext[RunConfig], work: Mapping[str, _Merge], say: Calla
     if not (cfg.search or cfg.keep == "best"):
         return {}
     dev = dev_set(ctx)
-    ctx.out.delete(SCRATCH)  # of a run that was killed
     embedding, further = work[EMBEDDING], list(_further(ctx))
 
     def find(method: Probed, checkpoints: Sequence[str]) -> list[float]:
