@@ -86,7 +86,7 @@ def merge_models(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> St
     if choices:
         write_card(ctx.out, "Merge", _card(choices))
     for name, report in reports.items():
-        say(f"merge: {name}: {_sentence(report, cfg)}")
+        say(f"merge: {name}: {_sentence(report, list(work[name].checkpoints), cfg)}")
     metrics = {name: _figures(report) | {"method": work[name].method} for name, report in reports.items()}
     if EMBEDDING in picked:
         metrics["dev_ndcg@10"] = picked[EMBEDDING].means
@@ -200,9 +200,8 @@ def _on_this_node(pieces: Sequence[Piece]) -> list[list[SlerpReport]]:
     return gather([task.remote(piece) for piece in pieces], "merge: pieces of a model")
 
 
-def _sentence(report: dict[str, Any], cfg: MergeConfig) -> str:
-    summary = report["summary"]
-    names = ", ".join(uri.rsplit("/", 1)[-1] for uri in report["checkpoints"])
+def _sentence(report: dict[str, Any], merged: Sequence[str], cfg: MergeConfig) -> str:
+    summary, names = report["summary"], ", ".join(merged)
     paths = ", ".join(f"{n} {path}" for path, n in summary["paths"].items() if n)
     if summary["max_angle_degrees"] is None:
         return f"{summary['tensors']} tensors of {names}: {paths}"
