@@ -1,4 +1,4 @@
-"""The HTTP ingress: `/v1/embeddings`, `/v1/rerank`, `/search`, `/v1/models`, `/health`."""
+"""The HTTP ingress: `/v1/embeddings`, `/v1/calibration`, `/v1/rerank`, `/search`, `/v1/models`, `/health`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from qwen3emb.core.storage import Storage
 from qwen3emb.metrics.order import best_first
-from qwen3emb.search.index import Hit
+from qwen3emb.search.index import Hit, read_info
+from qwen3emb.search.small import read_calibration
 from qwen3emb.text.documents import document_text
 from qwen3emb.text.templates import TextLimits
 from serve.batching import Failure, split
 from serve.inputs import EmbeddingInputs, Prepared, RerankInputs
+from serve.outputs import calibration_body, check_output, encoded, typed
 from serve.schema import (
     ApiError,
     EmbeddingRequest,
@@ -138,7 +141,7 @@ class Gateway:
         reranker: DeploymentHandle[Any] | None,
         searcher: DeploymentHandle[Any] | None,
     ) -> None:
-        """Load the tokenizers.
+        """Load the tokenizers and the calibration of the index.
 
         Args:
             served: models and index.
@@ -150,6 +153,9 @@ class Gateway:
         self._created = int(time.time())
         self._embedding_inputs = EmbeddingInputs.of_model(served.embedding, served.limits)
         self._rerank_inputs = RerankInputs.of_model(served.reranker, served.limits) if served.reranker else None
+        index = Storage(served.index) if served.index else None
+        self._index_dimension = read_info(index).dimension if index else None
+        self._ranges = read_calibration(index) if index else None
 
     @app.get("/health")
     async def health(self) -> JSONResponse:
@@ -172,10 +178,18 @@ class Gateway:
         name = self._served.embedding_name
         if request.model not in (None, name):
             raise unknown_model(str(request.model), [name])
+        check_output(request, self._embedding_inputs.dimensions, self._ranges)
         prepared = await asyncio.to_thread(self._embedding_inputs.prepare, request)
-        vectors = await _computed(self._embedder, prepared, request.dimensions)
-        content = embedding_response(name, vectors, request.encoding_format, prepared.tokens, prepared.truncated)
-        return JSONResponse(content)
+        vectors = typed(
+            await _computed(self._embedder, prepared, request.dimensions), request.output_dtype, self._ranges
+        )
+        data = [encoded(vector, request.encoding_format) for vector in vectors]
+        return JSONResponse(embedding_response(name, data, prepared.tokens, prepared.truncated))
+
+    @app.get("/v1/calibration")
+    async def calibration(self) -> JSONResponse:
+        """The range of each dimension in the index: what a number of `output_dtype` int8 stands for."""
+        return JSONResponse(calibration_body(self._ranges))
 
     @app.post("/v1/rerank")
     @app.post("/v2/rerank", include_in_schema=False)
@@ -209,7 +223,7 @@ class Gateway:
             truncate=request.truncate,
         )
         prepared = await asyncio.to_thread(self._embedding_inputs.prepare, embedding_request)
-        vector = (await _computed(self._embedder, prepared))[0]
+        vector = (await _computed(self._embedder, prepared, self._index_dimension))[0]
         top = max(request.top_k, request.rerank_top) if request.rerank else request.top_k
         hits: list[Hit] = await self._searcher.remote(vector, top)
         entries = [asdict(hit) for hit in hits]

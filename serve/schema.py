@@ -1,13 +1,12 @@
 """Requests, responses and errors of the HTTP API. Imports no ray.
 
-`/v1/embeddings` is OpenAI's with three fields more (`instruction`, `input_type`, `truncate`); `/v1/rerank` is
-Cohere's v2 and Jina's with two (`instruction`, `truncate`); `/search` is our own. A field that does not exist
-is an error, and so is every input that would otherwise be answered with a wrong number.
+`/v1/embeddings` is OpenAI's with four fields more (`instruction`, `input_type`, `truncate`, and Voyage's
+`output_dtype`); `/v1/rerank` is Cohere's v2 and Jina's with two (`instruction`, `truncate`); `/search` is our own. A
+field that does not exist is an error, and so is every input that would otherwise be answered with a wrong number.
 """
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -147,7 +146,9 @@ class EmbeddingRequest(_Request):
     model: str | None = None
     """Name from `/v1/models`; may be left out."""
     encoding_format: Literal["float", "base64"] = "float"
-    """Numbers, or little-endian float32 in base64."""
+    """Numbers, or their bytes in base64, float32 little-endian."""
+    output_dtype: Literal["float", "int8", "binary", "ubinary"] = "float"
+    """`int8` by the calibration of the index (`/v1/calibration`), or one bit for each value, eight to a byte."""
     dimensions: int | None = Field(default=None, ge=1, strict=True)
     """Keep this many leading dimensions, normalised again."""
     user: str | None = None
@@ -277,21 +278,12 @@ class SearchRequest(_Request):
 
 
 def embedding_response(
-    model: str, vectors: np.ndarray, encoding_format: str, tokens: int, truncated: Sequence[int]
+    model: str, vectors: Sequence[str | list[float] | list[int]], tokens: int, truncated: Sequence[int]
 ) -> dict[str, Any]:
-    """The response body for `vectors`, (inputs, dimensions) float32, with the indices of `truncated` inputs if any."""
-    data = [
-        {"object": "embedding", "index": i, "embedding": _encoded(row, encoding_format)}
-        for i, row in enumerate(vectors)
-    ]
+    """The response body for `vectors` (`outputs.encoded`), with the indices of `truncated` inputs if any."""
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
     body = {"object": "list", "data": data, "model": model, "usage": _usage(tokens)}
     return body | ({"truncated": list(truncated)} if truncated else {})
-
-
-def _encoded(vector: np.ndarray, encoding_format: str) -> str | list[float]:
-    if encoding_format == "base64":
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
-    return [float(v) for v in vector]
 
 
 def rerank_response(

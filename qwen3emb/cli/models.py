@@ -155,7 +155,8 @@ def _search_hits(cfg: RunConfig, query: str, top: int, candidates: int | None) -
     index = SearchIndex.open(folder)
     encoder = Encoder(merged_model(cfg, "embedding"))
     longest = TextLimits.of(cfg.serve).query
-    vector = encoder.encode([query], max_tokens=longest, instruction=index.info.instruction)[0]
+    task, kept = index.info.instruction, index.info.dimension
+    vector = encoder.encode([query], max_tokens=longest, instruction=task, dimensions=kept)[0]
     hits = index.search(vector, max(top, candidates or 0))
     if not candidates or not hits:
         return hits[:top]

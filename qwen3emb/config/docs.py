@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -82,6 +82,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in inner)
     if origin in (Union, UnionType):
         return " or ".join(_type(part) for part in inner if part is not NoneType)
+    if origin is Annotated:
+        return _type(inner[0])
     if origin in (list, tuple):
         return f"list of {_type(inner[0])}"
     if origin in (dict, Mapping):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from qwen3emb.config.data import Section
 
 __all__ = ["EvaluateConfig", "IndexConfig", "ServeConfig"]
+
+VectorSize = Annotated[str, StringConstraints(pattern=r"^(float32|(int8|binary)(\+rescore)?)(@[1-9]\d*)?$")]
 
 
 class EvaluateConfig(Section):
@@ -37,6 +39,12 @@ class EvaluateConfig(Section):
     """Documents per dev query that are reranked to find that share."""
     recall_at: list[int] = Field(default=[1, 10, 100], min_length=1)
     """k of recall@k."""
+    vectors: list[VectorSize] = Field(default=["int8", "binary", "int8+rescore", "binary+rescore"])
+    """Sizes of the merged model's vectors whose nDCG@10 is compared with that of whole float32 vectors: `float32`,
+    `int8` or `binary`, the latter two with `+rescore` or without, and `@N` for the N leading dimensions, as in
+    `binary+rescore@256`. Costs no encoding."""
+    rescore: int = Field(default=4, ge=1)
+    """With `+rescore`, so many times ten hits are rescored, as by `index.rescore`."""
     few_rows: int = Field(default=1000, ge=0)
     """Languages of queries with fewer training rows are named in the report by language: their figures are the least
     to be trusted."""
@@ -51,6 +59,14 @@ class IndexConfig(Section):
     """`heldout`, `passages` (both from the corpus stage), or a BEIR folder."""
     max_tokens: int = Field(default=256, ge=4)
     """Document length with end token."""
+    vectors: Literal["float32", "int8", "binary"] = "float32"
+    """What a search holds in memory of each dimension: four bytes, one byte (calibrated on the corpus's own vectors),
+    or one bit. With int8 and binary the texts stay on disk as well."""
+    dimensions: int | None = Field(default=None, ge=1)
+    """Keep this many leading dimensions, normalised again; default all."""
+    rescore: int = Field(default=4, ge=0)
+    """With int8 and binary vectors so many times the hits asked for are found, then ordered by float16 vectors that
+    lie on disk; 0 = none, and no such vectors."""
     workers: int = Field(default=2, ge=1)
     """Encoding workers."""
 

@@ -31,8 +31,10 @@ from qwen3emb.evaluation.ranking import (
     run_table,
 )
 from qwen3emb.evaluation.rerank_weight import chosen_weight
+from qwen3emb.evaluation.sizes import FULL, Size, size_rankings, size_rows, sizes_of
 from qwen3emb.metrics.retrieval import own_documents
 from qwen3emb.metrics.verdict import compare
+from qwen3emb.model.contract import CONTRACT_FILE, Contract
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.text.instructions import instructions
@@ -57,8 +59,8 @@ _PerQuery = dict[str, dict[str, dict[str, float]]]
 def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """Rank the documents of the retrieval set with every model of the run and compute the metrics.
 
-    Writes `results.json` (with the verdict on the last model against the first), `per_query.json` (nDCG@10 of each
-    query) and the rankings, `runs/`.
+    Writes `results.json` (with the verdict on the last model against the first, and what smaller vectors cost),
+    `per_query.json` (nDCG@10 of each query) and the rankings, `runs/` and `sizes/`.
 
     Args:
         ctx: configuration, inputs and output folder of the stage.
@@ -68,9 +70,11 @@ def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
         Counts of queries; `metrics` is metric name -> model -> mean over the queries, rounded to four digits.
 
     Raises:
-        UserError: the retrieval set is missing or empty, or a model is missing.
+        UserError: the retrieval set is missing or empty, a model is missing, or `evaluate.vectors` asks for more
+            dimensions than it has.
     """
     cfg = ctx.cfg.evaluate
+    sizes, dimensions = _sizes(ctx)
     data = evaluation_set(cfg, ctx.inputs["corpus"])
     say(f"evaluate: {len(data.queries)} queries, {len(data.corpus)} documents from {cfg.dataset}")
     own_count = sum(map(len, own_documents(data)))
@@ -101,9 +105,28 @@ def evaluate_models(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     if verdict:
         content["verdict"] = verdict.as_json()
         say(verdict.line())
+    if sizes:
+        figures = {size.name: _size_figures(ctx, data, size) for size in sizes} | {FULL: headline["merged"]}
+        content["sizes"] = size_rows(sizes, figures, dimensions)
     ctx.out.write_json("results.json", content | {"models": results, "languages": languages})
     metrics = {m: {name: values[m] for name, values in results.items()} for m in results["merged"]}
     return StageResult(len(data.queries), len(data.queries), {}, metrics)
+
+
+def _sizes(ctx: StageContext[RunConfig]) -> tuple[list[Size], int]:
+    """The sizes of vectors to evaluate, and the merged model's dimensions."""
+    contract = Contract(**(ctx.inputs["merge"] / "embedding").read_json(CONTRACT_FILE))
+    return sizes_of(ctx.cfg.evaluate.vectors, contract.dimensions), contract.dimensions
+
+
+def _size_figures(ctx: StageContext[RunConfig], data: RetrievalSet, size: Size) -> dict[str, float]:
+    """Query -> nDCG@10 of the ranking that `_merged` wrote."""
+    ranking = read_run(data, ctx.out.read_table(_size_file(size)))
+    return {query: row["ndcg@10"] for query, row in ranking_per_query(data, ranking, [10]).items()}
+
+
+def _size_file(size: Size) -> str:
+    return f"sizes/{size.name}.parquet"
 
 
 def _languages(
@@ -181,10 +204,10 @@ def _rankings(e: _Evaluation) -> dict[str, Callable[[], Ranking]]:
             models[name] = str(resolve_model(cfg.models.base)), cfg.models.end_token
         elif name in e.ctx.inputs:
             models[name] = final_model(e.ctx.inputs[name]).uri, None
-    models["merged"] = (e.ctx.inputs["merge"] / "embedding").uri, None
     rankings: dict[str, Callable[[], Ranking]] = {
         name: partial(_embedded, e, e.data, name, *model) for name, model in models.items()
     }
+    rankings["merged"] = partial(_merged, e)
     if "reranker" not in e.ctx.inputs:
         return rankings
     if cfg.evaluate.rerank_weight != 1:
@@ -208,8 +231,28 @@ def _query_instruction(e: _Evaluation, data: RetrievalSet) -> str:
 
 
 def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_token: str | None) -> Ranking:
+    return _ranked(e, data, *_vectors(e, data, name, model, end_token))
+
+
+def _merged(e: _Evaluation) -> Ranking:
+    """The merged model's ranking; before it is kept, those of its smaller vectors are written."""
+    queries, documents = _vectors(e, e.data, "merged", (e.ctx.inputs["merge"] / "embedding").uri, None)
+    own, rescore = own_documents(e.data), e.ctx.cfg.evaluate.rescore
+    for size, ranking in size_rankings(_sizes(e.ctx)[0], queries, documents, rescore, own):
+        e.ctx.out.write_table(_size_file(size), run_table(e.data, ranking))
+    return _ranked(e, e.data, queries, documents)
+
+
+def _ranked(e: _Evaluation, data: RetrievalSet, queries: np.ndarray, documents: np.ndarray) -> Ranking:
     cfg = e.ctx.cfg.evaluate
-    pool, limits = e.pools.encoders(model, end_token), TextLimits.of(cfg)
+    return nearest(queries, documents, max(_RUN_DEPTH, cfg.rerank_top, *cfg.recall_at), own_documents(data))
+
+
+def _vectors(
+    e: _Evaluation, data: RetrievalSet, name: str, model: str, end_token: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of a set's queries and of its documents."""
+    pool, limits = e.pools.encoders(model, end_token), TextLimits.of(e.ctx.cfg.evaluate)
     queries = pool.encode(
         list(data.queries.values()),
         max_tokens=limits.query,
@@ -221,7 +264,7 @@ def _embedded(e: _Evaluation, data: RetrievalSet, name: str, model: str, end_tok
         max_tokens=limits.document,
         progress=paced(e.say, f"evaluate: {name}: documents embedded"),
     )
-    return nearest(queries, documents, max(_RUN_DEPTH, cfg.rerank_top, *cfg.recall_at), own_documents(data))
+    return queries, documents
 
 
 def _reranked(e: _Evaluation, weight: float | None) -> Ranking:

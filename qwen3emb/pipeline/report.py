@@ -17,6 +17,7 @@ from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import read_record
 from qwen3emb.core.storage import Storage
 from qwen3emb.evaluation.by_language import language_table
+from qwen3emb.evaluation.sizes import size_table
 from qwen3emb.pipeline.stages import STAGES, stage_folder
 
 __all__ = [
@@ -170,14 +171,16 @@ def print_report(
 
 
 def quality_tables(cfg: RunConfig) -> list[Table]:
-    """The metrics of the stage `evaluate` as `quality_table`, by language where it wrote them, and `comparisons`.
+    """The metrics of `evaluate` as `quality_table`, by size of vector and by language where it wrote them; `comparisons`.
 
     Raises:
         UserError: the stage is not complete.
     """
     folder = stage_folder(cfg, "evaluate")
     tables = [quality_table(metrics_of(read_record(folder)))]
-    languages = folder.read_json("results.json").get("languages") if folder.exists("results.json") else None
+    results = folder.read_json("results.json") if folder.exists("results.json") else {}
+    tables += [size_table(results["sizes"])] if results.get("sizes") else []
+    languages = results.get("languages")
     tables += [language_table(languages, cfg.evaluate.few_rows)] if languages else []
     return [*tables, *(comparison_table(model, found) for model, found in comparisons(cfg).items())]
 

@@ -1,11 +1,11 @@
-"""A search index on storage: vectors and texts as Parquet shards, searched exactly by inner product.
+"""A search index on storage: vectors and texts as Parquet shards, searched by inner product.
 
-A folder with `vectors/*.parquet` (id, title, text, vector) and `index.json`, the `IndexInfo`.
+A folder with `vectors/*.parquet` (id, title, text, vector), `calibration.npy` and `index.json`, the `IndexInfo`.
+float32 vectors are searched exactly; what int8 and binary ones have beside the shards is in `search/small.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,9 +13,11 @@ import pyarrow as pa
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.quantised import Kind
 from qwen3emb.metrics.order import best_first
+from qwen3emb.search.small import Nearest, column_vectors, open_small, write_calibration, write_small
 
-__all__ = ["SHARDS", "Hit", "IndexInfo", "SearchIndex", "shard_table", "write_info"]
+__all__ = ["SHARDS", "Hit", "IndexInfo", "SearchIndex", "finish_index", "read_info", "shard_table", "write_info"]
 
 SHARDS = "vectors"
 _INFO = "index.json"
@@ -32,6 +34,8 @@ class IndexInfo:
         model: fingerprint of the artifact that the embedding model came from.
         instruction: with which queries must be embedded.
         max_tokens: length to which documents were cut.
+        vectors: what is searched; the shards hold float32 whatever it is. An index without this entry has float32.
+        rescore: so many times the hits asked for are rescored with vectors of full precision; 0 = none.
     """
 
     dimension: int
@@ -39,11 +43,17 @@ class IndexInfo:
     model: str
     instruction: str
     max_tokens: int
+    vectors: Kind = "float32"
+    rescore: int = 0
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A retrieved document; `score` is the inner product with the query, the cosine for normalised vectors."""
+    """A retrieved document.
+
+    `score` is the inner product with the query, the cosine for normalised vectors; without rescoring it is that of the
+    document's int8 vector, or of the signs of both where the index is binary.
+    """
 
     id: str
     score: float
@@ -60,52 +70,69 @@ def shard_table(rows: pa.Table, vectors: np.ndarray) -> pa.Table:
     return rows.select(["id", "title", "text"]).append_column("vector", column)
 
 
+def finish_index(folder: Storage, info: IndexInfo) -> None:
+    """Write what is made of the shards, then `index.json`; call it when all shards are written."""
+    write_calibration(folder, SHARDS, info.dimension)
+    if info.vectors != "float32":
+        write_small(folder, SHARDS, info.vectors, info.dimension, rescore=info.rescore > 0)
+    write_info(folder, info)
+
+
 def write_info(folder: Storage, info: IndexInfo) -> None:
-    """Write `index.json`; call it when all shards are written."""
+    """Write `index.json`, which makes the folder an index."""
     folder.write_json(_INFO, asdict(info))
 
 
-class SearchIndex:
-    """An index in memory."""
+def read_info(folder: Storage) -> IndexInfo:
+    """Read `index.json`.
 
-    def __init__(self, info: IndexInfo, rows: pa.Table, vectors: np.ndarray) -> None:
+    Raises:
+        UserError: `folder` has no index.
+    """
+    if not folder.exists(_INFO):
+        raise UserError(f"{folder.uri}: no {_INFO} there, so no index; run the stage `index` first")
+    return IndexInfo(**folder.read_json(_INFO))
+
+
+class SearchIndex:
+    """An opened index: float32 vectors and texts in memory, or small vectors in memory and texts on disk."""
+
+    def __init__(self, info: IndexInfo, rows: pa.Table, nearest: Nearest) -> None:
         """An index of documents.
 
         Args:
             info: of the index.
             rows: id, title and text of each document.
-            vectors: (count, dimension) float32, of the same documents in the same order.
+            nearest: finds the rows of the same documents.
         """
         self.info = info
         self._rows = rows
-        self._vectors = vectors
+        self._nearest = nearest
 
     @staticmethod
     def open(storage: Storage) -> SearchIndex:
         """Load an index.
 
         Raises:
-            UserError: `storage` has no index, or its shards do not match `index.json`.
+            UserError: `storage` has no index, or its files do not match `index.json`.
         """
-        if not storage.exists(_INFO):
-            raise UserError(f"{storage.uri}: no {_INFO} there, so no index; run the stage `index` first")
-        info = IndexInfo(**storage.read_json(_INFO))
+        info = read_info(storage)
+        if info.vectors != "float32":
+            return SearchIndex(info, *open_small(storage, info.vectors, info.dimension, info.count, info.rescore))
         empty = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
         empty = empty.append(pa.field("vector", pa.list_(pa.float32(), info.dimension)))
         table = storage.read_table(SHARDS, empty)
-        if len(table) != info.count or table.schema.field("vector").type != empty.field("vector").type:
+        found = table.schema.field("vector").type
+        if len(table) != info.count or found != empty.field("vector").type:
             raise UserError(
                 f"{storage.uri}: {_INFO} promises {info.count} vectors of {info.dimension} dimensions, "
-                f"the shards hold {len(table)} of type {table.schema.field('vector').type}; "
-                "run the stage `index` again with --replace"
+                f"the shards hold {len(table)} of type {found}; run the stage `index` again with --replace"
             )
-        pieces = [chunk.flatten().to_numpy() for chunk in table.column("vector").chunks]
-        flat = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.float32)
-        return SearchIndex(info, table.select(["id", "title", "text"]), flat.reshape(-1, info.dimension))
+        return SearchIndex(info, table.select(["id", "title", "text"]), _exact(column_vectors(table, info.dimension)))
 
     def __len__(self) -> int:
         """The number of documents."""
-        return len(self._vectors)
+        return len(self._rows)
 
     def search(self, vector: np.ndarray, top: int) -> list[Hit]:
         """The `top` documents nearest to `vector` (dimension,), best first; equal scores in stored order.
@@ -125,14 +152,26 @@ class SearchIndex:
             raise UserError(f"top {top}: at least 1 document must be asked for")
         if vectors.ndim != 2 or vectors.shape[1] != self.info.dimension:
             raise UserError(f"vectors of shape {vectors.shape}: the index has dimension {self.info.dimension}")
-        queries = np.asarray(vectors, dtype=np.float32)
-        step = max(1, _SCORES_AT_ONCE // max(1, len(self)))
-        hits: list[list[Hit]] = []
-        for start in range(0, len(queries), step):
-            scores = queries[start : start + step] @ self._vectors.T  # (queries, documents)
-            hits.extend(self._hits(row, best_first(row, top).tolist()) for row in scores)
-        return hits
+        rows, scores = self._nearest(np.asarray(vectors, dtype=np.float32), top)
+        return [[self._hit(*hit) for hit in zip(*pair, strict=True)] for pair in zip(rows, scores, strict=True)]
 
-    def _hits(self, scores: np.ndarray, rows: Sequence[int]) -> list[Hit]:
-        texts = self._rows.take(pa.array(rows, type=pa.int64())).to_pylist()
-        return [Hit(r["id"], float(scores[i]), r["title"] or "", r["text"]) for i, r in zip(rows, texts, strict=True)]
+    def _hit(self, row: int, score: float) -> Hit:
+        # not `take`, which puts the texts of all documents together first
+        found = self._rows.slice(int(row), 1).to_pylist()[0]
+        return Hit(found["id"], float(score), found["title"] or "", found["text"])
+
+
+def _exact(documents: np.ndarray) -> Nearest:
+    """The full sort by inner product with (documents, D) float32; equal scores in stored order."""
+    step = max(1, _SCORES_AT_ONCE // max(1, len(documents)))
+
+    def search(queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+        rows, values = [], []
+        for start in range(0, len(queries), step):
+            for scores in queries[start : start + step] @ documents.T:  # (queries, documents)
+                rows.append(best_first(scores, top))
+                values.append(scores[rows[-1]])
+        shape = (len(queries), min(top, len(documents)))
+        return np.array(rows, dtype=np.int64).reshape(shape), np.array(values, dtype=np.float32).reshape(shape)
+
+    return search

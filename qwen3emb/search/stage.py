@@ -3,7 +3,7 @@
 Two passes over the corpus. The survey reads it without keeping the texts, and notes the rows that cannot be indexed
 (empty texts, broken rows, duplicate ids) and, after an interruption, those that are indexed already. The second pass
 embeds the others; each block of rows becomes one shard, written whole or not at all, so that an interrupted run repeats
-only the blocks that were not written.
+only the blocks that were not written. At the end the small vectors are made of the shards, where the run wants some.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from qwen3emb.core.records import REJECT
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import Progress
+from qwen3emb.encoding.quantised import shortened
 from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, worker_resources
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
-from qwen3emb.search.index import SHARDS, IndexInfo, shard_table, write_info
+from qwen3emb.search.index import SHARDS, IndexInfo, finish_index, shard_table
 from qwen3emb.text.documents import document_text
 from qwen3emb.text.readers import read_file
 
@@ -102,12 +103,16 @@ def build_index(ctx: StageContext[RunConfig], progress: Progress | None = None) 
         Counts of rows read and indexed, and of rejects by reason.
 
     Raises:
-        UserError: the corpus or the model is missing, or no row can be indexed.
+        UserError: the corpus or the model is missing, no row can be indexed, or the model has fewer dimensions than
+            the index is to have.
     """
     cfg, model = ctx.cfg, ctx.inputs["merge"] / "embedding"
     if not model.exists(CONTRACT_FILE):
         raise UserError(f"{model.uri}: no embedding model of ours there; run the stage `merge` first")
     contract = Contract(**model.read_json(CONTRACT_FILE))
+    dimension = cfg.index.dimensions or contract.dimensions
+    if dimension > contract.dimensions:
+        raise UserError(f"index.dimensions is {dimension}, but the model's vectors have {contract.dimensions}")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would print execution plans and log paths
@@ -122,10 +127,10 @@ def build_index(ctx: StageContext[RunConfig], progress: Progress | None = None) 
         _embed(_rows(kind, id_field, files, texts=True), cfg, model.uri, ctx.out, survey, progress)
     count = len(_indexed(ctx.out))
     fingerprint = str(read_record(ctx.inputs["merge"])["fingerprint"])
-    info = IndexInfo(contract.dimensions, count, fingerprint, contract.instruction, cfg.index.max_tokens)
-    write_info(ctx.out, info)
+    limits = (cfg.index.max_tokens, cfg.index.vectors, cfg.index.rescore if cfg.index.vectors != "float32" else 0)
+    finish_index(ctx.out, IndexInfo(dimension, count, fingerprint, contract.instruction, *limits))
     reasons = Counter(str(r["reason"]).partition(":")[0] for r in survey.rejects)
-    return StageResult(survey.rows, count, dict(reasons), {"documents": count, "dimension": contract.dimensions})
+    return StageResult(survey.rows, count, dict(reasons), {"documents": count, "dimension": dimension})
 
 
 def _rows(kind: str, id_field: str, files: list[str], texts: bool) -> Any:
@@ -196,7 +201,7 @@ def _embed(rows: Any, cfg: RunConfig, model: str, out: Storage, survey: Survey, 
         .repartition(target_num_rows_per_block=block)
         .map_batches(
             _Embed,
-            fn_constructor_args=(model, workers, gpus, cfg.index.max_tokens),
+            fn_constructor_args=(model, workers, gpus, cfg.index.max_tokens, cfg.index.dimensions),
             compute=ActorPoolStrategy(size=workers),
             batch_format="pyarrow",
             batch_size=None,
@@ -222,14 +227,15 @@ def _pending(rows: pa.Table, skip: set[tuple[str, int]]) -> pa.Table:
 class _Embed:
     """Ray Data function: adds the column `vector` to rows."""
 
-    def __init__(self, model: str, workers: int, gpus: float, max_tokens: int) -> None:
+    def __init__(self, model: str, workers: int, gpus: float, max_tokens: int, dimensions: int | None) -> None:
         self._worker, self._model = EncodeWorker(workers, gpus), ModelPlace(model)
-        self._max_tokens = max_tokens
+        self._max_tokens, self._dimensions = max_tokens, dimensions
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         pairs = zip(rows.column("title").to_pylist(), rows.column("text").to_pylist(), strict=True)
         texts = [document_text(title, text) for title, text in pairs]
-        return shard_table(rows, self._worker.encode(self._model, texts, None, self._max_tokens))
+        vectors = self._worker.encode(self._model, texts, None, self._max_tokens)
+        return shard_table(rows, shortened(vectors, self._dimensions or vectors.shape[1]))
 
 
 def _write(rows: pa.Table, uri: str) -> pa.Table:

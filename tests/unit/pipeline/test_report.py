@@ -164,3 +164,15 @@ def test_the_report_has_the_languages_that_were_evaluated(run_file: Path) -> Non
     _, table = quality_tables(cfg)
     assert cells(table) == [["sw", "2", "4", "0.500", "-"]]
     assert table.caption == "fewer than 5 training rows (evaluate.few_rows): sw (4)"
+
+
+def test_the_report_has_the_sizes_of_vectors_that_were_evaluated(run_file: Path) -> None:
+    cfg = load_config(run_file)
+    folder = stage_folder(cfg, "evaluate")
+    start(folder, identity(cfg, "evaluate"))
+    complete(folder, identity(cfg, "evaluate"), StageResult(1, 1, {}, METRICS), 1.0)
+    full = {"vectors": "float32", "bytes": 128, "dimensions": 32, "ndcg@10": 0.5}
+    small = {"vectors": "int8", "bytes": 32, "ndcg@10": 0.49, "difference": -0.01, "low": -0.02, "high": 0.001}
+    folder.write_json("results.json", {"sizes": [full, small]})
+    _, table = quality_tables(cfg)
+    assert cells(table)[1] == ["int8", "32", "1/4", "0.4900", "-0.0100 [-0.0200, +0.0010]"]
