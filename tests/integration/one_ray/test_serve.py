@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from qwen3emb.core.artifact import StageResult, complete, start
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import CORPUS, REJECT
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.quantised import rank
 from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import Encoder
@@ -216,6 +218,24 @@ def test_unfinished_index_goes_on_and_finished_one_is_reused(run: Run, run_here:
     assert "reused" in run_here("index", run.config)
 
 
+@pytest.mark.parametrize(("kind", "rescore"), [("int8", 0), ("binary", 4)])
+def test_an_index_of_small_vectors_finds_what_the_codes_find(
+    run: Run, run_here: Callable[..., str], encoder: Encoder, tmp_path: Path, kind: Any, rescore: int
+) -> None:
+    for stage in ("corpus", "merge"):
+        shutil.copytree(run.storage / stage, tmp_path / stage)
+    settings = (f"index.vectors={kind}", f"index.rescore={rescore}", "index.dimensions=24")
+    run_here("index", run.config, f"storage={tmp_path}", *settings)
+    index = SearchIndex.open(Storage(str(tmp_path / "index")))
+    assert (index.info.vectors, index.info.rescore, index.info.dimension) == (kind, rescore, 24)
+    texts = [f"Title {i} {t}" if i % 2 else t for i, t in enumerate(TEXTS)]
+    documents = encoder.encode(texts, max_tokens=64, dimensions=24)
+    queries = encoder.encode(TEXTS[:6], max_tokens=64, instruction=INSTRUCTION, dimensions=24)
+    _, scores = rank(queries, documents, kind, rescore, 3)
+    found = [[hit.score for hit in hits] for hits in index.search_batch(queries, 3)]
+    np.testing.assert_allclose(found, scores, atol=2e-3)
+
+
 def test_health_and_models(server: Server) -> None:
     health = httpx.get(server.url + "/health", timeout=60)
     assert health.status_code == 200, health.text
@@ -287,6 +307,24 @@ def test_dimensions_are_cut_and_normalised_again(server: Server, encoder: Encode
     for wrong in (0, full.shape[1] + 1):
         status, error = server.refusal("/v1/embeddings", input="a", dimensions=wrong)
         assert (status, error["param"]) == (400, "dimensions")
+
+
+def test_small_vectors_are_codes_of_the_floats(server: Server, run: Run) -> None:
+    floats = server.vectors(input=TEXTS[:4])
+    low, high = np.load(run.storage / "index" / "calibration.npy")
+    body = httpx.get(server.url + "/v1/calibration", timeout=60).json()
+    np.testing.assert_array_equal(np.float32([body["low"], body["high"]]), [low, high])
+    codes = server.vectors(input=TEXTS[:4], output_dtype="int8")
+    decoded = low + (codes + 128.5) * (high - low) / 255
+    assert np.abs(decoded - np.clip(floats, low, high)).max() <= ((high - low) / 255).max()
+    signs = np.unpackbits(server.vectors(input=TEXTS[:4], output_dtype="ubinary").astype(np.uint8), axis=1)
+    clear = np.abs(floats) > 1e-4
+    assert np.array_equal(signs[:, : floats.shape[1]][clear], (floats > 0)[clear])
+    coded = server.post("/v1/embeddings", input=TEXTS[0], output_dtype="binary", encoding_format="base64").json()
+    raw = np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), dtype=np.int8)
+    assert raw.tolist() == server.vectors(input=TEXTS[0], output_dtype="binary")[0].tolist()
+    status, error = server.refusal("/v1/embeddings", input="a", output_dtype="int8", dimensions=16)
+    assert (status, error["param"]) == (400, "dimensions")
 
 
 def test_usage_counts_the_tokens_the_model_saw(server: Server, encoder: Encoder) -> None:

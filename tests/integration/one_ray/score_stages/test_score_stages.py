@@ -165,6 +165,28 @@ def test_evaluation_is_that_of_the_models_in_this_process(upstream: Any, logs: d
     assert verdict["line"] in logs["evaluate"]
 
 
+def test_sizes_of_vectors_are_scored_by_their_own_rankings(upstream: Any, logs: dict[str, str]) -> None:
+    out = upstream.folder("evaluate")
+    results = out.read_json("results.json")
+    full, *sizes = results["sizes"]
+    assert (full["vectors"], full["ndcg@10"]) == ("float32", results["models"]["merged"]["ndcg@10"])
+    assert full["bytes"] == 4 * full["dimensions"]
+    assert {row["vectors"]: full["bytes"] // row["bytes"] for row in sizes} == {
+        **{"int8": 4, "int8+rescore": 4, "binary": 32, "binary+rescore": 32}
+    }
+    for row in sizes:
+        written = out.read_table(f"sizes/{row['vectors']}.parquet").to_pylist()
+        run: dict[str, dict[str, float]] = {q: {} for q in upstream.heldout.queries}
+        for hit in written:
+            run[hit["query_id"]][hit["corpus_id"]] = -hit["rank"]
+        assert {len(hits) for hits in run.values()} == {10}
+        assert row["ndcg@10"] == pytest.approx(run_metrics(upstream.heldout, run, [1])["ndcg@10"], abs=5.1e-5)
+        assert row["difference"] == pytest.approx(row["ndcg@10"] - full["ndcg@10"], abs=1.1e-4)
+        assert row["low"] <= row["difference"] <= row["high"]
+    # 40 of 42 documents are rescored, so that all but the precision of float16 is that of float32
+    assert [row["difference"] for row in sizes if row["vectors"] == "binary+rescore"] == [pytest.approx(0, abs=0.05)]
+
+
 def test_languages_are_counted_as_the_data_says_them(upstream: Any, logs: dict[str, str]) -> None:
     results = upstream.folder("evaluate").read_json("results.json")
     per_query = upstream.folder("evaluate").read_json("per_query.json")
