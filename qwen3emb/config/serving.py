@@ -43,7 +43,7 @@ class EvaluateConfig(Section):
     """Sizes of the merged model's vectors whose nDCG@10 is compared with that of whole float32 vectors: `float32`,
     `int8` or `binary`, the latter two with `+rescore` or without, and `@N` for the N leading dimensions, as in
     `binary+rescore@256`. Costs no encoding."""
-    rescore: int = Field(default=4, ge=1)
+    rescore: int = Field(default=10, ge=1)
     """With `+rescore`, so many times ten hits are rescored, as by `index.rescore`."""
     few_rows: int = Field(default=1000, ge=0)
     """Languages of queries with fewer training rows are named in the report by language: their figures are the least
@@ -64,7 +64,7 @@ class IndexConfig(Section):
     or one bit. With int8 and binary the texts stay on disk as well."""
     dimensions: int | None = Field(default=None, ge=1)
     """Keep this many leading dimensions, normalised again; default all."""
-    rescore: int = Field(default=4, ge=0)
+    rescore: int = Field(default=10, ge=0)
     """With int8 and binary vectors so many times the hits asked for are found, then ordered by float16 vectors that
     lie on disk; 0 = none, and no such vectors."""
     workers: int = Field(default=2, ge=1)

@@ -191,7 +191,7 @@ def _scalar(ranges: np.ndarray) -> faiss.IndexScalarQuantizer:
     return index
 
 
-def _hamming(dimension: int) -> faiss.IndexBinaryFlat:
+def _hamming(dimension: int) -> Any:
     index: Any = faiss.IndexBinaryFlat(8 * -(-dimension // 8))
     index.use_heap = False  # counts rows by distance instead, which keeps equal ones in their order
     return index

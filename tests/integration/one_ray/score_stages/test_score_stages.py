@@ -183,7 +183,7 @@ def test_sizes_of_vectors_are_scored_by_their_own_rankings(upstream: Any, logs: 
         assert row["ndcg@10"] == pytest.approx(run_metrics(upstream.heldout, run, [1])["ndcg@10"], abs=5.1e-5)
         assert row["difference"] == pytest.approx(row["ndcg@10"] - full["ndcg@10"], abs=1.1e-4)
         assert row["low"] <= row["difference"] <= row["high"]
-    # 40 of 42 documents are rescored, so that all but the precision of float16 is that of float32
+    # all 42 documents are rescored, so that all but the precision of float16 is that of float32
     assert [row["difference"] for row in sizes if row["vectors"] == "binary+rescore"] == [pytest.approx(0, abs=0.05)]
 
 
