@@ -157,9 +157,11 @@ def rescored(
 
 
 def rank(
-    queries: np.ndarray, documents: np.ndarray, kind: Kind, rescore: int, top: int, sample: int | None = None
+    queries: np.ndarray, documents: np.ndarray, kind: Kind, rescore: int, top: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search documents as an index of small vectors does, all of it in memory; for evaluations and benchmarks.
+
+    int8 is calibrated on all documents.
 
     Args:
         queries: (Q, D) float32.
@@ -167,14 +169,13 @@ def rank(
         kind: of the documents.
         rescore: so many times `top` hits are rescored with vectors of type `DISK`; 0 = none.
         top: documents of each query.
-        sample: int8 is calibrated on the first so many documents; None = on all.
 
     Returns:
         Row numbers (Q, min(top, C)) int64 and scores float32, best first.
     """
     if kind == "float32":
         return top_k(queries, documents, min(top, len(documents)))
-    small = SmallVectors(kind, documents.shape[1], calibrated(documents[:sample]) if kind == "int8" else None)
+    small = SmallVectors(kind, documents.shape[1], calibrated(documents) if kind == "int8" else None)
     small.add(small.codes(documents))
     rows, scores = small.search(queries, top * max(1, rescore))
     if not rescore:
