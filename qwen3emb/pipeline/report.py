@@ -171,7 +171,7 @@ def print_report(
 
 
 def quality_tables(cfg: RunConfig) -> list[Table]:
-    """The metrics of `evaluate` as `quality_table`, by size of vector and by language where it wrote them; `comparisons`.
+    """The metrics of `evaluate`, by size of vector and by language where it wrote them; then `comparisons`.
 
     Raises:
         UserError: the stage is not complete.
