@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qwen3emb.config.training import LossConfig
 from qwen3emb.model.packing import PackedBatch, budgeted, pack, pooled
+from qwen3emb.objective.distillation import Teacher
 from qwen3emb.objective.losses import ContrastiveBatch, contrastive_gradients, cosent_gradients
 from qwen3emb.objective.microbatch import StepEngine, cached_backward, wasted_share
 from qwen3emb.objective.ranks import balance, gather_rows, rank_and_world
@@ -51,7 +52,11 @@ class StepSettings:
 
 
 def embedding_step(
-    engine: StepEngine, template: EmbeddingTemplate, rows: Sequence[TrainingRow], settings: StepSettings
+    engine: StepEngine,
+    template: EmbeddingTemplate,
+    rows: Sequence[TrainingRow],
+    settings: StepSettings,
+    teacher: Teacher | None = None,
 ) -> dict[str, float]:
     """Add the gradient of the loss of the global batch `rows` to the engine's parameters.
 
@@ -63,6 +68,7 @@ def embedding_step(
         template: its input format.
         rows: the global batch, of one dataset.
         settings: of that dataset.
+        teacher: whose order of the documents is learnt beside the labels; graded pairs (sts) have none.
 
     Returns:
         "loss", `LossSums.metrics`, "tokens" of this rank's texts, its number of "micro_batches" and its "padding" (see
@@ -82,7 +88,7 @@ def embedding_step(
         # gradient that are this rank's, in the order of the batches again.
         numbers = torch.tensor(order, dtype=torch.long, device=vectors.device)
         texts = _everyones(vectors[torch.argsort(numbers)], shares)
-        loss, gradient, metrics = _loss(texts, assignment, rows, settings)
+        loss, gradient, metrics = _loss(texts, assignment, rows, settings, teacher)
         step_metrics.update(metrics, loss=loss)
         if not order:
             return torch.zeros_like(vectors)
@@ -134,7 +140,11 @@ def _everyones(local: Tensor, shares: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _loss(
-    texts: Tensor, assignment: TextAssignment, rows: Sequence[TrainingRow], settings: StepSettings
+    texts: Tensor,
+    assignment: TextAssignment,
+    rows: Sequence[TrainingRow],
+    settings: StepSettings,
+    teacher: Teacher | None,
 ) -> tuple[float, Tensor, dict[str, float]]:
     """(loss, its gradient with respect to `texts`, metrics)."""
 
@@ -160,7 +170,7 @@ def _loss(
     else:
         explicit = settings.task == "classification"
         loss, gradients, metrics = contrastive_gradients(
-            batch, settings.loss, explicit_only=explicit, tile=settings.tile
+            batch, settings.loss, explicit_only=explicit, tile=settings.tile, teacher=teacher
         )
     # A text that is positive of one row and negative of another gets the sum of both gradients: index_add_, since
     # plain assignment would keep the last one only.

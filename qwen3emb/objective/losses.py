@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from qwen3emb.config.training import LossConfig
 from qwen3emb.objective.additions import log_hardness, mean_squares
+from qwen3emb.objective.distillation import Teacher, teacher_loss
 from qwen3emb.objective.ranks import rank_and_world
 
 __all__ = [
@@ -65,10 +66,12 @@ class LossSums:
 
     Attributes:
         rows: number of rows.
-        loss: sum of -log(e^{s(q,d+)/tau} / Z), and of the spread-out term where the configuration has one.
+        loss: sum of -log(e^{s(q,d+)/tau} / Z), with a teacher of its share too, and of the spread-out term where the
+            configuration has one.
         masked, candidates: number of negatives that a mask keeps out of Z, and of all negatives.
         positive: sum of the cosines of queries and their positives.
         hardest, ranked: sum of each row's highest cosine with an unmasked q-d negative, and number of rows with one.
+        teacher, taught: sum of the divergences from the teacher, and number of rows that it teaches.
     """
 
     rows: float = 0.0
@@ -78,22 +81,31 @@ class LossSums:
     positive: float = 0.0
     hardest: float = 0.0
     ranked: float = 0.0
+    teacher: float = 0.0
+    taught: float = 0.0
 
     def __add__(self, other: LossSums) -> LossSums:
         """Field by field."""
         return LossSums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def metrics(self) -> dict[str, float]:
-        """`masked`: share of masked negatives; `positive`, `hardest`: mean cosines, see the attributes."""
+        """`masked`: share of masked negatives; `positive`, `hardest`: mean cosines, see the attributes; with a
+        teacher also `teacher`: mean divergence from it."""
+        taught = {"teacher": self.teacher / self.taught} if self.taught else {}
         return {
             "masked": self.masked / max(1.0, self.candidates),
             "positive": self.positive / max(1.0, self.rows),
             "hardest": self.hardest / max(1.0, self.ranked),
+            **taught,
         }
 
 
 def contrastive_rows(
-    batch: ContrastiveBatch, rows: slice, cfg: LossConfig, explicit_only: bool = False
+    batch: ContrastiveBatch,
+    rows: slice,
+    cfg: LossConfig,
+    explicit_only: bool = False,
+    teacher: Teacher | None = None,
 ) -> tuple[Tensor, LossSums]:
     """Equation 1 for the rows `rows`: the sum of -log(e^{s(q,d+)/tau} / Z), with the five terms of Z and their masks.
 
@@ -106,6 +118,7 @@ def contrastive_rows(
         cfg: temperature, margin and the switches of RECIPE section 2.
         explicit_only: for classification rows: Z has only the positive and the row's own hard negatives, since other
             rows of the batch may share the class.
+        teacher: of weight w makes a row's loss (1 - w) x that + w x `teacher_loss`, where it teaches the row something.
 
     Returns:
         (scalar sum of the losses, with its graph; sums for the metrics).
@@ -153,7 +166,14 @@ def contrastive_rows(
         everything = everything + log_hardness(torch.cat(logits, dim=1), mask, cfg.hardness)
     anchor = positive[:, None] / cfg.temperature
     scores = torch.cat([anchor, everything.masked_fill(~mask, -torch.inf)], dim=1)
-    loss = (torch.logsumexp(scores, dim=1) - anchor[:, 0]).sum()
+    losses = torch.logsumexp(scores, dim=1) - anchor[:, 0]
+    learnt: list[Tensor] = []
+    if teacher is not None:
+        divergences, taught = teacher_loss(teacher.targets(every[rows]), query_document, cfg.temperature)
+        share = teacher.weight * taught
+        losses = (1 - share) * losses + share * divergences
+        learnt = [divergences.detach().sum(), taught.sum()]
+    loss = losses.sum()
     if cfg.spread_out and not explicit_only:
         spread = mean_squares(queries, batch.queries, different & ~twin)
         spread = spread + mean_squares(positives, batch.positives, different & ~same[:, :count])
@@ -161,7 +181,7 @@ def contrastive_rows(
     hardest = query_document.detach().masked_fill(~kept, -torch.inf).amax(dim=1)
     hardest = hardest[torch.isfinite(hardest)]
     figures = (len(positive), loss.detach(), total - mask.sum(), total, positive.detach().sum(), hardest.sum())
-    return loss, LossSums(*(float(figure) for figure in (*figures, len(hardest))))
+    return loss, LossSums(*(float(figure) for figure in (*figures, len(hardest), *learnt)))
 
 
 def _answers(batch: ContrastiveBatch, rows: slice, document_ids: Tensor) -> Tensor:
@@ -211,7 +231,12 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 @torch.enable_grad()  # callers that want the loss alone run under no_grad
 def contrastive_gradients(
-    batch: ContrastiveBatch, cfg: LossConfig, *, explicit_only: bool = False, tile: int = 256
+    batch: ContrastiveBatch,
+    cfg: LossConfig,
+    *,
+    explicit_only: bool = False,
+    tile: int = 256,
+    teacher: Teacher | None = None,
 ) -> tuple[float, Gradients, dict[str, float]]:
     """Mean loss of all rows on the full vector plus, weighted, on each prefix of `cfg.mrl_dims` (MRL), with gradients.
 
@@ -220,7 +245,7 @@ def contrastive_gradients(
     Args:
         batch: the global batch, the same on every rank; vectors need not be normalised.
         cfg: the loss.
-        explicit_only: as of `contrastive_rows`.
+        explicit_only, teacher: as of `contrastive_rows`.
         tile: rows of the score matrix at a time.
 
     Returns:
@@ -247,7 +272,7 @@ def contrastive_gradients(
         prefix_batch = replace(batch, queries=cut[0], positives=cut[1], negatives=cut[2])
         sums = LossSums()
         for start in starts:
-            part, tile_sums = contrastive_rows(prefix_batch, slice(start, start + tile), cfg, explicit_only)
+            part, tile_sums = contrastive_rows(prefix_batch, slice(start, start + tile), cfg, explicit_only, teacher)
             # Divided by N of the global batch here: tiles and ranks are then summed, never averaged.
             torch.autograd.backward(part * (weight / count))
             sums = sums + tile_sums

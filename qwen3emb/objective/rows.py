@@ -20,6 +20,7 @@ class TrainingRow:
         dataset: name of the dataset in the mixture (the pairs' `dataset`).
         grade: human score of the pair, for graded datasets.
         teacher: a teacher's P(yes) of the positive and of each negative, for distillation.
+        teacher_rows: which of a teacher's vectors are those of the query, the positive and each negative.
     """
 
     id: str
@@ -29,6 +30,7 @@ class TrainingRow:
     dataset: str = ""
     grade: float = 0.0
     teacher: tuple[float, ...] = ()
+    teacher_rows: tuple[int, ...] = ()
 
 
 def without_own_positives(rows: Sequence[TrainingRow], graded: Collection[str] = ()) -> list[TrainingRow]:

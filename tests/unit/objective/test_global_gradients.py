@@ -15,6 +15,7 @@ import torch
 
 from qwen3emb.config.training import LossConfig, OptimizerConfig, TeacherConfig, TrainRerankerConfig
 from qwen3emb.model.loading import load_causal, load_tokenizer, load_trunk
+from qwen3emb.objective.distillation import Teacher, VectorScores, document_scores
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.losses import ContrastiveBatch, cosent_loss
 from qwen3emb.objective.microbatch import PlainEngine
@@ -22,6 +23,7 @@ from qwen3emb.objective.reranker_step import reranker_step
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.identity import content_id
 from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextLimits, query_prompt
+from tests.unit.objective.test_distillation import dense
 from tests.unit.objective.whole_batch import matryoshka_loss
 
 ROWS = [
@@ -54,6 +56,18 @@ def steps() -> Iterator[tuple[str, StepSettings]]:
             yield f"{name} {budget}/{packed}", replace(settings, token_budget=budget, pack_tokens=packed)
 
 
+def teachers() -> dict[str, Teacher]:
+    """Teachers of the retrieval step: a reranker's scores, some of them missing, and an embedding model's vectors."""
+    scored = [replace(row, teacher=row.teacher[:3] if row.id != "e" else ()) for row in TAUGHT]
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(n, 11, generator=generator) for n in (5, 5 + sum(len(row.negatives) for row in ROWS))]
+    units = [torch.nn.functional.normalize(t, dim=-1) for t in vectors]
+    return {
+        "scored": document_scores(scored, SETTINGS.hard_negatives, 0.6, 2.0, torch.device("cpu")),
+        "followed": VectorScores(0.3, 0.2, *units),
+    }
+
+
 def flat(model: torch.nn.Module) -> torch.Tensor:
     found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad(set_to_none=True)
@@ -65,14 +79,19 @@ def gradients(folder: str) -> dict[str, tuple[float, torch.Tensor]]:
     path, found = Path(folder), {}
     trunk, causal = load_trunk(path, "float32").train(), load_causal(path, "float32").train()
     tokenizer = load_tokenizer(path)
+    template = EmbeddingTemplate(tokenizer, "<|endoftext|>")
     for name, settings in steps():
-        template = EmbeddingTemplate(tokenizer, "<|endoftext|>")
         metrics = embedding_step(PlainEngine(trunk), template, ROWS, settings)
         found[name] = metrics["loss"], flat(trunk)
+    for name, teacher in teachers().items():
+        for budget, packed in BUDGETS[:2]:
+            settings = replace(SETTINGS, token_budget=budget, pack_tokens=packed)
+            metrics = embedding_step(PlainEngine(trunk), template, ROWS, settings, teacher)
+            found[f"{name} {budget}/{packed}"] = metrics["loss"], flat(trunk)
     for budget, packed in BUDGETS:
         cfg = RERANKER.model_copy(update={"token_budget": budget, "pack_tokens": packed})
-        for name, loss, teacher in RERANKERS:
-            own = cfg.model_copy(update={"loss": loss, "teacher": teacher})
+        for name, loss, taught in RERANKERS:
+            own = cfg.model_copy(update={"loss": loss, "teacher": taught})
             metrics = reranker_step(PlainEngine(causal), RerankTemplate(tokenizer), TAUGHT, own, "find it")
             found[f"{name} {budget}/{packed}"] = metrics["loss"], flat(causal)
     return found
@@ -96,7 +115,7 @@ def reference(folder: Path) -> dict[str, tuple[float, torch.Tensor]]:
 
     found = {}
     negatives = [(i, n) for i, row in enumerate(ROWS) for n in row.negatives]
-    for name, settings in TASKS.items():
+    for name, settings in (TASKS | dict.fromkeys(teachers(), SETTINGS)).items():
         queries = stacked([vector(prompt + r.query, 64) for r in ROWS])
         if settings.task == "sts":
             seconds = stacked([vector(prompt + r.positive, 64) for r in ROWS])
@@ -115,7 +134,10 @@ def reference(folder: Path) -> dict[str, tuple[float, torch.Tensor]]:
                 torch.tensor([content_id(r.positive) for r in ROWS]),
                 torch.tensor([content_id(n) for _, n in negatives]),
             )
-            loss, _ = matryoshka_loss(batch, settings.loss, settings.task == "classification")
+            if name in teachers():
+                loss = dense(batch, teachers()[name], settings.loss, False)
+            else:
+                loss, _ = matryoshka_loss(batch, settings.loss, settings.task == "classification")
         loss.backward()
         found[name] = float(loss), flat(trunk)
     for name, kind, taught in RERANKERS:
