@@ -12,7 +12,7 @@ from jobs.entry import command_line, guarded, say, table_console
 from jobs.pipeline import parse, run_pipeline
 from qwen3emb.config.run import load_config
 from qwen3emb.core.errors import StageFailure, UserError
-from qwen3emb.pipeline.ablation import ablation_table, variants, with_figures, write_ablation
+from qwen3emb.pipeline.ablation import EXTRA, ablation_table, variants, with_figures, write_ablation
 from qwen3emb.pipeline.stages import reuse_stages
 
 
@@ -27,7 +27,7 @@ def _pipeline(arguments: argparse.Namespace, changes: list[str]) -> None:
 def _ablate(arguments: argparse.Namespace) -> None:
     """Run all variants and print the table of those that succeed; then raise the error of the first that failed."""
     cfg = load_config(arguments.config, arguments.set)
-    overrides = variants(cfg)
+    overrides = variants(cfg, arguments.extra)
     runs = {name: load_config(arguments.config, [*arguments.set, *changes]) for name, changes in overrides.items()}
     _pipeline(arguments, [])
     failed: dict[str, UserError | StageFailure] = {}
@@ -52,6 +52,9 @@ def _ablate(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = command_line(__doc__ or "")
     parser.epilog = "example: python -m jobs.ablate --config examples/demo.yaml"
+    parser.add_argument(
+        "--with", dest="extra", action="append", default=[], choices=EXTRA, help="a row that costs a training"
+    )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a private head is ended as well

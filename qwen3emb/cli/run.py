@@ -22,6 +22,10 @@ __all__ = ["ablate", "report", "run", "status", "submit"]
 
 _StageName = Annotated[str | None, typer.Option("--stage", help="One stage alone; default the whole pipeline.")]
 _AtLeast = Annotated[Literal["even", "win"] | None, typer.Option(help="Exit with 1 where the verdict is less.")]
+_With = Annotated[
+    list[Literal["distill"]] | None,
+    typer.Option("--with", help="A row that costs a training: `distill`, where the run has no such stage."),
+]
 _Replace = Annotated[bool, typer.Option("--replace", help="Throw away output of another configuration.")]
 
 
@@ -52,7 +56,12 @@ def _become(module: str, config: Path, overrides: list[str] | None, words: list[
 
 
 def ablate(
-    config: Config, overrides: Overrides = None, replace: _Replace = False, as_json: Json = False, debug: Debug = False
+    config: Config,
+    overrides: Overrides = None,
+    extra: _With = None,
+    replace: _Replace = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """What each part of the recipe is worth on your data: the rows of the paper's Table 5, and a weak reranker stage.
 
@@ -63,7 +72,8 @@ def ablate(
 
     def body() -> None:
         load_config(config, overrides)
-        words = ["--replace"] * replace + ["--json"] * as_json + ["--debug"] * debug
+        words = [word for name in extra or [] for word in ("--with", name)]
+        words += ["--replace"] * replace + ["--json"] * as_json + ["--debug"] * debug
         _become("jobs.ablate", config, overrides, words)
 
     finish(body, debug)

@@ -18,7 +18,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from qwen3emb.config.data import CorpusConfig, FilterConfig, MineConfig, Section, SynthesizeConfig
 from qwen3emb.config.labelled import LabelledConfig
 from qwen3emb.config.serving import EvaluateConfig, IndexConfig, ServeConfig
-from qwen3emb.config.training import MergeConfig, TrainEmbeddingConfig, TrainRerankerConfig, TrainSupervisedConfig
+from qwen3emb.config.training import (
+    RERANKER,
+    DistillConfig,
+    MergeConfig,
+    TrainEmbeddingConfig,
+    TrainRerankerConfig,
+    TrainSupervisedConfig,
+)
 from qwen3emb.core.errors import UserError
 
 __all__ = [
@@ -102,6 +109,8 @@ class RunConfig(Section):
     """Stage `train_reranker` on the synthetic rows alone, from which `reranker` then starts; the paper has none."""
     reranker: TrainRerankerConfig | None = None
     """Stage `train_reranker`; without it the run makes an embedding model only."""
+    distill: DistillConfig | None = None
+    """Stage `train_embedding`, distilled: the reranker teaches the supervised model; `merge` takes the result too."""
     merge: MergeConfig = MergeConfig()
     """Stage `merge`."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -125,6 +134,8 @@ class RunConfig(Section):
                 yield f"{name} trains on what synthesize writes, but there is no section synthesize"
         if self.reranker_weak and not self.reranker:
             yield "reranker_weak prepares the reranker, but there is no section reranker"
+        if self.distill and self.distill.teacher.model == RERANKER and not self.reranker:
+            yield "distill.teacher.model is reranker, but there is no section reranker; name an embedding model"
         if self.synthesize and not (self.models.generator and self.models.retrieval):
             yield "synthesize needs models.generator and models.retrieval"
         scoring = {"filter": self.filter.model if self.synthesize else "", "mine": self.mine.model}
@@ -135,11 +146,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _negatives(self) -> RunConfig:
         rerankers = [section.negatives for section in (self.reranker, self.reranker_weak) if section]
-        wanted = max([self.supervised.hard_negatives, *rerankers])
+        distilled = [self.distill.hard_negatives] if self.distill else []
+        if self.distill and self.distill.teacher.model == RERANKER:
+            distilled.append(self.distill.teacher.candidates)
+        wanted = max([self.supervised.hard_negatives, *rerankers, *distilled])
         if self.mine.negatives < wanted:
             raise ValueError(
                 f"mine.negatives is {self.mine.negatives}, but training wants {wanted} "
-                "(supervised.hard_negatives, reranker.negatives)"
+                "(supervised.hard_negatives, reranker.negatives, distill.teacher.candidates)"
             )
         return self
 

@@ -14,13 +14,15 @@ VectorSize = Annotated[str, StringConstraints(pattern=r"^(float32|(int8|binary)(
 
 
 class EvaluateConfig(Section):
-    """`evaluate`: retrieval metrics of base, weak, supervised, merged, and merged + reranker."""
+    """`evaluate`: retrieval metrics of base, weak, supervised, distilled, merged, and merged + reranker."""
 
     dataset: str = "heldout"
     """`heldout` (the corpus stage's held-out modules) or a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)."""
     split: str = "test"
     """Qrels split of a BEIR folder."""
-    compare: list[Literal["base", "weak", "supervised"]] = Field(default=["base", "weak", "supervised"])
+    compare: list[Literal["base", "weak", "supervised", "distilled"]] = Field(
+        default=["base", "weak", "supervised", "distilled"]
+    )
     """Models that are evaluated beside the merged one, where the run has them."""
     max_query_tokens: int = Field(default=64, ge=4)
     """Query length with instruction and end token."""

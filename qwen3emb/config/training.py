@@ -10,7 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from qwen3emb.config.data import Section
 
 __all__ = [
+    "RERANKER",
     "DatasetConfig",
+    "DistillConfig",
+    "DistillTeacherConfig",
+    "EmbeddingTeacherConfig",
     "LoraConfig",
     "LossConfig",
     "MergeConfig",
@@ -22,6 +26,10 @@ __all__ = [
     "TrainRerankerConfig",
     "TrainSupervisedConfig",
 ]
+
+
+RERANKER = "reranker"
+"""In `distill.teacher.model`: the reranker that the run has trained."""
 
 
 class LossConfig(Section):
@@ -182,6 +190,21 @@ class SupervisedDatasetConfig(DatasetConfig):
     """The loss."""
 
 
+class EmbeddingTeacherConfig(Section):
+    """A larger embedding model whose cosines are learnt beside the labels (distillation; the paper has none)."""
+
+    model: str
+    """Its name, its directory (also one of sentence-transformers), or the address of a server, as for `mine.model`.
+    Its vectors may have any length."""
+    weight: float = Field(default=0.5, ge=0, le=1)
+    """Share of the distillation in the loss; the labels have the rest."""
+    temperature: float | None = Field(default=None, gt=0)
+    """The teacher's scores are divided by it before the softmax; default `loss.temperature` for cosines, 1 for the
+    logits of a reranker."""
+    workers: int = Field(default=1, ge=1)
+    """Workers that compute its vectors or scores, once and before the training."""
+
+
 class TrainEmbeddingConfig(_TrainConfig):
     """`train_embedding`, the weakly supervised stage (paper sections 2 and 4)."""
 
@@ -203,6 +226,8 @@ class TrainEmbeddingConfig(_TrainConfig):
     """Settings by name (`docstrings`, `synthetic`, a labelled dataset's): every global batch comes from one dataset."""
     mixture_temperature: float = Field(default=1.0, gt=0)
     """1 = batches in proportion to rows; larger values level the datasets."""
+    teacher: EmbeddingTeacherConfig | None = None
+    """Distillation: each query's softmax over all documents of the batch follows that of a larger embedding model."""
 
     @field_validator("datasets")
     @classmethod
@@ -222,6 +247,24 @@ class TrainSupervisedConfig(TrainEmbeddingConfig):
     those that were mined, and have the hardest, as with `none`, from half of the steps on. Not in the paper."""
     datasets: Mapping[str, SupervisedDatasetConfig] = Field(default_factory=dict)
     """Settings by name (`docstrings`, `synthetic`, a labelled dataset's): every global batch comes from one dataset."""
+
+
+class DistillTeacherConfig(EmbeddingTeacherConfig):
+    """Who teaches the embedding model in the stage `distill`."""
+
+    model: str = RERANKER
+    """`reranker`, the run's trained reranker (not the merged one); or an embedding model as in `supervised.teacher`."""
+    candidates: int = Field(default=4, ge=1)
+    """Mined negatives of each query that the reranker scores beside the positive. They are hard negatives of the
+    training too, as if `hard_negatives` were at least this."""
+
+
+class DistillConfig(TrainSupervisedConfig):
+    """`train_embedding --stage distill`: the supervised model learns the order that the reranker gives each query's
+    documents. `datasets` adds to those of `supervised`; the paper has no such stage."""
+
+    teacher: DistillTeacherConfig = DistillTeacherConfig()
+    """The teacher: its weight against the contrastive loss, and what it scores."""
 
 
 class TeacherConfig(Section):

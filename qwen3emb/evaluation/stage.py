@@ -200,10 +200,11 @@ def _rankings(e: _Evaluation) -> dict[str, Callable[[], Ranking]]:
     cfg = e.ctx.cfg
     models: dict[str, tuple[str, str | None]] = {}
     for name in cfg.evaluate.compare:
+        stage = "distill" if name == "distilled" else name
         if name == "base":
             models[name] = str(resolve_model(cfg.models.base)), cfg.models.end_token
-        elif name in e.ctx.inputs:
-            models[name] = final_model(e.ctx.inputs[name]).uri, None
+        elif stage in e.ctx.inputs:
+            models[name] = final_model(e.ctx.inputs[stage]).uri, None
     rankings: dict[str, Callable[[], Ranking]] = {
         name: partial(_embedded, e, e.data, name, *model) for name, model in models.items()
     }

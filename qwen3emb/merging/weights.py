@@ -20,6 +20,7 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.merging.candidates import Probed
 from qwen3emb.merging.positions import Interpolation, cocktail_weights, self_position
 from qwen3emb.model.loading import load_tokenizer, load_trunk, stored_dtype
+from qwen3emb.model.stored import checkpoint_label
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.rows import TrainingRow
@@ -121,5 +122,5 @@ def probed_weights(probe: Probe) -> tuple[list[float], list[str]]:
         keep_all = replace(probe.settings, token_budget=1 << 60)  # without graphs there is nothing to keep
         with torch.no_grad():
             losses.append(embedding_step(_LossOnly(loaded(folder)), template, probe.rows, keep_all)["loss"])
-        lines.append(f"{uri.rsplit('/', 1)[-1]}: loss {losses[-1]:.4f} on {len(probe.rows)} dev rows")
+        lines.append(f"{checkpoint_label(uri)}: loss {losses[-1]:.4f} on {len(probe.rows)} dev rows")
     return cocktail_weights(losses, probe.cfg.temperature), lines

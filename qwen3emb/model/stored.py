@@ -10,7 +10,7 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.model.contract import CONTRACT_FILE
 from qwen3emb.model.fetch import is_endpoint, resolve_model
 
-__all__ = ["WEAK", "checkpoints", "final_model", "scoring_model"]
+__all__ = ["WEAK", "checkpoint_label", "checkpoints", "final_model", "named_model", "scoring_model"]
 
 WEAK = "weak"
 """Name in the configuration of the final model of the weakly supervised stage."""
@@ -34,6 +34,12 @@ def checkpoints(folder: Storage) -> list[Storage]:
     return [folder / str(name) for name in _metric(folder, "checkpoints")]
 
 
+def checkpoint_label(uri: str) -> str:
+    """A checkpoint's name in reports, such as `step_000040`; `distill step_000040` where it is of that stage."""
+    *folders, name = uri.rsplit("/", 3)
+    return f"distill {name}" if "distill" in folders[-2:-1] else name
+
+
 def scoring_model(name: str, weak: Storage | None, end_token: str) -> tuple[str, str | None]:
     """(directory, URI or address, end token to give to `Encoder`) of the embedding model called `name`.
 
@@ -45,11 +51,26 @@ def scoring_model(name: str, weak: Storage | None, end_token: str) -> tuple[str,
     Raises:
         UserError: there is no such model.
     """
+    if name != WEAK:
+        return named_model(name, end_token)
+    if weak is None:
+        raise UserError("the model is `weak`, but the run has no stage weak; name another model or add that section")
+    return final_model(weak).uri, None
+
+
+def named_model(name: str, end_token: str) -> tuple[str, str | None]:
+    """(directory or address, end token to give to `Encoder`) of an embedding model that is none of the run's.
+
+    Args:
+        name: a model name or directory, or the address of a server.
+        end_token: for a model without a contract (`models.end_token`).
+
+    Raises:
+        UserError: there is no such model.
+    """
     if is_endpoint(name):
         return name, None
-    if name == WEAK and weak is None:
-        raise UserError("the model is `weak`, but the run has no stage weak; name another model or add that section")
-    folder = final_model(weak) if name == WEAK and weak else Storage(str(resolve_model(name)))
+    folder = Storage(str(resolve_model(name)))
     # The contract of an exported model names its end token; None takes that one.
     return folder.uri, None if folder.exists(CONTRACT_FILE) else end_token
 

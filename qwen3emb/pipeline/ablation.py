@@ -8,7 +8,7 @@ full run are reused from it (`stages.reuse_stages`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,10 +24,13 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.metrics.bootstrap import paired_bootstrap
 from qwen3emb.pipeline.stages import identity, stage_folder
 
-__all__ = ["ABLATION", "Row", "ablation_table", "rows_of", "variants", "with_figures", "write_ablation"]
+__all__ = ["ABLATION", "EXTRA", "Row", "ablation_table", "rows_of", "variants", "with_figures", "write_ablation"]
 
 ABLATION = "ablation.json"
 """Name of the result in the run's storage."""
+
+EXTRA = ("distill",)
+"""Rows that cost a training and are made only where they are asked for (`ablate --with`)."""
 
 FULL = "full"
 _ALONE, _RERANKED = "reranker alone", "merged+reranker"
@@ -50,21 +53,27 @@ class Row:
     against: str = FULL
 
 
-def variants(cfg: RunConfig) -> dict[str, list[str]]:
+def variants(cfg: RunConfig, extra: Collection[str] = ()) -> dict[str, list[str]]:
     """Variant -> `--set` overrides of the full run's configuration.
 
+    Args:
+        cfg: the full run.
+        extra: of `EXTRA`; `distill` adds that stage, with the settings of `supervised`, to a run without it.
+
     Raises:
-        UserError: the run has no synthetic data to leave out, or does not evaluate a model that the table shows.
+        UserError: the run has no synthetic data to leave out, does not evaluate a model that the table shows, or has no
+            reranker for the stage `distill`.
     """
     if not (cfg.synthesize and cfg.weak):
         raise UserError("ablate compares with and without synthetic data; this run has no section synthesize and weak")
-    unseen = next((model for model in ("weak", "supervised") if model not in cfg.evaluate.compare), None)
+    own = [row.model for row in rows_of(cfg) if not row.run and row.model in ("weak", "supervised", "distilled")]
+    unseen = next((model for model in own if model not in cfg.evaluate.compare), None)
     if unseen:
         raise UserError(f"a row of ablate is the model {unseen} of the run itself; add it to evaluate.compare")
     mining = cfg.mine.model if cfg.mine.model != "weak" else cfg.models.retrieval
     overrides = {
         "no-synthetic": [
-            *("synthesize=null", "weak=null", "reranker=null", "reranker_weak=null"),
+            *("synthesize=null", "weak=null", "reranker=null", "reranker_weak=null", "distill=null"),
             *(f"mine.model={mining}", "evaluate.compare=[]", *_without_synthetic_sets(cfg)),
         ]
     }
@@ -74,7 +83,19 @@ def variants(cfg: RunConfig) -> dict[str, list[str]]:
         if cfg.reranker.loss != "sft":
             sections = ("reranker", *(["reranker_weak"] if cfg.reranker_weak else []))
             overrides["sft-reranker"] = [*(f"{name}.loss=sft" for name in sections), "evaluate.compare=[]"]
+    if cfg.distill:
+        overrides["no-distillation"] = ["distill=null", "evaluate.compare=[]"]
+    elif "distill" in extra:
+        overrides["distilled"] = [f"distill={_distilling(cfg)}", "evaluate.compare=[]"]
     return {name: [f"storage={_place(cfg, name)}", *changes] for name, changes in overrides.items()}
+
+
+def _distilling(cfg: RunConfig) -> str:
+    """A section `distill` for a run without it: the settings of `supervised`, all mined negatives as candidates."""
+    if not cfg.reranker:
+        raise UserError("ablate --with distill: a reranker is the teacher, but this run has no section reranker")
+    section = cfg.supervised.model_dump(mode="json", exclude_unset=True, exclude={"teacher", "datasets"})
+    return json.dumps(section | {"teacher": {"candidates": max(1, cfg.mine.negatives)}})
 
 
 def _without_synthetic_sets(cfg: RunConfig) -> list[str]:
@@ -90,12 +111,13 @@ def _place(cfg: RunConfig, name: str) -> str:
 
 
 def rows_of(cfg: RunConfig) -> list[Row]:
-    """The rows of a run's table, in the paper's order, then the reranker's."""
+    """The rows of a run's table, in the paper's order, then those of distillation and of the reranker."""
     rows = [
         Row("only synthetic data", "", "weak"),
         Row("no synthetic data", "no-synthetic", "merged"),
-        Row("no merge", "", "supervised"),
+        Row("no merge", "", "distilled" if cfg.distill else "supervised"),
         Row(FULL, "", "merged", ""),
+        Row("no distillation", "no-distillation", "merged") if cfg.distill else Row("distilled", "distilled", "merged"),
     ]
     if cfg.reranker:
         model = _RERANKED if cfg.evaluate.rerank_weight == 1 else _ALONE

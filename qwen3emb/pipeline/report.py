@@ -49,6 +49,7 @@ VARIANTS = {
     "base": "the model as it came",
     "weak": "trained on all synthetic pairs",
     "supervised": "trained on labelled + filtered pairs",
+    "distilled": "taught by the reranker, from the supervised model",
     "merged": "its last checkpoints as one model (stage merge)",
     "reranker alone": "the merged model's top documents in the reranker's order",
     "merged+reranker": "the merged model's top documents reranked (evaluate.rerank_weight)",

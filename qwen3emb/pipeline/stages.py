@@ -10,6 +10,7 @@ from qwen3emb import __version__
 from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.data import Section
 from qwen3emb.config.run import OPERATIONAL, RunConfig, reranker_start
+from qwen3emb.config.training import RERANKER
 from qwen3emb.core.artifact import Identity, State, state_of
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted, with_secrets_of
@@ -34,16 +35,9 @@ __all__ = [
 
 _TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
 _RERANKER_WEAK = "reranker_weak"
-_TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK}
-_OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK}
-_EVALUATED = (
-    "corpus",
-    "weak",
-    "filter",
-    "mine",
-    "supervised",
-    "merge",
-)  # also stages with training rows, to count them by language
+_TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK, "distill"}
+_OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK, "distill"}
+_EVALUATED = ("corpus", "weak", "filter", "mine", "supervised", "distill", "merge")  # some for their rows by language
 _ALIAS = "alias.json"
 
 
@@ -76,6 +70,7 @@ _BASES = ("models.base", "models.reranker_base")
 _WORDS = {
     **dict.fromkeys(("filter.model", "mine.model"), ("weak",)),
     **dict.fromkeys(("reranker.start", f"{_RERANKER_WEAK}.start"), ("base", "embedding")),
+    "distill.teacher.model": (RERANKER,),
 }
 """Keys of models -> words that stand there for a model of the run; in any other key they are names like others."""
 _ASKS, _READS_AT = "models.instruction", "models.end_token"
@@ -91,7 +86,7 @@ STAGES = {
         Stage(
             *("weak", _TRAIN, "weak", ("corpus", "synthesize"), ("--stage", "weak")),
             reads=("seed", _ASKS, _READS_AT),
-            models=("models.base",),
+            models=("models.base", "weak.teacher.model"),
         ),
         Stage(
             *("filter", "jobs.filter", "filter", ("synthesize", "weak")),
@@ -107,7 +102,7 @@ STAGES = {
         Stage(
             *("supervised", _TRAIN, "supervised", ("corpus", "weak", "mine"), ("--stage", "supervised")),
             reads=("seed", _ASKS, _READS_AT, "labelled.*.weight"),
-            models=("models.base",),
+            models=("models.base", "supervised.teacher.model"),
         ),
         Stage(
             *(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine", "supervised"), ("--stage", "weak")),
@@ -119,7 +114,12 @@ STAGES = {
             reads=("seed", _ASKS),
             models=("models.reranker_base", "reranker.start", "reranker.teacher.model"),
         ),
-        Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), models=_BASES),
+        Stage(
+            *("distill", _TRAIN, "distill", ("corpus", "mine", "supervised", "reranker"), ("--stage", "distill")),
+            reads=("seed", _ASKS, _READS_AT, "labelled.*.weight"),
+            models=("distill.teacher.model",),
+        ),
+        Stage("merge", "jobs.merge", "merge", ("supervised", "distill", "reranker"), models=_BASES),
         Stage("evaluate", "jobs.evaluate", "evaluate", _EVALUATED, reads=(_ASKS, _READS_AT), models=("models.base",)),
         Stage("index", "jobs.index", "index", ("corpus", "merge"), reads=()),
     )
@@ -142,6 +142,8 @@ def needs(cfg: RunConfig, name: str) -> list[str]:
     if name in ("reranker", _RERANKER_WEAK):
         start = reranker_start(cfg, name)
         unread |= {"supervised", _RERANKER_WEAK} - {"supervised" if start == "embedding" else start}
+    if name == "distill" and cfg.distill and cfg.distill.teacher.model != RERANKER:
+        unread.add("reranker")
     return [need for need in STAGES[name].needs if is_enabled(cfg, need) and need not in unread]
 
 

@@ -35,6 +35,7 @@ from qwen3emb.model.loading import (
 from qwen3emb.model.lora import add_adapters, merged_weights
 from qwen3emb.model.packing import TOKEN_BUDGET, Tree, budgeted, pack, pooled
 from qwen3emb.model.reranker import answer_logits, rerank_tree
+from qwen3emb.objective.distillation import Teacher, VectorScores, document_scores
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.microbatch import StepEngine
 from qwen3emb.objective.ranks import gather_rows, rank_and_world
@@ -43,6 +44,7 @@ from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.text.retrieval_set import RetrievalSet
 from qwen3emb.text.templates import EmbeddingTemplate, RerankTemplate, TextLimits
 from qwen3emb.training.curriculum import rows_at
+from qwen3emb.training.teacher import TeacherVectors
 
 __all__ = ["EmbeddingTask", "RerankerTask"]
 
@@ -90,13 +92,23 @@ def _to_store(
 
 @dataclass
 class EmbeddingTask:
-    """Contrastive training of an embedding model (paper section 2)."""
+    """Contrastive training of an embedding model (paper section 2).
+
+    Attributes:
+        cfg: the stage's section of the configuration.
+        model_dir: directory of the model that training starts from.
+        end_token: token the embedding is read at.
+        instruction: of the queries, unless their dataset has one of its own.
+        dev: what is searched at each validation.
+        teacher_vectors: of `cfg.teacher` where that is an embedding model; a reranker's scores are in the rows.
+    """
 
     cfg: TrainEmbeddingConfig
     model_dir: Path
     end_token: str
     instruction: str
     dev: RetrievalSet | None
+    teacher_vectors: TeacherVectors | None = None
 
     @property
     def batch_size(self) -> int:
@@ -114,6 +126,8 @@ class EmbeddingTask:
 
     def load(self, dtype: str) -> Any:
         """The decoder to train, its weights in `dtype`."""
+        if self.teacher_vectors is not None:
+            self.teacher_vectors = self.teacher_vectors.here()
         self.template = EmbeddingTemplate(load_tokenizer(self.model_dir), self.end_token)
         trunk = load_trunk(self.model_dir, dtype)
         require_vocabulary(self.model_dir, trunk, self.template.tokenizer)
@@ -130,7 +144,20 @@ class EmbeddingTask:
 
     def step(self, engine: StepEngine, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """Gradients of the loss of the global batch, whose rows are of one dataset; its metrics."""
-        return embedding_step(engine, self.template, rows, self.settings(rows[0].dataset))
+        settings = self.settings(rows[0].dataset)
+        return embedding_step(engine, self.template, rows, settings, self._teacher(rows, settings, engine.device))
+
+    def _teacher(self, rows: Sequence[TrainingRow], settings: StepSettings, device: torch.device) -> Teacher | None:
+        """What the teacher says of the batch; None without one, and for graded pairs."""
+        teacher = self.cfg.teacher
+        if teacher is None or settings.task == "sts":
+            return None
+        if self.teacher_vectors is None:
+            temperature = teacher.temperature or 1.0
+            return document_scores(rows, settings.hard_negatives, teacher.weight, temperature, device)
+        read = self.teacher_vectors.of_batch(rows, settings.hard_negatives)
+        queries, documents = (torch.from_numpy(vectors).to(device) for vectors in read)
+        return VectorScores(teacher.weight, teacher.temperature or settings.loss.temperature, queries, documents)
 
     def settings(self, dataset: str) -> StepSettings:
         """The settings for rows of `dataset`: from its section of the configuration, else from the stage's."""

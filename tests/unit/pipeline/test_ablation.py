@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,11 @@ def finish(cfg: RunConfig, *names: str) -> None:
         complete(stage_folder(cfg, name), identity(cfg, name), StageResult(1, 1), 1.0)
 
 
-def to_run(file: Path, variant: str, *overrides: str) -> list[str]:
+def to_run(file: Path, variant: str, *overrides: str, extra: Sequence[str] = ()) -> list[str]:
     """The stages that a variant has to run up to `evaluate`, once the full run is done."""
     full = load_config(file, list(overrides))
     finish(full, *(stage.name for stage, state in stage_states(full) if state == "new"))
-    cfg = load_config(file, [*overrides, *variants(full)[variant]])
+    cfg = load_config(file, [*overrides, *variants(full, extra)[variant]])
     reuse_stages(cfg, full)
     return [stage.name for stage, state in stage_states(cfg) if state != "done" and stage.name != "index"]
 
@@ -50,6 +51,42 @@ def test_the_paper_s_loss_trains_every_reranker_of_the_run_again(run_file: Path)
     assert to_run(run_file, "sft-reranker") == ["reranker", "merge", "evaluate"]
     weak = "reranker_weak={steps: 3, negatives: 2}"
     assert to_run(run_file, "sft-reranker", weak) == ["reranker_weak", "reranker", "merge", "evaluate"]
+
+
+DISTILL = "distill={steps: 3, teacher: {candidates: 2}}"
+
+
+def test_a_distilled_run_is_merged_and_evaluated_without_it(run_file: Path) -> None:
+    assert to_run(run_file, "no-distillation", DISTILL) == ["merge", "evaluate"]
+
+
+def test_a_run_is_distilled_where_that_is_asked_for(run_file: Path) -> None:
+    assert "distilled" not in variants(load_config(run_file))
+    sets = "supervised={steps: 5, loss: {temperature: 0.02}, datasets: {docstrings: {weight: 2}}}"
+    assert to_run(run_file, "distilled", sets, extra=["distill"]) == ["distill", "merge", "evaluate"]
+    made = load_config(run_file, [sets, *variants(load_config(run_file, [sets]), ["distill"])["distilled"]]).distill
+    assert made is not None
+    assert (made.steps, made.loss.temperature, made.datasets, made.teacher.candidates) == (5, 0.02, {}, 8)
+    with pytest.raises(UserError, match="no section reranker"):
+        variants(load_config(run_file, ["reranker=null"]), ["distill"])
+
+
+def test_the_rows_of_distillation(run_file: Path) -> None:
+    plain, distilled = load_config(run_file), load_config(run_file, [DISTILL])
+    assert [(row.name, row.run, row.model, row.against) for row in rows_of(plain)[2:5]] == [
+        ("no merge", "", "supervised", "full"),
+        ("full", "", "merged", ""),
+        ("distilled", "distilled", "merged", "full"),
+    ]
+    assert [(row.name, row.run, row.model) for row in rows_of(distilled)[2:5]] == [
+        ("no merge", "", "distilled"),
+        ("full", "", "merged"),
+        ("no distillation", "no-distillation", "merged"),
+    ]
+    with pytest.raises(UserError, match=r"the model distilled of the run itself; add it to evaluate\.compare"):
+        variants(load_config(run_file, [DISTILL, "evaluate.compare=[weak, supervised]"]))
+    without = load_config(run_file, [DISTILL, *variants(distilled)["no-synthetic"]])
+    assert without.distill is None
 
 
 def test_a_run_without_synthetic_data_has_nothing_to_leave_out(run_file: Path) -> None:
@@ -135,11 +172,11 @@ def write(cfg: RunConfig, per_query: dict[str, list[float]]) -> None:
 
 
 def test_the_rerankers_are_compared_with_each_other(run_file: Path) -> None:
-    names = [(row.name, row.run, row.against) for row in rows_of(load_config(run_file))[4:]]
+    names = [(row.name, row.run, row.against) for row in rows_of(load_config(run_file))[5:]]
     own, other = "merged+reranker, no weak stage", "merged+reranker, weak stage"
     sft = ("merged+reranker, the paper's SFT loss", "sft-reranker", own)
     assert names == [(own, "", ""), (other, "other-reranker", own), sft]
     plain = load_config(run_file, ["reranker.loss=sft"])
-    assert [row.run for row in rows_of(plain)[4:]] == ["", "other-reranker"] and "sft-reranker" not in variants(plain)
+    assert [row.run for row in rows_of(plain)[5:]] == ["", "other-reranker"] and "sft-reranker" not in variants(plain)
     mixed = load_config(run_file, ["evaluate.rerank_weight=null", "reranker_weak={steps: 1, negatives: 2}"])
-    assert [row.name for row in rows_of(mixed)[4:6]] == ["reranker alone, weak stage", "reranker alone, no weak stage"]
+    assert [row.name for row in rows_of(mixed)[5:7]] == ["reranker alone, weak stage", "reranker alone, no weak stage"]

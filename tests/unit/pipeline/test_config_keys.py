@@ -20,7 +20,7 @@ from qwen3emb.core.artifact import Identity
 from qwen3emb.pipeline.stages import STAGES, identity
 
 LAST = {"merge", "evaluate", "index"}
-TRAINED = {"supervised", "reranker_weak", "reranker"} | LAST
+TRAINED = {"supervised", "reranker_weak", "reranker", "distill"} | LAST
 AFTER = {
     "": set(),
     "corpus": set(STAGES),
@@ -29,9 +29,10 @@ AFTER = {
     "filter": {"filter", "mine"} | TRAINED,
     "labelled": {"labelled", "mine"} | TRAINED,
     "mine": {"mine"} | TRAINED,
-    "supervised": {"supervised"} | LAST,
-    "reranker_weak": {"reranker_weak", "reranker"} | LAST,
-    "reranker": {"reranker"} | LAST,
+    "supervised": {"supervised", "distill"} | LAST,
+    "reranker_weak": {"reranker_weak", "reranker", "distill"} | LAST,
+    "reranker": {"reranker", "distill"} | LAST,
+    "distill": {"distill"} | LAST,
     "merge": LAST,
     "evaluate": {"evaluate"},
     "index": {"index"},
@@ -65,7 +66,9 @@ EMBEDDING = {
     **{"datasets.weight": 2.0, "datasets.task": "sts", "datasets.instruction": "Find", "datasets.hard_negatives": 1},
     **{"datasets.max_query_tokens": 16, "datasets.max_document_tokens": 64, "mixture_temperature": 2.0},
     **{f"datasets.loss.{key}": value for key, value in LOSS.items()},
+    **{"teacher.model": "other", "teacher.weight": 0.4, "teacher.temperature": 2.0},
 }
+EMBEDDING_SPEED = {**SPEED, "loss_tile": 16, "teacher.workers": 2}
 RERANKER = {
     **TRAINING,
     **{"queries_per_step": 2, "negatives": 3, "max_query_tokens": 32, "max_tokens": 256, "validation_queries": 9},
@@ -104,7 +107,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("synthesize.gates", {"near_duplicate_query": 0.5, "heldout_share": 0.4}, "synthesize"),
     **of("synthesize", {"engines": 2, "kv_cache_gb": 2.0, "threads": 2, "max_num_seqs": 2, "batch_size": 2}, ""),
     **of("weak", EMBEDDING),
-    **of("weak", {**SPEED, "loss_tile": 16}, ""),
+    **of("weak", EMBEDDING_SPEED, ""),
     **of("filter", {"model": "other", "threshold": 0.5, "keep_share": 0.5, "round_trip": 3, "sample": 9}),
     **of("filter", {"max_tokens": 99, "bins": 9}),
     **of("filter", {"workers": 3}, ""),
@@ -125,7 +128,9 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("supervised", EMBEDDING | {f"{place}.{key}": True for place in ("loss", "datasets.loss") for key in OFF}),
     **of("supervised", {"curriculum": "hardness"}),
     **of("supervised.datasets", {"instruction": "Find"}, "filter"),  # asks with it before it is trained with
-    **of("supervised", {**SPEED, "loss_tile": 16}, ""),
+    **of("supervised", EMBEDDING_SPEED, ""),
+    **of("distill", {**EMBEDDING, "teacher.candidates": 2}),
+    **of("distill", EMBEDDING_SPEED, ""),
     **of("reranker_weak", RERANKER),
     **of("reranker_weak", RERANKER_SPEED, ""),
     **of("reranker", RERANKER),
@@ -154,22 +159,24 @@ def run_of(folder: Path) -> dict[str, Any]:
     training = {"steps": 1, "optimizer": {"zero_stage": 2}, "lora": {}}
     embedding = {**training, "datasets": {"synthetic": {"loss": {"mrl_dims": [8]}}}, "loss": {"mrl_dims": [8]}}
     reranker = {**training, "negatives": 2, "teacher": {"model": models["teacher"]}}
+    taught = embedding | {"teacher": {"model": models["teacher"]}}
     return {
         "name": "small",
         "storage": str(folder / "run"),
         "models": {name: models[name] for name in MODELS[:4]},
         "corpus": {"sources": [{"kind": "text", "path": str(folder / "texts")}]},
         "synthesize": {"personas": str(folder / "personas.jsonl")},
-        "weak": copy.deepcopy(embedding),
+        "weak": copy.deepcopy(taught),
         "labelled": {
             "sets": {"pairs": {"path": str(folder / "pairs.jsonl")}},
             "catalogue": str(folder / "sets.yaml"),
             "use": ["extra"],
         },
         "mine": {"veto": {"model": models["veto"]}, "top_k": 100},
-        "supervised": copy.deepcopy(embedding),
+        "supervised": copy.deepcopy(taught),
         "reranker_weak": copy.deepcopy(reranker),
         "reranker": copy.deepcopy(reranker),
+        "distill": copy.deepcopy(embedding),
     }
 
 

@@ -25,7 +25,7 @@ from qwen3emb.pipeline.stages import (
     writable_folder,
 )
 
-ABSENT = {"labelled", "reranker_weak"}  # the small run has neither sets nor that section
+ABSENT = {"labelled", "reranker_weak", "distill"}  # the small run has neither sets nor those sections
 
 
 def fingerprints(file: Path, *overrides: str) -> dict[str, str]:
@@ -355,7 +355,23 @@ def test_a_weak_stage_of_the_reranker_stands_before_it(run_file: Path) -> None:
     assert "reranker_weak" in needs(cfg, "reranker")
     more = load_config(run_file, ["reranker_weak={steps: 2, negatives: 2}"])
     differ = {n for n in STAGES if identity(cfg, n) != identity(more, n)}
-    assert differ == {"reranker_weak", "reranker", "merge", "evaluate", "index"}
+    assert differ == {"reranker_weak", "reranker", "distill", "merge", "evaluate", "index"}
+
+
+def test_the_reranker_that_teaches_stands_before_what_it_teaches(run_file: Path) -> None:
+    section = "distill={steps: 1, teacher: {candidates: 2}}"
+    found = [stage.name for stage, _ in stage_states(load_config(run_file, [section]))]
+    assert found[found.index("reranker") : found.index("merge") + 1] == ["reranker", "distill", "merge"]
+    cfg = load_config(run_file, [section])
+    assert needs(cfg, "distill") == ["corpus", "mine", "supervised", "reranker"]
+    assert needs(cfg, "merge") == ["supervised", "distill", "reranker"] and "distill" in needs(cfg, "evaluate")
+    # An embedding model as the teacher: the run's reranker is not read, and need not be there.
+    other = ["reranker=null", f"distill={{steps: 1, teacher: {{model: {run_file.parent}/model}}}}"]
+    assert needs(load_config(run_file, other), "distill") == ["corpus", "mine", "supervised"]
+    with pytest.raises(UserError, match=r"distill\.teacher\.model is reranker, but there is no section reranker"):
+        load_config(run_file, [section, "reranker=null"])
+    with pytest.raises(UserError, match=r"mine\.negatives is 1, but training wants 2"):
+        load_config(run_file, [section, "mine.negatives=1", "reranker.negatives=1"])
 
 
 def test_finished_stages_of_another_run_serve_where_they_are_the_same(run_file: Path) -> None:
