@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from qwen3emb.config.run import load_config
 from qwen3emb.core.artifact import StageResult, complete, read_record, start
 from qwen3emb.core.records import PAIR, TRAINING_ROW
+from qwen3emb.model.reranker import Reranker
 from qwen3emb.pipeline.stages import identity, stage_folder
 from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
@@ -201,3 +203,50 @@ def test_reranker_stage_under_zero_3_goes_on_with_more_workers_and_opens_as_caus
     assert sum(p.numel() for p in model.parameters()) > 0
     assert set(record["metrics"]["validation"]) == {"2", "4"}
     assert len(list((tmp_path / "run" / "reranker" / "tensorboard").iterdir())) == 2
+
+
+def test_the_reranker_teaches_the_supervised_model(tiny_qwen3: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, tiny_qwen3)
+    distill = {"steps": 4, "batch_size": 4, "num_workers": 2, "checkpoint_every": 2, "threads": 1}
+    distill |= {"optimizer": OPTIMIZER, "loss": {"mrl_dims": [16]}}
+    section = yaml.safe_load(config.read_text()) | {"distill": distill | {"teacher": {"candidates": 2, "weight": 0.75}}}
+    config.write_text(yaml.safe_dump(section))
+    cfg = load_config(config)
+    for stage in ("supervised", "reranker"):
+        shutil.copytree(tiny_qwen3, stage_folder(cfg, stage).local("model"))
+    for stage in ("weak", "supervised", "reranker"):
+        start(stage_folder(cfg, stage), identity(cfg, stage))
+        metrics = {} if stage == "weak" else {"model": "model", "checkpoints": ["model"]}
+        complete(stage_folder(cfg, stage), identity(cfg, stage), StageResult(1, 1, {}, metrics), 0.0)
+    killed_at_a_checkpoint(job("train_embedding", config, "--stage", "distill"), tmp_path / "run" / "distill")
+    kept = stage_folder(cfg, "distill").read_table("teacher")
+    said = finished(job("train_embedding", config, "--stage", "distill"))
+    assert "resuming" in said and "32 of 32 rows have candidates" in said
+    assert "scores the documents" not in said, "the teacher's scores were computed again"
+
+    judge, rows = Reranker(tiny_qwen3, dtype="float32"), stage_folder(cfg, "mine").read_table("rows").to_pylist()
+    for row, scores in zip(rows[:4], kept["scores"].to_pylist(), strict=False):
+        wanted = judge.score(
+            row["query"],
+            [row["positive"], *row["negatives"]],
+            max_tokens=512,
+            max_query_tokens=64,
+            instruction="find it",
+        )
+        assert scores == pytest.approx(wanted.tolist(), abs=1e-4)
+    folder = stage_folder(cfg, "distill")
+    record = read_record(folder)
+    assert record["rows_out"] == 32 and set(record["metrics"]["validation"]) == {"2", "4"}
+    steps = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()]
+    assert len(steps) == 4 and all(step["teacher"] > 0 for step in steps)
+    model = weights(tmp_path / "run" / "distill" / record["metrics"]["model"])
+    before = load_file(tiny_qwen3 / "model.safetensors")
+    assert any(not torch.equal(model[name].float(), before[name].float()) for name in model)
+
+    # An embedding model as the teacher: its vectors lie on storage while the stage is unfinished.
+    other = ["--set", f"distill.teacher.model={tiny_qwen3}", "--set", "distill.steps=2", "--replace"]
+    said = finished(job("train_embedding", config, "--stage", "distill", *other))
+    assert "embeds 32 queries and 32 documents" in said
+    assert not folder.exists("teacher") and folder.exists("artifact.json")
+    steps = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()]
+    assert len(steps) == 2 and all(step["teacher"] > 0 for step in steps)
