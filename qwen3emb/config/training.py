@@ -256,7 +256,7 @@ class DistillTeacherConfig(EmbeddingTeacherConfig):
     """`reranker`, the run's trained reranker (not the merged one); or an embedding model as in `supervised.teacher`."""
     candidates: int = Field(default=4, ge=1)
     """Mined negatives of each query that the reranker scores beside the positive. They are hard negatives of the
-    training too, as if `hard_negatives` were at least this."""
+    training too, as if `hard_negatives` were at least this; a dataset's own `hard_negatives` stays a limit."""
 
 
 class DistillConfig(TrainSupervisedConfig):

@@ -128,6 +128,7 @@ class Rerankers(WorkerPool):
         max_tokens: int,
         instruction: Instruction = None,
         max_query_tokens: int | None = None,
+        logits: bool = False,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
         """For each query the float32 scores of its documents, in their order; see `Reranker.score`.
@@ -135,7 +136,7 @@ class Rerankers(WorkerPool):
         Raises:
             UserError: `max_tokens` exceeds the model's context or leaves no room for a document.
         """
-        options: dict[str, Any] = {"max_tokens": max_tokens, "max_query_tokens": max_query_tokens}
+        options: dict[str, Any] = {"max_tokens": max_tokens, "max_query_tokens": max_query_tokens, "logits": logits}
         instructions = (
             [instruction] * len(queries) if instruction is None or isinstance(instruction, str) else instruction
         )

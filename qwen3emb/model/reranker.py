@@ -118,6 +118,7 @@ class Reranker:
         instruction: str | None = None,
         max_query_tokens: int | None = None,
         token_budget: int = TOKEN_BUDGET,
+        logits: bool = False,
     ) -> np.ndarray:
         """P(yes) / (P(yes) + P(no)) for each document, float32 (len(documents),).
 
@@ -128,6 +129,7 @@ class Reranker:
             instruction: the task; default the template's.
             max_query_tokens: longer queries lose their end.
             token_budget: tokens per forward pass.
+            logits: return the logit of that instead, which keeps the order where the probability is rounded to 0 or 1.
 
         Raises:
             UserError: `max_tokens` exceeds the model's context or leaves no room for a document.
@@ -149,5 +151,5 @@ class Reranker:
                 batch = pack([(prefix, [leaves[i] for i in group])]).to(self.device)
                 # (leaves, hidden) @ (hidden,) -> (leaves,)
                 margin = answer_states(self.model, batch).float() @ self.direction
-                out[group] = torch.sigmoid(margin).cpu().numpy()
+                out[group] = (margin if logits else torch.sigmoid(margin)).cpu().numpy()
         return out

@@ -77,7 +77,7 @@ class VectorScores:
 def document_scores(
     rows: Sequence[TrainingRow], hard_negatives: int, weight: float, temperature: float, device: torch.device
 ) -> DocumentScores:
-    """The teacher's logits of the documents of `rows`, from the probabilities in `TrainingRow.teacher`.
+    """The teacher's logits of the documents of `rows`, from `TrainingRow.teacher`.
 
     Args:
         rows: the global batch.
@@ -87,17 +87,15 @@ def document_scores(
         device: of the result.
     """
     # A row without scores has one document with a score, its positive, and so nothing to order.
-    logits = [row.teacher[0] if row.teacher else 0.5 for row in rows]
+    logits = [row.teacher[0] if row.teacher else 0.0 for row in rows]
     owner = list(range(len(rows)))
     for number, row in enumerate(rows):
         scored = row.teacher[1:]
         for place in range(len(row.negatives[:hard_negatives])):
-            logits.append(scored[place] if place < len(scored) else torch.nan)
+            logits.append(scored[place] if place < len(scored) else -torch.inf)
             owner.append(number)
-    scores = torch.logit(torch.tensor(logits, dtype=torch.float32), eps=1e-6) / temperature
-    return DocumentScores(
-        weight, scores.nan_to_num(nan=-torch.inf).to(device), torch.tensor(owner, dtype=torch.long, device=device)
-    )
+    scores = torch.tensor(logits, dtype=torch.float32, device=device) / temperature
+    return DocumentScores(weight, scores, torch.tensor(owner, dtype=torch.long, device=device))
 
 
 def teacher_loss(targets: Tensor, cosines: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -181,7 +181,7 @@ def contrastive_rows(
     hardest = query_document.detach().masked_fill(~kept, -torch.inf).amax(dim=1)
     hardest = hardest[torch.isfinite(hardest)]
     figures = (len(positive), loss.detach(), total - mask.sum(), total, positive.detach().sum(), hardest.sum())
-    return loss, LossSums(*(float(figure) for figure in (*figures, len(hardest), *learnt)))
+    return loss, LossSums(*(float(figure) for figure in (*figures, len(hardest))), *map(float, learnt))
 
 
 def _answers(batch: ContrastiveBatch, rows: slice, document_ids: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ __all__ = ["answer_loss", "distillation_loss", "group_loss", "reranker_step"]
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """Packed trees and, for each of their leaves, whether it answers its query, and the teacher's P(yes)."""
+    """Packed trees and, for each of their leaves, whether it answers its query, and the teacher's logit of P(yes)."""
 
     packed: PackedBatch
     answers: list[bool]
@@ -111,7 +111,7 @@ def _micro_batches(
         answers = [n == 0 for i in group for n in range(len(trees[i][1]))]
         teacher = [score for i in group for score in rows[i].teacher[: len(trees[i][1])]]
         batches.append(_MicroBatch(pack([trees[i] for i in group]), answers, teacher))
-    return batches or [_MicroBatch(pack([([], [[template.yes_no[0]]])]), [True], [0.5])]
+    return batches or [_MicroBatch(pack([([], [[template.yes_no[0]]])]), [True], [0.0])]
 
 
 def _answers(
@@ -182,15 +182,15 @@ def group_loss(margins: Tensor, sizes: Sequence[int], total: int) -> Tensor:
 def distillation_loss(margins: Tensor, teacher: Tensor, temperature: float, total: int) -> Tensor:
     """Cross-entropy of the student's yes / no distribution to the teacher's, summed over the answers / total.
 
-    With T the temperature, t the teacher's P(yes), and m the student's logit of yes minus that of no:
-    T^2 * H(sigmoid(logit(t) / T), sigmoid(m / T)); T^2 keeps the gradient's size (Hinton et al., arXiv 1503.02531).
+    With T the temperature, t the teacher's logit of P(yes), and m the student's logit of yes minus that of no:
+    T^2 * H(sigmoid(t / T), sigmoid(m / T)); T^2 keeps the gradient's size (Hinton et al., arXiv 1503.02531).
 
     Args:
         margins: (n,) m.
-        teacher: (n,) t, from 0 to 1.
+        teacher: (n,) t.
         temperature: T.
         total: answers in the global batch, over all ranks.
     """
-    target = torch.sigmoid(torch.logit(teacher.float(), eps=1e-6) / temperature)
+    target = torch.sigmoid(teacher.float() / temperature)
     loss = binary_cross_entropy_with_logits(margins.float() / temperature, target, reduction="sum")
     return temperature**2 * loss / total

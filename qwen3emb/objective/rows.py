@@ -19,7 +19,7 @@ class TrainingRow:
         query, positive, negatives: texts.
         dataset: name of the dataset in the mixture (the pairs' `dataset`).
         grade: human score of the pair, for graded datasets.
-        teacher: a teacher's P(yes) of the positive and of each negative, for distillation.
+        teacher: a teacher's logit of P(yes) for the positive and each negative, for distillation.
         teacher_rows: which of a teacher's vectors are those of the query, the positive and each negative.
     """
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from qwen3emb.config.datasets import SYNTHETIC_DATASETS, trained_as
+from qwen3emb.config.datasets import SYNTHETIC_DATASETS, is_synthetic, trained_as
 from qwen3emb.config.run import RunConfig, require_section, reranker_start
 from qwen3emb.config.training import (
     RERANKER,
@@ -64,7 +64,8 @@ def train_supervised(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
 def train_distilled(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """The supervised model on the same rows, whose documents' order the reranker (or another model) teaches."""
     cfg = require_section(ctx.cfg.distill)
-    datasets = dict(ctx.cfg.supervised.datasets)
+    inherited = ctx.cfg.supervised.datasets
+    datasets = {name: own for name, own in inherited.items() if cfg.synthetic or not is_synthetic(name)}
     for name, own in cfg.datasets.items():
         given = {key: getattr(own, key) for key in own.model_fields_set}
         datasets[name] = datasets[name].model_copy(update=given) if name in datasets else own

@@ -50,7 +50,7 @@ def with_teacher_scores(
     out: Storage,
     say: Callable[[str], None],
 ) -> list[TrainingRow]:
-    """Add the teacher's P(yes) of each document to the rows.
+    """Add the teacher's logit of P(yes) for each document to the rows.
 
     Scores are written in pieces of 2,048 rows, and pieces that a killed run has written are not computed again.
 
@@ -92,7 +92,7 @@ def _scored(
     instructions: Mapping[str, str],
     say: Callable[[str], None],
 ) -> list[list[float]]:
-    """P(yes) of each row's positive and negatives, with the instruction of its dataset."""
+    """Logits of P(yes) of each row's positive and negatives, with the instruction of its dataset."""
     row_scores: list[list[float]] = [[] for _ in rows]
     for dataset_instruction in sorted({instructions.get(row.dataset, instruction) for row in rows}):
         numbers = [i for i, row in enumerate(rows) if instructions.get(row.dataset, instruction) == dataset_instruction]
@@ -102,6 +102,7 @@ def _scored(
             max_tokens=judge.max_tokens,
             max_query_tokens=judge.max_query_tokens,
             instruction=dataset_instruction,
+            logits=True,
             progress=paced(say, f"{TEACHER}: queries scored"),
         )
         for i, values in zip(numbers, scores, strict=True):

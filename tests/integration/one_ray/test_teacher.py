@@ -56,7 +56,7 @@ def test_every_row_gets_the_teachers_scores_once(
         documents = [row.positive, *row.negatives]
         ask = ASKED.get(row.dataset, cfg.models.instruction)
         wanted = judge.score(row.query, documents, max_tokens=256, max_query_tokens=64, instruction=ask)
-        np.testing.assert_allclose(row.teacher, wanted, atol=1e-4)
+        np.testing.assert_allclose(1 / (1 + np.exp(-np.array(row.teacher))), wanted, atol=1e-4)
         assert (row.id, row.negatives) == (given.id, given.negatives)
     assert len(out.names("teacher")) == 3
 

@@ -38,6 +38,10 @@ def test_scores_equal_the_plain_model_on_the_whole_string(tiny_qwen3: Path) -> N
     ours = Reranker(tiny_qwen3, dtype="float32").score(QUERY, DOCUMENTS, max_tokens=900, instruction="find it")
     np.testing.assert_allclose(ours, whole_string_scores(tiny_qwen3), atol=1e-4)
     assert ours.std() > 1e-3  # the random model does tell the documents apart
+    logits = Reranker(tiny_qwen3, dtype="float32").score(
+        QUERY, DOCUMENTS, max_tokens=900, instruction="find it", logits=True
+    )
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), ours, atol=1e-6)
 
 
 def test_the_sequence_classifier_gives_the_same_scores(tiny_qwen3: Path, tmp_path: Path) -> None:

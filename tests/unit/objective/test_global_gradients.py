@@ -38,7 +38,7 @@ RERANKER = TrainRerankerConfig(
     steps=1, num_workers=1, queries_per_step=5, negatives=3, optimizer=OptimizerConfig(dtype="float32")
 )
 TEACHER = TeacherConfig(model="-", weight=0.75, temperature=2.0)
-TAUGHT = [replace(row, teacher=tuple(0.9 / (1 + n) for n in range(1 + len(row.negatives)))) for row in ROWS]
+TAUGHT = [replace(row, teacher=tuple(2.0 - 1.5 * n for n in range(1 + len(row.negatives)))) for row in ROWS]
 RERANKERS = (("sft", "sft", None), ("group", "group", None), ("both", "both", None), ("taught", "both", TEACHER))
 """Names, losses and teachers of the reranker steps that are compared."""
 TASKS = {task: replace(SETTINGS, task=task) for task in ("retrieval", "classification", "sts")} | {
@@ -152,7 +152,7 @@ def reference(folder: Path) -> dict[str, tuple[float, torch.Tensor]]:
                 yes, no = (tokenizer.convert_tokens_to_ids(answer) for answer in ("yes", "no"))
                 label = -torch.log_softmax(logits, dim=0)[yes if word == "yes" else no]
                 student = torch.log_softmax(logits[[yes, no]] / TEACHER.temperature, dim=0)
-                soft = torch.softmax(torch.tensor([teacher, 1 - teacher]).log() / TEACHER.temperature, dim=0)
+                soft = torch.softmax(torch.tensor([teacher, 0.0]) / TEACHER.temperature, dim=0)
                 distilled = -(TEACHER.temperature**2) * (soft * student).sum()
                 losses.append((1 - weight) * label * (kind != "group") + weight * distilled)
                 margins.append(logits[yes] - logits[no])
