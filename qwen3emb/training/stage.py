@@ -63,15 +63,20 @@ def train_supervised(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
 
 def train_distilled(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """The supervised model on the same rows, whose documents' order the reranker (or another model) teaches."""
-    cfg = require_section(ctx.cfg.distill)
-    inherited = ctx.cfg.supervised.datasets
+    start = final_model(ctx.inputs["supervised"]).local()
+    return _train_on_mined(ctx, _distill_section(ctx.cfg), str(start), say)
+
+
+def _distill_section(run: RunConfig) -> TrainEmbeddingConfig:
+    """The section `distill` with the datasets of `supervised` beneath its own, and the candidates as hard negatives."""
+    cfg = require_section(run.distill)
+    inherited = run.supervised.datasets
     datasets = {name: own for name, own in inherited.items() if cfg.synthetic or not is_synthetic(name)}
     for name, own in cfg.datasets.items():
         given = {key: getattr(own, key) for key in own.model_fields_set}
         datasets[name] = datasets[name].model_copy(update=given) if name in datasets else own
     most = max(cfg.hard_negatives, cfg.teacher.candidates if cfg.teacher.model == RERANKER else 0)
-    cfg = cfg.model_copy(update={"datasets": datasets, "hard_negatives": most})
-    return _train_on_mined(ctx, cfg, str(final_model(ctx.inputs["supervised"]).local()), say)
+    return cfg.model_copy(update={"datasets": datasets, "hard_negatives": most})
 
 
 def _train_on_mined(ctx: StageContext[RunConfig], cfg: TrainSupervisedConfig, start: str, say: _Say) -> StageResult:
