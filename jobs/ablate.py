@@ -12,7 +12,7 @@ from jobs.entry import command_line, guarded, say, table_console
 from jobs.pipeline import parse, run_pipeline
 from qwen3emb.config.run import load_config
 from qwen3emb.core.errors import StageFailure, UserError
-from qwen3emb.pipeline.ablation import EXTRA, ablation_table, variants, with_figures, write_ablation
+from qwen3emb.pipeline.ablation import ablation_table, variants, with_figures, write_ablation
 from qwen3emb.pipeline.stages import reuse_stages
 
 
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     parser = command_line(__doc__ or "")
     parser.epilog = "example: python -m jobs.ablate --config examples/demo.yaml"
     parser.add_argument(
-        "--with", dest="extra", action="append", default=[], choices=EXTRA, help="a row that costs a training"
+        "--with", dest="extra", action="append", default=[], metavar="ROW", help="costs a training: distill"
     )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     arguments = parser.parse_args()

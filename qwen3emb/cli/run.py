@@ -23,7 +23,7 @@ __all__ = ["ablate", "report", "run", "status", "submit"]
 _StageName = Annotated[str | None, typer.Option("--stage", help="One stage alone; default the whole pipeline.")]
 _AtLeast = Annotated[Literal["even", "win"] | None, typer.Option(help="Exit with 1 where the verdict is less.")]
 _With = Annotated[
-    list[Literal["distill"]] | None,
+    list[str] | None,
     typer.Option("--with", help="A row that costs a training: `distill`, where the run has no such stage."),
 ]
 _Replace = Annotated[bool, typer.Option("--replace", help="Throw away output of another configuration.")]

@@ -62,8 +62,11 @@ def variants(cfg: RunConfig, extra: Collection[str] = ()) -> dict[str, list[str]
 
     Raises:
         UserError: the run has no synthetic data to leave out, does not evaluate a model that the table shows, or has no
-            reranker for the stage `distill`.
+            reranker for the stage `distill`; or `extra` names no such row.
     """
+    unknown = next((name for name in extra if name not in EXTRA), None)
+    if unknown:
+        raise UserError(f"ablate --with {unknown}: no such row; there are: {', '.join(EXTRA)}")
     if not (cfg.synthesize and cfg.weak):
         raise UserError("ablate compares with and without synthetic data; this run has no section synthesize and weak")
     own = [row.model for row in rows_of(cfg) if not row.run and row.model in ("weak", "supervised", "distilled")]

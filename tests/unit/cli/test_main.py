@@ -93,7 +93,9 @@ def test_status_shows_states_rows_and_seconds(run_file: Path) -> None:
     code, out, _ = call("status", str(run_file), "--json")
     rows = {row["stage"]: row for row in json.loads(out)}
     assert code == 0
-    assert list(rows) == [name for name in STAGES if name not in ("labelled", "reranker_weak")]  # it has neither
+    assert list(rows) == [
+        name for name in STAGES if name not in ("labelled", "reranker_weak", "distill")
+    ]  # it has none
     assert rows["corpus"] == {
         "stage": "corpus",
         "state": "done",

@@ -67,6 +67,8 @@ def test_a_run_is_distilled_where_that_is_asked_for(run_file: Path) -> None:
     made = load_config(run_file, [sets, *variants(load_config(run_file, [sets]), ["distill"])["distilled"]]).distill
     assert made is not None
     assert (made.steps, made.loss.temperature, made.datasets, made.teacher.candidates) == (5, 0.02, {}, 8)
+    with pytest.raises(UserError, match="ablate --with merge: no such row; there are: distill"):
+        variants(load_config(run_file), ["distill", "merge"])
     with pytest.raises(UserError, match="no section reranker"):
         variants(load_config(run_file, ["reranker=null"]), ["distill"])
 
