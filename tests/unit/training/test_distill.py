@@ -1,21 +1,25 @@
-"""The stage `distill`: its settings, and which rows the reranker teaches; scores lie on storage already."""
+"""The stage `distill`: its settings, and what teachers say of a batch; scores and vectors lie on storage already."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import torch
 
 from qwen3emb.config.run import load_config
 from qwen3emb.config.training import DistillTeacherConfig
 from qwen3emb.core.artifact import StageResult, complete, start
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.vectors import Vectors
+from qwen3emb.objective.distillation import VectorScores
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.pipeline.stages import identity, stage_folder, stage_inputs
 from qwen3emb.training.stage import _distill_section, _taught
 from qwen3emb.training.tasks import EmbeddingTask
-from qwen3emb.training.teacher import _SCORES
+from qwen3emb.training.teacher import _SCORES, TeacherVectors
 
 SUPERVISED = "supervised.datasets={docstrings: {weight: 3, instruction: Find}, synthetic: {weight: 2}}"
 
@@ -59,3 +63,26 @@ def test_rows_without_candidates_are_not_scored(run_file: Path) -> None:
     assert [row.negatives for row in taught] == [row.negatives for row in rows]
     assert said == ["distill: 2 of 5 rows have candidates that the reranker has scored"]
     assert _taught(ctx, EmbeddingTask(cfg.supervised, run_file.parent, "", "", None), rows, said.append)[1] is rows
+
+
+def test_the_vectors_of_a_batch_come_in_the_order_of_its_texts(run_file: Path) -> None:
+    stored = np.arange(18, dtype=np.float32).reshape(6, 3)
+    for name in ("queries", "documents"):
+        folder = run_file.parent / name
+        folder.mkdir()
+        for first in (0, 4):  # pieces of four
+            np.save(folder / f"{first:010d}.npy", stored[first : first + 4])
+    places = [Vectors(str(run_file.parent / name), 6, 4, "") for name in ("queries", "documents")]
+    section = "supervised={steps: 1, hard_negatives: 2, loss: {temperature: 0.02}, datasets: {graded: {task: sts}}, "
+    cfg = load_config(run_file, [section + "teacher: {model: other, weight: 0.3}}"]).supervised
+    task = EmbeddingTask(cfg, run_file.parent, "", "", None, TeacherVectors(*places).here())
+    rows = [
+        TrainingRow("a", "q", "p", ("n1", "n2", "n3"), "docstrings", teacher_rows=(5, 4, 0, 5)),
+        TrainingRow("b", "q", "p", ("n1",), "docstrings", teacher_rows=(5, 4, 0)),
+        TrainingRow("c", "q2", "p2", (), "docstrings", teacher_rows=(1, 2)),
+    ]
+    found = task._teacher(rows, task.settings("docstrings"), torch.device("cpu"))
+    assert isinstance(found, VectorScores) and (found.weight, found.temperature) == (0.3, 0.02)
+    np.testing.assert_array_equal(found.queries, stored[[5, 5, 1]])
+    np.testing.assert_array_equal(found.documents, stored[[4, 4, 2, 0, 5, 0]])
+    assert task._teacher(rows, task.settings("graded"), torch.device("cpu")) is None
