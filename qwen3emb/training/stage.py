@@ -67,7 +67,7 @@ def train_distilled(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     return _train_on_mined(ctx, _distill_section(ctx.cfg), str(start), say)
 
 
-def _distill_section(run: RunConfig) -> TrainEmbeddingConfig:
+def _distill_section(run: RunConfig) -> TrainSupervisedConfig:
     """The section `distill` with the datasets of `supervised` beneath its own, and the candidates as hard negatives."""
     cfg = require_section(run.distill)
     inherited = run.supervised.datasets
