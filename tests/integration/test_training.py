@@ -207,7 +207,7 @@ def test_reranker_stage_under_zero_3_goes_on_with_more_workers_and_opens_as_caus
 
 def test_the_reranker_teaches_the_supervised_model(tiny_qwen3: Path, tmp_path: Path) -> None:
     config = write_run(tmp_path, tiny_qwen3)
-    distill = {"steps": 4, "batch_size": 4, "num_workers": 2, "checkpoint_every": 2, "threads": 1}
+    distill = {"steps": STEPS, "batch_size": 4, "num_workers": 2, "checkpoint_every": 2, "threads": 1}
     distill |= {"optimizer": OPTIMIZER, "loss": {"mrl_dims": [16]}}
     section = yaml.safe_load(config.read_text()) | {"distill": distill | {"teacher": {"candidates": 2, "weight": 0.75}}}
     config.write_text(yaml.safe_dump(section))
@@ -236,9 +236,9 @@ def test_the_reranker_teaches_the_supervised_model(tiny_qwen3: Path, tmp_path: P
         assert torch.sigmoid(torch.tensor(scores)).tolist() == pytest.approx(wanted.tolist(), abs=1e-4)
     folder = stage_folder(cfg, "distill")
     record = read_record(folder)
-    assert record["rows_out"] == 32 and set(record["metrics"]["validation"]) == {"2", "4"}
+    assert record["rows_out"] == 32 and set(record["metrics"]["validation"]) == {"2", "4", "6", "8"}
     steps = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()]
-    assert len(steps) == 4 and all(step["teacher"] > 0 for step in steps)
+    assert len(steps) == STEPS and all(step["teacher"] > 0 for step in steps)
     model = weights(tmp_path / "run" / "distill" / record["metrics"]["model"])
     before = load_file(tiny_qwen3 / "model.safetensors")
     assert any(not torch.equal(model[name].float(), before[name].float()) for name in model)
