@@ -12,7 +12,8 @@ from jobs.entry import command_line, guarded, say, table_console
 from jobs.pipeline import parse, run_pipeline
 from qwen3emb.config.run import load_config
 from qwen3emb.core.errors import StageFailure, UserError
-from qwen3emb.pipeline.ablation import ablation_table, variants, with_figures, write_ablation
+from qwen3emb.metrics.verdict import reaches
+from qwen3emb.pipeline.ablation import ablation_table, table_verdict, variants, with_figures, write_ablation
 from qwen3emb.pipeline.stages import reuse_stages
 
 
@@ -25,7 +26,11 @@ def _pipeline(arguments: argparse.Namespace, changes: list[str]) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    """Run all variants and print the table of those that succeed; then raise the error of the first that failed."""
+    """Run all variants and print the table of those that succeed; then raise the error of the first that failed.
+
+    Raises:
+        SystemExit: with 1, where the verdict is less than `--at-least`.
+    """
     cfg = load_config(arguments.config, arguments.set)
     overrides = variants(cfg, arguments.extra)
     runs = {name: load_config(arguments.config, [*arguments.set, *changes]) for name, changes in overrides.items()}
@@ -41,12 +46,17 @@ def _ablate(arguments: argparse.Namespace) -> None:
             say(f"ablate: {name} is left out: {error}")
     lines = with_figures(cfg, runs)
     say(f"ablate: written to {write_ablation(cfg, lines, {name: str(error) for name, error in failed.items()})}")
+    verdict = table_verdict(lines)
     if arguments.json:
         print(json.dumps(lines, indent=2))
     else:
         table_console().print(ablation_table(lines))
+    if verdict:  # beside JSON it goes to standard error, which a program does not parse
+        print(verdict.line(), file=sys.stderr if arguments.json else sys.stdout, flush=True)
     for name, failure in failed.items():
         raise type(failure)(f"variant {name} is not in the table: {failure}")
+    if arguments.at_least and not (verdict and reaches(verdict.word, arguments.at_least)):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
@@ -56,6 +66,7 @@ if __name__ == "__main__":
         "--with", dest="extra", action="append", default=[], metavar="ROW", help="costs a training: distill"
     )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--at-least", choices=["even", "win"], help="exit with 1 where the verdict is less")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a private head is ended as well
     sys.exit(guarded(lambda: _ablate(arguments), arguments.debug))

@@ -60,12 +60,14 @@ def ablate(
     overrides: Overrides = None,
     extra: _With = None,
     replace: _Replace = False,
+    at_least: _AtLeast = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """What each part of the recipe is worth on your data: the rows of the paper's Table 5, and a weak reranker stage.
 
-    The run itself is finished first; variants reuse its stages and lie below its storage in `ablation/`.
+    The run itself is finished first; variants reuse its stages and lie below its storage in `ablation/`. The last line
+    is the verdict on the full run against the one without synthetic data.
 
     Example: qwen3emb ablate examples/demo.yaml
     """
@@ -74,6 +76,7 @@ def ablate(
         load_config(config, overrides)
         words = [word for name in extra or [] for word in ("--with", name)]
         words += ["--replace"] * replace + ["--json"] * as_json + ["--debug"] * debug
+        words += ["--at-least", at_least] if at_least else []
         _become("jobs.ablate", config, overrides, words)
 
     finish(body, debug)
@@ -181,9 +184,7 @@ def _states(cfg: RunConfig) -> list[dict[str, Any]]:
 def report(
     config: Config,
     overrides: Overrides = None,
-    at_least: Annotated[
-        Literal["even", "win"] | None, typer.Option(help="Exit with 1 where the verdict is less.")
-    ] = None,
+    at_least: _AtLeast = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -194,6 +195,7 @@ def report(
 
     def body() -> int:
         from qwen3emb.core.artifact import read_record
+        from qwen3emb.metrics.verdict import reaches
         from qwen3emb.pipeline.report import comparisons, metrics_of, quality_tables, verdict_of
         from qwen3emb.pipeline.stages import stage_folder
 
@@ -212,7 +214,6 @@ def report(
                 Console().print(table)
             if verdict:
                 Console(width=160).print(verdict["line"], highlight=False, markup=False)
-        enough = {"even": ("EVEN", "WIN"), "win": ("WIN",)}
-        return int(bool(at_least and verdict and verdict["verdict"] not in enough[at_least]))
+        return int(bool(at_least and verdict and not reaches(verdict["verdict"], at_least)))
 
     finish(body, debug)

@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from qwen3emb.metrics.bootstrap import paired_bootstrap
 
-__all__ = ["Verdict", "Word", "compare"]
+__all__ = ["Least", "Verdict", "Word", "compare", "reaches"]
 
 Word = Literal["WIN", "EVEN", "WORSE"]
+Least = Literal["even", "win"]
+"""What `--at-least` may ask for."""
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,8 @@ def compare(metric: str, model: str, baseline: str, figures: Mapping[str, Mappin
     """
     gain = paired_bootstrap(figures[model], figures[baseline])
     return None if gain is None else Verdict(metric, model, baseline, gain.mean, gain.low, gain.high, gain.queries)
+
+
+def reaches(word: str, least: Least) -> bool:
+    """Whether a verdict's word is `least` or better."""
+    return word in {"even": ("EVEN", "WIN"), "win": ("WIN",)}[least]

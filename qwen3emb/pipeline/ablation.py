@@ -22,9 +22,20 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import joined
 from qwen3emb.core.storage import Storage
 from qwen3emb.metrics.bootstrap import paired_bootstrap
+from qwen3emb.metrics.verdict import Verdict
 from qwen3emb.pipeline.stages import identity, stage_folder
 
-__all__ = ["ABLATION", "EXTRA", "Row", "ablation_table", "rows_of", "variants", "with_figures", "write_ablation"]
+__all__ = [
+    "ABLATION",
+    "EXTRA",
+    "Row",
+    "ablation_table",
+    "rows_of",
+    "table_verdict",
+    "variants",
+    "with_figures",
+    "write_ablation",
+]
 
 ABLATION = "ablation.json"
 """Name of the result in the run's storage."""
@@ -32,7 +43,7 @@ ABLATION = "ablation.json"
 EXTRA = ("distill",)
 """Rows that cost a training and are made only where they are asked for (`ablate --with`)."""
 
-FULL = "full"
+FULL, NO_SYNTHETIC = "full", "no synthetic data"
 _ALONE, _RERANKED = "reranker alone", "merged+reranker"
 
 
@@ -117,7 +128,7 @@ def rows_of(cfg: RunConfig) -> list[Row]:
     """The rows of a run's table, in the paper's order, then those of distillation and of the reranker."""
     rows = [
         Row("only synthetic data", "", "weak"),
-        Row("no synthetic data", "no-synthetic", "merged"),
+        Row(NO_SYNTHETIC, "no-synthetic", "merged"),
         Row("no merge", "", "distilled" if cfg.distill else "supervised"),
         Row(FULL, "", "merged", ""),
         Row("no distillation", "no-distillation", "merged") if cfg.distill else Row("distilled", "distilled", "merged"),
@@ -198,8 +209,18 @@ def ablation_table(lines: Sequence[Mapping[str, Any]], headline: str = "ndcg@10"
     return table
 
 
+def table_verdict(lines: Sequence[Mapping[str, Any]], headline: str = "ndcg@10") -> Verdict | None:
+    """What the table is about: the full run against the one without synthetic data; None where that row is missing."""
+    row = next((line for line in lines if line["row"] == NO_SYNTHETIC and "mean" in line), None)
+    if row is None:
+        return None
+    # The row holds its own difference to the full run; the verdict is on the full run.
+    return Verdict(headline, FULL, NO_SYNTHETIC, -row["mean"], -row["high"], -row["low"], row["queries"])
+
+
 def write_ablation(cfg: RunConfig, lines: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> str:
-    """Write the rows, and why variants are left out, to `ablation.json` in the run's storage; its location."""
-    storage = Storage(cfg.storage)
-    storage.write_json(ABLATION, {"rows": list(lines), "left_out": dict(left_out)})
+    """Write rows, verdict, and why variants are left out, to `ablation.json` in the run's storage; its location."""
+    storage, verdict = Storage(cfg.storage), table_verdict(lines)
+    content = {"rows": list(lines), "left_out": dict(left_out), "verdict": verdict and verdict.as_json()}
+    storage.write_json(ABLATION, content)
     return str(storage / ABLATION)

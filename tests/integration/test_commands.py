@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from qwen3emb.config.run import load_config
+from qwen3emb.pipeline.ablation import variants
 from qwen3emb.pipeline.stages import STAGES
 from tests.unit.cli.test_main import finish
 from tests.unit.conftest import run_file  # noqa: F401, a fixture
-from tests.unit.pipeline.test_ablation import finished_ablation
+from tests.unit.pipeline.test_ablation import finished_ablation, write
 
 pytestmark = pytest.mark.integration
 
@@ -41,7 +43,21 @@ def test_the_command_shows_what_is_finished_without_starting_anything(run_file: 
         ("merged+reranker, weak stage", 0.1),
         ("merged+reranker, the paper's SFT loss", -0.2),
     ]
-    assert json.loads((run_file.parent / "run" / "ablation.json").read_text()) == {"rows": lines, "left_out": {}}
+    kept = json.loads((run_file.parent / "run" / "ablation.json").read_text())
+    assert kept["rows"] == lines and kept["left_out"] == {}
+    last = done.stderr.splitlines()[-1]
+    assert last == "VERDICT: WIN  ndcg@10  full  no synthetic data  +0.1000 [+0.1000, +0.1000]"
+    assert kept["verdict"]["line"] == last
+    assert command(str(run_file), "--at-least", "win").stdout.splitlines()[-1] == last
+
+
+def test_a_verdict_below_what_is_asked_is_the_exit_code(run_file: Path) -> None:
+    finished_ablation(run_file)
+    cfg = load_config(run_file)
+    write(load_config(run_file, variants(cfg)["no-synthetic"]), {"merged": [0.5, 0.9]})  # the same as the full run
+    assert [command(str(run_file), *words).returncode for words in ([], ["--at-least", "even"])] == [0, 0]
+    done = command(str(run_file), "--at-least", "win")
+    assert done.returncode == 1 and done.stdout.splitlines()[-1].startswith("VERDICT: EVEN  ndcg@10  full")
 
 
 def test_a_variant_that_cannot_run_costs_its_row_only(run_file: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen3emb.metrics.verdict import compare
+from qwen3emb.metrics.verdict import compare, reaches
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,8 @@ def test_zero_within_the_interval_is_even(gains: list[float], word: str) -> None
 
 def test_without_a_query_in_common_there_is_none() -> None:
     assert compare("ndcg@10", "a", "b", {"a": {"1": 1.0}, "b": {"2": 1.0}}) is None
+
+
+def test_even_is_reached_by_a_win_and_not_the_other_way() -> None:
+    assert [reaches(word, "even") for word in ("WIN", "EVEN", "WORSE")] == [True, True, False]
+    assert [reaches(word, "win") for word in ("WIN", "EVEN", "WORSE")] == [True, False, False]

@@ -13,7 +13,7 @@ from rich.console import Console
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import StageResult, complete, start
 from qwen3emb.core.errors import UserError
-from qwen3emb.pipeline.ablation import ablation_table, rows_of, variants, with_figures, write_ablation
+from qwen3emb.pipeline.ablation import ablation_table, rows_of, table_verdict, variants, with_figures, write_ablation
 from qwen3emb.pipeline.stages import identity, reuse_stages, stage_folder, stage_states
 
 
@@ -141,10 +141,24 @@ def test_rows_are_compared_query_by_query(run_file: Path) -> None:
     assert lines["full"]["evaluation"] == lines["no merge"]["evaluation"] == identity(cfg, "evaluate").fingerprint
     assert lines["no synthetic data"]["evaluation"] == identity(runs["no-synthetic"], "evaluate").fingerprint
     kept = json.loads(Path(write_ablation(cfg, list(lines.values()), {"x": "why"})).read_text())
-    assert kept == {"rows": list(lines.values()), "left_out": {"x": "why"}}
+    verdict = table_verdict(list(lines.values()))
+    assert verdict is not None
+    assert verdict.line() == "VERDICT: WIN  ndcg@10  full  no synthetic data  +0.1000 [+0.1000, +0.1000]"
+    assert kept == {"rows": list(lines.values()), "left_out": {"x": "why"}, "verdict": verdict.as_json()}
+    without = [line for name, line in lines.items() if name != "no synthetic data"]
+    assert (
+        table_verdict(without) is None
+        and json.loads(Path(write_ablation(cfg, without, {})).read_text())["verdict"] is None
+    )
     # An evaluation of another configuration gives no row.
     with pytest.raises(UserError, match="not complete for this configuration"):
         with_figures(load_config(run_file, ["reranker=null", "supervised.steps=7"]), {})
+
+
+def test_the_verdict_turns_the_row_s_interval_round() -> None:
+    row = {"row": "no synthetic data", "mean": 0.1, "low": -0.05, "high": 0.3, "queries": 9}
+    found = table_verdict([{"row": "full"}, row])
+    assert found is not None and (found.difference, found.low, found.high, found.word) == (-0.1, -0.3, 0.05, "EVEN")
 
 
 def finished_ablation(file: Path) -> None:
