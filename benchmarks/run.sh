@@ -6,8 +6,8 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 name="${1:-}"
-known="$(cd benchmarks && ls ./*.py | sed -e 's|^\./||' -e 's|\.py$||' | grep -vE "^(comparing|apart|__init__)\$|_sides\$" | tr '\n' ' ')"
-if [[ -z "$name" || "$name" == comparing || "$name" == apart || "$name" == *_sides || ! -f "benchmarks/$name.py" ]]; then
+known="$(cd benchmarks && ls ./*.py ./*/__main__.py | sed -e 's|^\./||' -e 's|/__main__||' -e 's|\.py$||' | grep -vE "^(comparing|apart|__init__)\$|_sides\$" | tr '\n' ' ')"
+if [[ -z "$name" || "$name" == comparing || "$name" == apart || "$name" == *_sides || ! ( -f "benchmarks/$name.py" || -f "benchmarks/$name/__main__.py" ) ]]; then
     echo "error: no benchmark ${name:-given}; there are: $known" >&2
     exit 2
 fi

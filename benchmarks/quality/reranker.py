@@ -1,0 +1,176 @@
+"""Both sides' training of a reranker, and its ranking of BM25's candidates; each in a process of its own (`side`)."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality import data
+from benchmarks.quality.side import THREADS, TRIAL_STEPS, steps_that_fit
+
+QUERIES = 8  # of each step, on both sides
+QUERY_TOKENS, DOCUMENT_TOKENS, TEMPLATE_TOKENS = 48, 160, 112
+START_AND_EXPORT = 25.0  # seconds
+
+
+def ours(
+    model: str, settings: dict[str, Any], seed: int, seconds: float, trial: bool, out: str, split: str, depth: int
+) -> dict[str, Any]:
+    """The reranker's own training on Ray Train and DeepSpeed, and its ranking of a set.
+
+    Args:
+        model: directory to start from.
+        settings: lr, loss, hard and random (negatives of each query).
+        seed: of the order of the rows and of the negatives.
+        seconds: of the training.
+        trial: count the steps' time alone.
+        out: folder.
+        split: set that is ranked, a name for `data.of`.
+        depth: of BM25's documents that are ranked.
+    """
+    from cluster.session import connected
+    from qwen3emb.config.run import ClusterConfig
+    from qwen3emb.config.training import OptimizerConfig, TrainRerankerConfig
+    from qwen3emb.core.storage import Storage
+    from qwen3emb.model.reranker import Reranker
+    from qwen3emb.objective.rows import TrainingRow
+    from qwen3emb.training.history import History
+    from qwen3emb.training.loop import TrainJob, fit
+    from qwen3emb.training.tasks import RerankerTask
+
+    began, folder = time.monotonic(), Path(out)
+    found = data.labelled(settings["hard"], seed, others=settings["random"])
+    training = [TrainingRow(str(i), q, d, negatives, "scifact") for i, (q, d, negatives) in enumerate(found)]
+    limits = {"max_tokens": QUERY_TOKENS + DOCUMENT_TOKENS + TEMPLATE_TOKENS, "max_query_tokens": QUERY_TOKENS}
+    base = TrainRerankerConfig(
+        steps=TRIAL_STEPS,
+        num_workers=1,
+        threads=THREADS,
+        queries_per_step=QUERIES,
+        loss=settings["loss"],
+        negatives=settings["hard"] + settings["random"],
+        optimizer=OptimizerConfig(lr=settings["lr"], warmup_steps=5, schedule="wsd", decay_share=0.4),
+        **limits,
+    )
+
+    def trained(cfg: TrainRerankerConfig, place: Path) -> float:
+        fit(TrainJob(RerankerTask(cfg, Path(model), data.INSTRUCTION, ()), {"scifact": training}, seed, str(place), 0))
+        return float(History.read(Storage(str(place))).latest()["seconds"])
+
+    with connected(ClusterConfig(num_cpus=4)):
+        taken = trained(base, folder / "measured")
+        shutil.rmtree(folder / "measured")
+        left = seconds if trial else seconds - (time.monotonic() - began) - START_AND_EXPORT
+        steps = steps_that_fit(taken, left, 2)
+        stepping = trained(base.model_copy(update={"steps": steps}), folder)
+    spent = stepping if trial else time.monotonic() - began
+    reranker = Reranker(next((folder / "checkpoints").iterdir()), threads=THREADS)
+
+    def scored(query: str, documents: list[str]) -> np.ndarray:
+        return reranker.score(query, documents, instruction=data.INSTRUCTION, **limits)
+
+    return _outcome(steps, stepping, spent, ranked(scored, split, depth))
+
+
+def theirs(
+    model: str, settings: dict[str, Any], seed: int, seconds: float, trial: bool, out: str, split: str, depth: int
+) -> dict[str, Any]:
+    """sentence-transformers' CrossEncoder with one label, from the same start; arguments as of `ours`.
+
+    `loss` is bce (pairs with labels), lambda (LambdaLoss over each query's list) or mnrl (CachedMultipleNegatives-
+    RankingLoss, in-batch and hard negatives). Each step sees as many documents as ours.
+    """
+    from datasets import Dataset
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments, losses
+
+    began, folder = time.monotonic(), Path(out)
+    training = data.labelled(settings["hard"], seed, others=settings["random"])
+    group = 1 + settings["hard"] + settings["random"]
+    columns = _columns(training, settings["loss"])
+    kinds = {
+        "bce": losses.BinaryCrossEntropyLoss,
+        "lambda": losses.LambdaLoss,
+        "mnrl": losses.CachedMultipleNegativesRankingLoss,
+    }
+
+    def trained(steps: int) -> tuple[Any, float]:
+        body: Any = CrossEncoder(
+            model,
+            num_labels=1,
+            max_length=QUERY_TOKENS + DOCUMENT_TOKENS,
+            device="cpu",
+            model_kwargs={"dtype": "float32"},
+        )
+        body.model.config.pad_token_id = body.tokenizer.pad_token_id
+        arguments = CrossEncoderTrainingArguments(
+            output_dir=str(folder / "run"),
+            max_steps=steps,
+            per_device_train_batch_size=QUERIES * group if settings["loss"] == "bce" else QUERIES,
+            learning_rate=settings["lr"],
+            warmup_steps=max(1, steps // 10),
+            bf16=settings["precision"] == "bf16",
+            use_cpu=True,
+            seed=seed,
+            data_seed=seed,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        loss = kinds[settings["loss"]](body)
+        trainer = CrossEncoderTrainer(body, arguments, Dataset.from_dict(columns), loss=loss)
+        start = time.monotonic()
+        trainer.train()
+        return body, time.monotonic() - start
+
+    _, taken = trained(TRIAL_STEPS)
+    steps = steps_that_fit(taken, seconds if trial else seconds - (time.monotonic() - began))
+    body, stepping = trained(steps)
+    spent = stepping if trial else time.monotonic() - began
+    body.bfloat16()  # as ours is stored
+
+    def scored(query: str, documents: list[str]) -> np.ndarray:
+        pairs = [(query, document) for document in documents]
+        return np.asarray(body.predict(pairs, batch_size=len(pairs), show_progress_bar=False), dtype=np.float32)
+
+    return _outcome(steps, stepping, spent, ranked(scored, split, depth))
+
+
+def _columns(training: list[data.Row], loss: str) -> dict[str, list[Any]]:
+    """The rows as each of the peer's losses takes them."""
+    if loss == "bce":
+        pairs = [(q, d, label) for q, p, hard in training for d, label in [(p, 1.0), *((n, 0.0) for n in hard)]]
+        return {
+            "query": [q for q, _, _ in pairs],
+            "document": [d for _, d, _ in pairs],
+            "label": [x for *_, x in pairs],
+        }
+    if loss == "lambda":
+        lists = [[p, *hard] for _, p, hard in training]
+        labels = [[1.0] + [0.0] * (len(documents) - 1) for documents in lists]
+        return {"query": [q for q, _, _ in training], "documents": lists, "labels": labels}
+    columns: dict[str, list[Any]] = {"query": [q for q, _, _ in training], "positive": [p for _, p, _ in training]}
+    for n in range(len(training[0][2])):
+        columns[f"negative_{n}"] = [hard[n] for _, _, hard in training]
+    return columns
+
+
+def ranked(scored: Any, split: str, depth: int) -> dict[str, float]:
+    """Query -> nDCG@10 of BM25's best documents in the order of the scores; equal ones stay in BM25's."""
+    chosen = data.of(split)
+    texts = dict(zip(chosen.corpus, chosen.texts(), strict=True))
+    run = {}
+    for query, documents in data.candidates(chosen, depth).items():
+        found = scored(chosen.queries[query], [texts[d] for d in documents])
+        assert np.isfinite(found).all(), f"a reranker's scores for query {query} are not numbers"
+        run[query] = data.in_order([documents[i] for i in np.argsort(-found, kind="stable")])
+    return data.ndcg(chosen, run)
+
+
+def _outcome(steps: int, stepping: float, spent: float, scores: dict[str, float]) -> dict[str, Any]:
+    facts = {"steps_per_second": round(steps / stepping, 4)}
+    return {"steps": steps, "seconds": spent, "facts": facts, "scores": scores}
