@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -29,6 +30,7 @@ DEV_SETS = ["dev", "mlquestions/dev", "xquad/en/dev"]
 LOW_LABEL_ROWS = 300
 RESCORED = ["int8", "int8+rescore", "binary", "binary+rescore"]
 _TEST, _DEV_SETS = 900.0, 900.0  # seconds: the test split with one model, the dev sets with all checkpoints
+_SIZES = "qwen3emb.evaluation.sizes"  # by name: it may be missing
 _RESULTS, _PER_QUERY = "evaluate/results.json", "evaluate/per_query.json"
 
 
@@ -149,7 +151,7 @@ def distilled(options: Options, results: Results) -> Sequence[Job]:
 
 def small_vectors(options: Options, results: Results) -> Sequence[Job]:
     """int8 and binary vectors against float32 on SciFact's test split, of all-MiniLM-L6-v2 and of our model."""
-    if importlib.util.find_spec("qwen3emb.evaluation.sizes") is None:
+    if importlib.util.find_spec(_SIZES) is None:
         raise SystemExit("quality, small-vectors: this version has no int8 and binary vectors yet")
     settings = _settings(options, results)
 
@@ -178,16 +180,18 @@ def small_vectors(options: Options, results: Results) -> Sequence[Job]:
 
 def small_scores(queries: np.ndarray, documents: np.ndarray) -> dict[str, dict[str, float]]:
     """Kind of vectors -> query -> nDCG@10 on SciFact's test split, ranked as the stage `evaluate` ranks them."""
-    from qwen3emb.evaluation.sizes import size_rankings, sizes_of  # type: ignore[import-not-found]
 
     from qwen3emb.config.serving import EvaluateConfig
     from qwen3emb.evaluation.ranking import nearest, ranking_per_query
     from qwen3emb.metrics.retrieval import own_documents
 
-    test, rescore = data.of("test"), EvaluateConfig().rescore  # type: ignore[attr-defined]
+    small: Any = importlib.import_module(_SIZES)
+    cfg: Any = EvaluateConfig()
+    test = data.of("test")
     own = own_documents(test)
     rankings: dict[str, Any] = {"float32": nearest(queries, documents, 10, own)}
-    for size, ranking in size_rankings(sizes_of(RESCORED, documents.shape[1]), queries, documents, rescore, own):
+    sizes = small.sizes_of(RESCORED, documents.shape[1])
+    for size, ranking in small.size_rankings(sizes, queries, documents, cfg.rescore, own):
         rankings[size.name] = ranking
     found = {name: ranking_per_query(test, ranking, [10]) for name, ranking in rankings.items()}
     return {name: {q: one["ndcg@10"] for q, one in rows.items()} for name, rows in found.items()}
