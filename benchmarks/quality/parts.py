@@ -45,8 +45,12 @@ RERANKER: dict[str, tuple[Settings, list[Stage]]] = {
         [Stage(grid(lr=[5e-5, 1e-4, 2e-4, 4e-4], loss=["group", "both"])), Stage([{}, {"hard": 7, "random": 0}])],
     ),
     THEIRS: (
-        {"lr": 5e-5, "loss": "bce", "hard": 4, "random": 3, "precision": "bf16"},
-        [_PRECISION, Stage(grid(lr=[2e-5, 5e-5, 2e-4], loss=["bce", "lambda", "mnrl"]))],
+        {"lr": 5e-5, "loss": "bce", "hard": 4, "random": 3, "head": "label", "precision": "bf16"},
+        [
+            _PRECISION,
+            Stage(grid(lr=[2e-5, 5e-5, 2e-4], loss=["bce", "lambda", "mnrl"])),
+            Stage([{}, {"head": "yes_no"}]),
+        ],
     ),
 }
 DEV_DEPTH, DEPTH = 10, 50  # of BM25's documents that are reranked on the dev split, and measured

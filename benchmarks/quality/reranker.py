@@ -79,13 +79,13 @@ def ours(
 def theirs(
     model: str, settings: dict[str, Any], seed: int, seconds: float, trial: bool, out: str, split: str, depth: int
 ) -> dict[str, Any]:
-    """sentence-transformers' CrossEncoder with one label, from the same start; arguments as of `ours`.
+    """sentence-transformers' CrossEncoder from the same start; arguments as of `ours`, for `head` see `cross_encoder`.
 
     `loss` is bce (pairs with labels), lambda (LambdaLoss over each query's list) or mnrl (CachedMultipleNegatives-
     RankingLoss, in-batch and hard negatives). Each step sees as many documents as ours.
     """
+    import torch
     from datasets import Dataset
-    from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments, losses
 
     began, folder = time.monotonic(), Path(out)
@@ -99,14 +99,7 @@ def theirs(
     }
 
     def trained(steps: int) -> tuple[Any, float]:
-        body: Any = CrossEncoder(
-            model,
-            num_labels=1,
-            max_length=QUERY_TOKENS + DOCUMENT_TOKENS,
-            device="cpu",
-            model_kwargs={"dtype": "float32"},
-        )
-        body.model.config.pad_token_id = body.tokenizer.pad_token_id
+        body = cross_encoder(model, settings["head"])
         arguments = CrossEncoderTrainingArguments(
             output_dir=str(folder / "run"),
             max_steps=steps,
@@ -134,16 +127,45 @@ def theirs(
     body.bfloat16()  # as ours is stored
 
     def scored(query: str, documents: list[str]) -> np.ndarray:
-        pairs = [(query, document) for document in documents]
-        return np.asarray(body.predict(pairs, batch_size=len(pairs), show_progress_bar=False), dtype=np.float32)
+        pairs, plain = [(asked(query), document) for document in documents], torch.nn.Identity()
+        found = body.predict(pairs, batch_size=len(pairs), show_progress_bar=False, activation_fn=plain)
+        return np.asarray(found, dtype=np.float32)
 
     return _outcome(steps, stepping, spent, ranked(scored, split, depth))
+
+
+def cross_encoder(model: str, head: str) -> Any:
+    """A CrossEncoder on a decoder: `label`, a new head of one label over the last token; or `yes_no`, the library's own
+    choice for a decoder, the logit of "yes" minus that of "no" after the chat template."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    options: dict[str, Any] = {"model_kwargs": {"dtype": "float32"}}
+    longest = QUERY_TOKENS + DOCUMENT_TOKENS
+    if head == "yes_no":
+        return CrossEncoder(model, max_length=longest, device="cpu", **options)
+    body = Transformer(
+        model,
+        transformer_task="sequence-classification",
+        max_seq_length=longest,
+        config_kwargs={"num_labels": 1},
+        modality_config={"text": {"method": "forward", "method_output_name": "logits"}},
+        module_output_name="scores",
+        **options,
+    )
+    body.model.config.pad_token_id = body.tokenizer.pad_token_id
+    return CrossEncoder(modules=[body], device="cpu")
+
+
+def asked(query: str) -> str:
+    """The query with what parts it from the document behind it: a decoder's tokenizer puts nothing between them."""
+    return f"{query}\nDocument: "
 
 
 def _columns(training: list[data.Row], loss: str) -> dict[str, list[Any]]:
     """The rows as each of the peer's losses takes them."""
     if loss == "bce":
-        pairs = [(q, d, label) for q, p, hard in training for d, label in [(p, 1.0), *((n, 0.0) for n in hard)]]
+        pairs = [(asked(q), d, label) for q, p, hard in training for d, label in [(p, 1.0), *((n, 0.0) for n in hard)]]
         return {
             "query": [q for q, _, _ in pairs],
             "document": [d for _, d, _ in pairs],
@@ -152,8 +174,11 @@ def _columns(training: list[data.Row], loss: str) -> dict[str, list[Any]]:
     if loss == "lambda":
         lists = [[p, *hard] for _, p, hard in training]
         labels = [[1.0] + [0.0] * (len(documents) - 1) for documents in lists]
-        return {"query": [q for q, _, _ in training], "documents": lists, "labels": labels}
-    columns: dict[str, list[Any]] = {"query": [q for q, _, _ in training], "positive": [p for _, p, _ in training]}
+        return {"query": [asked(q) for q, _, _ in training], "documents": lists, "labels": labels}
+    columns: dict[str, list[Any]] = {
+        "query": [asked(q) for q, _, _ in training],
+        "positive": [p for _, p, _ in training],
+    }
     for n in range(len(training[0][2])):
         columns[f"negative_{n}"] = [hard[n] for _, _, hard in training]
     return columns
