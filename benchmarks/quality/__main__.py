@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from rich.console import Console
 from benchmarks.quality import data, measures, parts, runs, table
 from benchmarks.quality.plan import Job, Options, carry_out, said
 from benchmarks.quality.results import FILE, ROOT, Results
-from qwen3emb.metrics.verdict import reaches
+from benchmarks.quality.side import finished
+from qwen3emb.metrics.verdict import Least, reaches
 
 PARTS: dict[str, Callable[[Options, Results], Sequence[Job]]] = {
     "demo": measures.demo,
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Options, Results], Sequence[Job]]] = {
     "small-vectors": measures.small_vectors,
 }
 PAIRS = "pairs"
+SMALL_PASSAGES = 64
 
 
 def arguments() -> argparse.Namespace:
@@ -43,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, action="append", help="of the trainings that are compared; default 0 1 2")
     parser.add_argument("--minutes", type=float, default=10, help="of each training; 1 for trying it out")
     parser.add_argument("--trials", type=int, default=100, help="most trials of each side; 0 = the first settings")
+    parser.add_argument("--small", action="store_true", help="a few queries and documents; for trying it out")
     parser.add_argument("--again", action="store_true", help="do once more what the results have")
     parser.add_argument("--table", action="store_true", help="only the table")
     parser.add_argument("--json", action="store_true", help="the table as JSON")
@@ -66,7 +68,7 @@ def main() -> int:
     work = asked.work.resolve()
     pairs = (asked.pairs or work / "pairs").resolve()
     seeds = asked.seed or [0, 1, 2]
-    options = Options(asked.minutes, seeds, asked.trials, work, asked.run.resolve(), pairs)
+    options = Options(asked.minutes, seeds, asked.trials, work, asked.run.resolve(), pairs, asked.small)
     results, chosen = Results(asked.results), asked.parts or list(PARTS)
     failed = [] if asked.table else [name for name in chosen if not _done(name, options, results, asked.again)]
     rows = table.compared(results, [name for name in chosen if name != PAIRS])
@@ -80,8 +82,10 @@ def _done(name: str, options: Options, results: Results, again: bool) -> bool:
         return False
     try:
         if name == PAIRS:
-            command = [sys.executable, *runs.pairs_run(options.pairs)]
-            return subprocess.run(command, cwd=ROOT, check=False, timeout=7200).returncode == 0
+            passages = SMALL_PASSAGES if options.small else runs.SYNTHETIC_PASSAGES
+            command = [sys.executable, *runs.pairs_run(options.pairs, passages)]
+            finished(command, PAIRS)
+            return True
         left = carry_out(lambda: PARTS[name](options, results), results, again)
     except SystemExit as error:
         said(str(error).removeprefix("quality, "))
@@ -91,7 +95,7 @@ def _done(name: str, options: Options, results: Results, again: bool) -> bool:
     return True
 
 
-def _shown(rows: Sequence[tuple[table.Comparison, table.Found | None]], as_json: bool, least: str | None) -> int:
+def _shown(rows: Sequence[tuple[table.Comparison, table.Found | None]], as_json: bool, least: Least | None) -> int:
     """Print the comparisons, and last the verdict; 1 where a must does not hold or the verdict is less than `least`."""
     verdict, known = table.headline(rows), [found for _, found in rows if found is not None]
     if as_json:
@@ -103,7 +107,7 @@ def _shown(rows: Sequence[tuple[table.Comparison, table.Found | None]], as_json:
         print(f"held {held}/{settled}, {len(rows) - settled} not measured with enough seeds")
         if verdict:
             print(verdict.line(), flush=True)
-    less = least in ("even", "win") and not (verdict and reaches(verdict.word, least))
+    less = least is not None and not (verdict and reaches(verdict.word, least))
     return int(less or any(one.held is False for one in known))
 
 

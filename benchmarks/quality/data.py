@@ -21,17 +21,18 @@ DATA = ROOT.parent / "shared" / "data"
 INSTRUCTION = "Given a scientific claim, retrieve documents that support or refute the claim"
 DEV_QUERIES, DEV_DOCUMENTS = 300, 300
 RERANKED_QUERIES = 100  # of the test split: a reranker reads 50 documents for each
+SMALL, SMALL_QUERIES = "/small", 20
 HARD_FROM, HARD_TO = 2, 50  # BM25 ranks of hard negatives: the first are often unlabelled answers
 
 Row = tuple[str, str, tuple[str, ...]]
 """Query, a document that answers it, hard negatives."""
 
 
-def smaller(data: RetrievalSet, seed: int = 0) -> RetrievalSet:
-    """Some of the queries, what answers them, and other documents up to `DEV_DOCUMENTS`."""
-    draw = random.Random(seed)
+def smaller(data: RetrievalSet, most: int = DEV_QUERIES) -> RetrievalSet:
+    """At most so many of the queries, what answers them, and other documents up to `DEV_DOCUMENTS`."""
+    draw = random.Random(0)
     queries = sorted(data.queries)
-    chosen = set(draw.sample(queries, min(DEV_QUERIES, len(queries))))
+    chosen = set(draw.sample(queries, min(most, len(queries))))
     answers = {document for query in chosen for document in data.qrels[query]}
     others = [document for document in data.corpus if document not in answers]
     kept = answers | set(draw.sample(others, min(len(others), max(0, DEV_DOCUMENTS - len(answers)))))
@@ -60,7 +61,12 @@ def _without_others(data: RetrievalSet, queries: set[str]) -> RetrievalSet:
 
 @cache
 def of(name: str) -> RetrievalSet:
-    """A set by name: `test` and `dev` of SciFact, `reranked` and `dev/whole` with its whole corpus, or FOLDER/SPLIT."""
+    """A set by name: `test` and `dev` of SciFact, `reranked` and `dev/whole` with its whole corpus, or FOLDER/SPLIT.
+
+    A name ends in `/small` for trying the benchmark out: few queries and documents.
+    """
+    if name.endswith(SMALL):
+        return smaller(of(name.removesuffix(SMALL)), SMALL_QUERIES)
     if name in ("dev", "dev/whole"):
         data = _without_others(_scifact("train"), _held_out())
         return smaller(data) if name == "dev" else data

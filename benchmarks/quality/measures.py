@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -19,9 +18,9 @@ import numpy as np
 from benchmarks.quality import data
 from benchmarks.quality.parts import EMBEDDING, base, chosen, place, trained
 from benchmarks.quality.plan import Job, Options, Outcome, said
-from benchmarks.quality.results import OURS, ROOT, Results, mean
+from benchmarks.quality.results import OURS, Results, mean
 from benchmarks.quality.runs import distilling_run
-from benchmarks.quality.side import order
+from benchmarks.quality.side import finished, order
 from qwen3emb.model.fetch import fetch_model
 
 __all__ = ["demo", "distilled", "low_label", "merged", "small_vectors"]
@@ -56,7 +55,7 @@ def demo(options: Options, results: Results) -> Sequence[Job]:
 def _settings(options: Options, results: Results) -> dict[str, Any]:
     """What the trials of `scifact` chose for us; before they are done, what they begin with."""
     best = chosen("scifact", EMBEDDING, OURS, options, results)[1] or EMBEDDING[OURS][0]
-    return best | {"minutes": options.minutes}
+    return options.measured(best)
 
 
 def _model(options: Options, settings: dict[str, Any], seed: int) -> Path:
@@ -110,14 +109,14 @@ def low_label(options: Options, results: Results) -> Sequence[Job]:
         weak = place(options, "weak", known, seed)
         if not (weak / "merged").is_dir():
             trained(OURS, settings, seed, weak, options.minutes, rows={"pairs": str(options.pairs)})
-        starts, scores, steps = {"with": str(weak / "merged"), "without": base()}, {}, 0
+        test = options.split("test")
+        starts, scores, steps = {"with": str(weak / "merged"), "without": base()}, dict[str, dict[str, float]](), 0
         for name, start in starts.items():
             out = options.work / "trial"
             half, rows = options.minutes / 2, {"most": LOW_LABEL_ROWS}
             found = trained(OURS, settings, seed, out, half, rows=rows, model=start)
-            scores |= {
-                name: order("embedding.scores", model=found["model"], sets=["test"], tokens=settings["tokens"])["test"]
-            }
+            arguments = {"model": found["model"], "sets": [test], "tokens": settings["tokens"]}
+            scores[name] = order("embedding.scores", **arguments)[test]
             steps = found["steps"]
         return Outcome(time.monotonic() - began, steps, scores)
 
@@ -137,14 +136,13 @@ def distilled(options: Options, results: Results) -> Sequence[Job]:
         began, scores = time.monotonic(), dict[str, dict[str, float]]()
         storage = options.work / f"distill-{options.minutes:g}-{seed}"
         for name in ("distilled", "merged"):  # the second takes over all stages but merge and evaluate
-            command, folder = distilling_run(storage, options.minutes, seed, name == "distilled")
-            if subprocess.run([sys.executable, *command], cwd=ROOT, check=False, timeout=7200).returncode:
-                raise SystemExit(f"quality, distilled: the run in {folder} failed; its message is above")
+            command, folder = distilling_run(storage, options, seed, name == "distilled")
+            finished([sys.executable, *command], "distilled")
             scores[name] = json.loads((folder / _PER_QUERY).read_text(encoding="utf-8"))["merged"]
         shutil.rmtree(storage)
         return Outcome(time.monotonic() - began, 0, scores)
 
-    settings = {"minutes": options.minutes}
+    settings = options.measured({})
     expected = 3 * 60 * options.minutes + 2 * _TEST
     return [Job("distilled", OURS, settings, seed, expected, partial(work, seed)) for seed in options.seeds]
 
@@ -153,33 +151,36 @@ def small_vectors(options: Options, results: Results) -> Sequence[Job]:
     """int8 and binary vectors against float32 on SciFact's test split, of all-MiniLM-L6-v2 and of our model."""
     if importlib.util.find_spec(_SIZES) is None:
         raise SystemExit("quality, small-vectors: this version has no int8 and binary vectors yet")
-    settings = _settings(options, results)
+    settings, split = _settings(options, results), options.split("test")
 
     def vectors(model: str) -> Path:
         if model == OURS:
             out = _model(options, settings, 0)
             directory, tokens = str(out / "merged"), settings["tokens"]
         else:
-            out, directory, tokens = options.work / model, str(fetch_model(model)), 256
+            name = f"{model}-small" if options.small else model
+            out, directory, tokens = options.work / name, str(fetch_model(model)), 256
             out.mkdir(parents=True, exist_ok=True)
-        if not (out / "vectors.npz").is_file():
-            order("embedding.scores", model=directory, sets=["test"], tokens=tokens, vectors=str(out / "vectors.npz"))
-        return out / "vectors.npz"
+        file = out / "vectors.npz"
+        if not file.is_file():
+            order("embedding.scores", model=directory, sets=[split], tokens=tokens, vectors=str(file))
+        return file
 
     def work(model: str) -> Outcome:
         began = time.monotonic()
         kept = np.load(vectors(model))
-        return Outcome(time.monotonic() - began, 0, small_scores(kept["queries"], kept["documents"]))
+        scores = small_scores(kept["queries"], kept["documents"], split)
+        return Outcome(time.monotonic() - began, 0, scores)
 
     minilm = "all-minilm-l6-v2"
     return [
-        Job("small-vectors", minilm, {}, 0, _TEST, partial(work, minilm)),
+        Job("small-vectors", minilm, {"small": True} if options.small else {}, 0, _TEST, partial(work, minilm)),
         Job("small-vectors", OURS, settings, 0, _TEST + 60 * options.minutes, partial(work, OURS)),
     ]
 
 
-def small_scores(queries: np.ndarray, documents: np.ndarray) -> dict[str, dict[str, float]]:
-    """Kind of vectors -> query -> nDCG@10 on SciFact's test split, ranked as the stage `evaluate` ranks them."""
+def small_scores(queries: np.ndarray, documents: np.ndarray, split: str) -> dict[str, dict[str, float]]:
+    """Kind of vectors -> query -> nDCG@10 on a set, ranked as the stage `evaluate` ranks them."""
 
     from qwen3emb.config.serving import EvaluateConfig
     from qwen3emb.evaluation.ranking import nearest, ranking_per_query
@@ -187,7 +188,7 @@ def small_scores(queries: np.ndarray, documents: np.ndarray) -> dict[str, dict[s
 
     small: Any = importlib.import_module(_SIZES)
     cfg: Any = EvaluateConfig()
-    test = data.of("test")
+    test = data.of(split)
     own = own_documents(test)
     rankings: dict[str, Any] = {"float32": nearest(queries, documents, 10, own)}
     sizes = small.sizes_of(RESCORED, documents.shape[1])

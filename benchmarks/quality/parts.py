@@ -112,7 +112,7 @@ def _jobs(
     for seed in options.seeds:
         for side, compared in best.items():
             if compared is not None:
-                known = compared | {"minutes": options.minutes}
+                known = options.measured(compared)
                 do = partial(work, side, compared, seed, options.minutes, False)
                 jobs.append(Job(part, side, known, seed, 60 * options.minutes + _TEST, do))
     return jobs
@@ -122,13 +122,13 @@ def scifact(options: Options, results: Results) -> Sequence[Job]:
     """The same time for an embedding model, ours and sentence-transformers', on SciFact's test split."""
 
     def work(side: str, settings: Settings, seed: int, minutes: float, trial: bool) -> Outcome:
-        known = settings | {"minutes": minutes}
+        known = options.measured(settings)
         out = options.work / "trial" if trial else place(options, f"scifact-{side}", known, seed)
         found = trained(side, settings, seed, out, minutes, trial)
-        split = "dev" if trial else "test"
+        name, split = ("dev", "dev") if trial else ("test", options.split("test"))
         keep = None if trial else str(out / "vectors.npz")
         scores = order("embedding.scores", model=found["model"], sets=[split], tokens=settings["tokens"], vectors=keep)
-        return Outcome(found["seconds"], found["steps"], scores, found["facts"])
+        return Outcome(found["seconds"], found["steps"], {name: scores[split]}, found["facts"])
 
     return _jobs("scifact", EMBEDDING, work, options, results)
 
@@ -141,7 +141,7 @@ def rerank(options: Options, results: Results) -> Sequence[Job]:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         function = "reranker.ours" if side == OURS else "reranker.theirs"
-        split, depth = ("dev/whole", DEV_DEPTH) if trial else ("reranked", DEPTH)
+        split, depth = ("dev/whole", DEV_DEPTH) if trial else (options.split("reranked"), DEPTH)
         found = order(
             function,
             model=base(),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.data import SMALL
 from benchmarks.quality.results import Line, Results, Scores, stamped
 
 __all__ = ["HOUR", "Job", "Options", "Outcome", "carry_out", "said"]
@@ -33,6 +34,7 @@ class Options:
         work: folder of models and vectors, outside of git.
         run: folder of a finished run, for the part `demo`.
         pairs: folder of synthetic pairs, for the part `low-label`.
+        small: measure on a few queries and documents only, to try a part out.
     """
 
     minutes: float
@@ -41,6 +43,15 @@ class Options:
     work: Path
     run: Path
     pairs: Path
+    small: bool = False
+
+    def measured(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a training that is compared: with its minutes, and marked where it is only tried out."""
+        return dict(settings) | {"minutes": self.minutes} | ({"small": True} if self.small else {})
+
+    def split(self, name: str) -> str:
+        """Name of the set that is measured on, for `data.of`."""
+        return name + SMALL if self.small else name
 
 
 @dataclass(frozen=True)

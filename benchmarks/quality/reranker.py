@@ -45,7 +45,10 @@ def ours(
     began, folder = time.monotonic(), Path(out)
     found = data.labelled(settings["hard"], seed, others=settings["random"])
     training = [TrainingRow(str(i), q, d, negatives, "scifact") for i, (q, d, negatives) in enumerate(found)]
-    limits = {"max_tokens": QUERY_TOKENS + DOCUMENT_TOKENS + TEMPLATE_TOKENS, "max_query_tokens": QUERY_TOKENS}
+    limits: dict[str, Any] = {
+        "max_tokens": QUERY_TOKENS + DOCUMENT_TOKENS + TEMPLATE_TOKENS,
+        "max_query_tokens": QUERY_TOKENS,
+    }
     base = TrainRerankerConfig(
         steps=TRIAL_STEPS,
         num_workers=1,

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.data import DATA, INSTRUCTION
+from benchmarks.quality.data import DATA, INSTRUCTION, of
 from benchmarks.quality.embedding import END_TOKEN, QUERY_TOKENS
+from benchmarks.quality.plan import Options
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.errors import UserError
 from qwen3emb.pipeline.stages import reuse_stages
@@ -41,6 +42,21 @@ def _written(config: dict[str, Any], file: Path) -> Path:
     return file
 
 
+def _test_set(storage: Path, options: Options) -> Path:
+    """SciFact's folder; to try the part out, a BEIR folder with a little of it."""
+    if not options.small:
+        return DATA / "scifact"
+    folder, few = storage / "small", of(options.split("test"))
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    corpus = [{"_id": d, "title": title, "text": text} for d, (title, text) in few.corpus.items()]
+    queries = [{"_id": q, "text": text} for q, text in few.queries.items()]
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = [f"{q}\t{d}\t{grade}\n" for q, grades in few.qrels.items() for d, grade in grades.items()]
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
+    return folder
+
+
 def pairs_run(storage: Path, passages: int = SYNTHETIC_PASSAGES) -> list[str]:
     """The arguments of Python that write synthetic queries for SciFact's documents into `storage`/synthesize.
 
@@ -67,7 +83,7 @@ def pairs_run(storage: Path, passages: int = SYNTHETIC_PASSAGES) -> list[str]:
     return ["-m", "jobs.pipeline", "--config", str(file), "--until", "synthesize"]
 
 
-def distilling_run(storage: Path, minutes: float, seed: int, with_it: bool) -> tuple[list[str], Path]:
+def distilling_run(storage: Path, options: Options, seed: int, with_it: bool) -> tuple[list[str], Path]:
     """(arguments of Python, folder) of a run on SciFact's labels up to `evaluate`, with or without `distill`.
 
     Both share the stages before the merge.
@@ -79,7 +95,7 @@ def distilling_run(storage: Path, minutes: float, seed: int, with_it: bool) -> t
         raise SystemExit("quality, distilled: this version has no stage `distill` yet")
 
     def steps(stage: str) -> int:
-        return max(2, round(minutes * STEPS_PER_MINUTE[stage]))
+        return max(2, round(options.minutes * STEPS_PER_MINUTE[stage]))
 
     lengths = {"max_query_tokens": QUERY_TOKENS, "max_document_tokens": 128}
     plain = {"temperature": 0.05, "query_query": False, "document_document": False}
@@ -108,7 +124,7 @@ def distilling_run(storage: Path, minutes: float, seed: int, with_it: bool) -> t
         },
         "distill": embedding | {"steps": steps("distill")},
         "merge": {"last": 4},
-        "evaluate": {"dataset": str(DATA / "scifact"), "compare": [], "rerank_top": 1} | lengths,
+        "evaluate": {"dataset": str(_test_set(storage, options)), "compare": [], "rerank_top": 1} | lengths,
     }
     file = _written(config, storage / "distilled.yaml")
     if with_it:

@@ -13,10 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["THREADS", "TRIAL_STEPS", "order", "steps_that_fit"]
+__all__ = ["THREADS", "TRIAL_STEPS", "finished", "order", "steps_that_fit"]
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 2
@@ -30,6 +31,21 @@ def steps_that_fit(trial_seconds: float, left: float, least: int = 1) -> int:
     return max(least, int(left * (1 - _RESERVE) * TRIAL_STEPS / trial_seconds))
 
 
+def finished(command: Sequence[str], what: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command from the repository's root.
+
+    Raises:
+        SystemExit: it failed, or did not end within an hour.
+    """
+    try:
+        done = subprocess.run(command, cwd=ROOT, text=True, check=False, timeout=_LIMIT, **options)
+    except subprocess.TimeoutExpired as error:
+        raise SystemExit(f"quality, {what}: not done after {_LIMIT} s, ended") from error
+    if done.returncode:
+        raise SystemExit(f"quality, {what}: ended with {done.returncode}; its message is above")
+    return done
+
+
 def order(do: str, **arguments: Any) -> dict[str, Any]:
     """What the function `MODULE.NAME` of this package returns in a process of its own.
 
@@ -41,14 +57,7 @@ def order(do: str, **arguments: Any) -> dict[str, Any]:
         file.write_text(json.dumps({"do": do, **arguments}), encoding="utf-8")
         environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-m", "benchmarks.quality.side", str(file)]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=_LIMIT, env=environment
-            )
-        except subprocess.TimeoutExpired as error:
-            raise SystemExit(f"quality, {do}: not done after {_LIMIT} s, ended") from error
-    if done.returncode:
-        raise SystemExit(f"quality, {do}: ended with {done.returncode}; its message is above")
+        done = finished(command, do, stdout=subprocess.PIPE, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

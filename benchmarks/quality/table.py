@@ -139,7 +139,7 @@ def found_in(results: Results, comparison: Comparison) -> Found | None:
     """The comparison's figures over the seeds that both sides have; None where there is none."""
     models = _scores(results.seeds(comparison.part, comparison.model[0]), comparison.model[1])
     if comparison.baseline is None:
-        baselines = {seed: dict.fromkeys(scores, 0.0) for seed, scores in models.items()}
+        baselines: dict[int, Mapping[str, float]] = {seed: dict.fromkeys(models[seed], 0.0) for seed in models}
     else:
         baselines = _scores(results.seeds(comparison.part, comparison.baseline[0]), comparison.baseline[1])
     seeds = sorted(models.keys() & baselines.keys())
