@@ -94,6 +94,7 @@ class Found:
         over_queries: 95 % interval by the paired bootstrap over the queries, each the mean over the seeds.
         over_seeds: 95 % interval of Student's t over the seeds' differences; None below `SEEDS`.
         aim: what we work towards.
+        seconds: means of both sides over the seeds, as of `Line`.
         verdict: with the wider of both intervals on either side, as nDCG.
     """
 
@@ -105,6 +106,7 @@ class Found:
     over_queries: tuple[float, float]
     over_seeds: tuple[float, float] | None
     aim: float
+    seconds: tuple[float, float]
     verdict: Verdict
 
     @property
@@ -112,11 +114,8 @@ class Found:
         """Whether the must holds; None where seeds are missing."""
         if len(self.seeds) < self.comparison.seeds:
             return None
-        reached = (
-            self.difference > self.comparison.must
-            if self.comparison.above
-            else (self.difference >= self.comparison.must)
-        )
+        over = self.difference - self.comparison.must
+        reached = over > 0 if self.comparison.above else over >= 0
         return reached and (not self.comparison.sure or self.over_queries[0] > 0)
 
     def as_json(self) -> dict[str, Any]:
@@ -131,17 +130,18 @@ class Found:
             "seeds": list(self.seeds),
             "over_queries": [round(end, 5) for end in self.over_queries],
             "over_seeds": self.over_seeds and [round(end, 5) for end in self.over_seeds],
+            "seconds": [round(one, 1) for one in self.seconds],
             "verdict": self.verdict.as_json(),
         }
 
 
 def found_in(results: Results, comparison: Comparison) -> Found | None:
     """The comparison's figures over the seeds that both sides have; None where there is none."""
-    models = _scores(results.seeds(comparison.part, comparison.model[0]), comparison.model[1])
+    baseline = comparison.baseline or comparison.model
+    lines = results.seeds(comparison.part, comparison.model[0]), results.seeds(comparison.part, baseline[0])
+    models, baselines = _scores(lines[0], comparison.model[1]), _scores(lines[1], baseline[1])
     if comparison.baseline is None:
-        baselines: dict[int, Mapping[str, float]] = {seed: dict.fromkeys(models[seed], 0.0) for seed in models}
-    else:
-        baselines = _scores(results.seeds(comparison.part, comparison.baseline[0]), comparison.baseline[1])
+        baselines = {seed: dict.fromkeys(models[seed], 0.0) for seed in models}
     seeds = sorted(models.keys() & baselines.keys())
     if not seeds:
         return None
@@ -158,12 +158,11 @@ def found_in(results: Results, comparison: Comparison) -> Found | None:
     verdict = Verdict("ndcg@10", names[0], names[1], gain.mean / unit, low / unit, high / unit, gain.queries)
     aim = comparison.aim
     if aim is None:
-        aim = unit * statistics.fmean(
-            mean(line.scores[comparison.aim_of])
-            for seed, line in results.seeds(comparison.part, comparison.model[0]).items()
-            if seed in seeds
-        )
-    return Found(comparison, mean(ours), mean(theirs), gain.mean, seeds, over_queries, over_seeds, aim, verdict)
+        aim = unit * statistics.fmean(mean(lines[0][seed].scores[comparison.aim_of]) for seed in seeds)
+    ran, other = (statistics.fmean(side[seed].seconds for seed in seeds) for side in lines)
+    return Found(
+        comparison, mean(ours), mean(theirs), gain.mean, seeds, over_queries, over_seeds, aim, (ran, other), verdict
+    )
 
 
 def _named(comparison: Comparison) -> list[tuple[_RANKED, str]]:
