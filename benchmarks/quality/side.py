@@ -28,7 +28,7 @@ _LIMIT = 3600  # seconds until a side counts as stuck
 
 def steps_that_fit(trial_seconds: float, left: float, least: int = 1) -> int:
     """Steps in `left` seconds, where `TRIAL_STEPS` took `trial_seconds`; at least `least`."""
-    return max(least, int(left * (1 - _RESERVE) * TRIAL_STEPS / trial_seconds))
+    return max(least, int(left * (1 - _RESERVE) * TRIAL_STEPS / max(trial_seconds, 1e-3)))
 
 
 def finished(command: Sequence[str], what: str, **options: Any) -> subprocess.CompletedProcess[str]:
