@@ -111,6 +111,7 @@ def theirs(
 
     def trained(steps: int) -> tuple[Any, float]:
         body = sentence_model(model, settings, prompt)
+        body.model_card_data.generate_widget_examples = False  # no part of a training
         arguments = SentenceTransformerTrainingArguments(
             output_dir=str(folder / "run"),
             max_steps=steps,

@@ -103,6 +103,7 @@ def theirs(
 
     def trained(steps: int) -> tuple[Any, float]:
         body = cross_encoder(model, settings["head"])
+        body.model_card_data.generate_widget_examples = False  # no part of a training
         arguments = CrossEncoderTrainingArguments(
             output_dir=str(folder / "run"),
             max_steps=steps,

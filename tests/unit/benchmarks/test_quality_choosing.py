@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.quality.bm25 import Bm25, words
 from benchmarks.quality.choosing import Stage, choose, grid
 from benchmarks.quality.measures import balanced
+from benchmarks.quality.reranker import _columns, asked, ranked
 from benchmarks.quality.results import Line, mean
 from benchmarks.quality.side import steps_that_fit
 
@@ -86,6 +88,34 @@ def test_the_mean_of_a_balanced_set_is_the_mean_of_the_sets_means() -> None:
 def test_steps_that_fit_leave_a_reserve() -> None:
     assert steps_that_fit(trial_seconds=6.0, left=100.0) == 48
     assert steps_that_fit(trial_seconds=6.0, left=-1.0, least=9) == 9
+
+
+def test_each_of_the_peer_s_losses_gets_every_document_with_its_label() -> None:
+    rows = [("q", "p", ("n", "m")), ("r", "s", ("t", "u"))]
+    pairs = _columns(rows, "bce")
+    assert list(zip(pairs["query"], pairs["document"], pairs["label"], strict=True)) == [
+        (asked(q), d, label) for q, p, hard in rows for d, label in [(p, 1.0), (hard[0], 0.0), (hard[1], 0.0)]
+    ]
+    lists = _columns(rows, "lambda")
+    assert lists["documents"] == [["p", "n", "m"], ["s", "t", "u"]] and lists["labels"] == [[1.0, 0.0, 0.0]] * 2
+    columns = _columns(rows, "mnrl")
+    assert columns == {
+        "query": [asked("q"), asked("r")],
+        "positive": ["p", "s"],
+        "negative_0": ["n", "t"],
+        "negative_1": ["m", "u"],
+    }
+
+
+def test_equal_scores_leave_the_order_of_bm25(shared_data: Path) -> None:
+    from benchmarks.quality import data
+
+    few = data.of("reranked/small")
+    run = {query: data.in_order(documents) for query, documents in data.candidates(few, 5).items()}
+    assert len(few.queries) == 20
+    assert ranked(lambda query, documents: np.zeros(len(documents)), "reranked/small", 5) == data.ndcg(few, run)
+    last_first = ranked(lambda query, documents: np.arange(len(documents)), "reranked/small", 5)
+    assert mean(last_first) < mean(data.ndcg(few, run))
 
 
 def test_hard_negatives_are_no_answers_and_the_dev_split_is_not_trained_on(shared_data: Path) -> None:
