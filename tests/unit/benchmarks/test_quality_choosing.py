@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.quality.bm25 import Bm25, words
@@ -133,3 +135,15 @@ def test_hard_negatives_are_no_answers_and_the_dev_split_is_not_trained_on(share
         assert document in answers[query] and len(set(negatives)) == 3
         assert not set(negatives) & answers[query]
     assert len(data.labelled(most=300)) == 300
+
+
+def test_synthetic_pairs_leave_out_what_is_measured_on(shared_data: Path, tmp_path: Path) -> None:
+    from benchmarks.quality import data
+
+    asked_there = next(iter(data.of("test").queries.values()))
+    table = pa.table({"query": ["new", asked_there.upper()], "document": ["a", "b"]})
+    (tmp_path / "synthesize" / "pairs").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "synthesize" / "pairs" / "0.parquet")
+    assert data.synthetic(tmp_path) == [("new", "a", ())]
+    with pytest.raises(SystemExit, match="no pairs"):
+        data.synthetic(tmp_path / "synthesize" / "other")
