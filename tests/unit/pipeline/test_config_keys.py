@@ -68,6 +68,11 @@ EMBEDDING = {
     **{f"datasets.loss.{key}": value for key, value in LOSS.items()},
     **{"teacher.model": "other", "teacher.weight": 0.4, "teacher.temperature": 2.0},
 }
+SUPERVISED = {
+    **EMBEDDING,
+    **{f"{place}.{key}": True for place in ("loss", "datasets.loss") for key in OFF},
+    "curriculum": "hardness",
+}
 EMBEDDING_SPEED = {**SPEED, "loss_tile": 16, "teacher.workers": 2}
 RERANKER = {
     **TRAINING,
@@ -125,11 +130,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("mine", {"relative_margin": 0.05, "max_tokens": 99}),
     **of("mine.veto", {"model": "other", "above": 0.6, "candidates": 3, "max_tokens": 99}, "mine"),
     **of("mine", {"workers": 3, "shard_rows": 99}, ""),
-    **of("supervised", EMBEDDING | {f"{place}.{key}": True for place in ("loss", "datasets.loss") for key in OFF}),
-    **of("supervised", {"curriculum": "hardness"}),
+    **of("supervised", SUPERVISED),
     **of("supervised.datasets", {"instruction": "Find"}, "filter"),  # asks with it before it is trained with
     **of("supervised", EMBEDDING_SPEED, ""),
-    **of("distill", {**EMBEDDING, "teacher.candidates": 2}),
+    **of("distill", SUPERVISED | {"teacher.candidates": 2}),
     **of("distill", EMBEDDING_SPEED, ""),
     **of("reranker_weak", RERANKER),
     **of("reranker_weak", RERANKER_SPEED, ""),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import StageResult, complete, start
 from qwen3emb.core.context import StageContext
 from qwen3emb.evaluation.stage import _Evaluation, _Pools, _rankings
-from qwen3emb.merging.stage import EMBEDDING, RERANKER, _embedding_checkpoints, _last_checkpoints, _work
-from qwen3emb.model.stored import checkpoint_label
+from qwen3emb.merging.stage import EMBEDDING, RERANKER, _further, _last, _work
 from qwen3emb.pipeline.stages import identity, stage_folder, stage_inputs
 from qwen3emb.text.retrieval_set import RetrievalSet
 
@@ -32,30 +33,32 @@ def context(cfg: RunConfig, stage: str) -> StageContext[RunConfig]:
     return StageContext(cfg, stage, stage_folder(cfg, stage), stage_inputs(cfg, stage))
 
 
+def merged(ctx: StageContext[RunConfig], stage: str = "supervised") -> tuple[dict[str, str], list[float] | None]:
+    """(name -> place of the models that are merged by default, their weights)."""
+    further, output = (_further(ctx), EMBEDDING) if stage == "supervised" else ({}, RERANKER)
+    work = _work(ctx, _last(ctx, stage, print), further, ctx.cfg.models.base, output)
+    weights = None if work.weights is None else list(work.weights)
+    return {name: uri.split("/run/")[1] for name, uri in work.checkpoints.items()}, weights
+
+
 def test_the_distilled_model_is_one_more_checkpoint_of_the_embedding_model(run_file: Path) -> None:
     merge = context(trained(run_file, DISTILL, "merge.weights=[1.0, 3.0]"), "merge")
-    said: list[str] = []
-    chosen = _embedding_checkpoints(merge, said.append)
-    assert [uri.split("/run/")[1] for uri in chosen] == [
-        *("supervised/checkpoints/step_000002", "supervised/checkpoints/step_000003"),
-        "distill/checkpoints/step_000002",
-    ]
-    assert [checkpoint_label(uri) for uri in chosen] == ["step_000002", "step_000003", "distill step_000002"]
-    base = merge.cfg.models.base
-    assert _work(merge, chosen, base, EMBEDDING).weights == [1.0, 3.0, 2.0]
-    rerankers = _last_checkpoints(merge, "reranker", said.append)
-    assert _work(merge, rerankers, base, RERANKER).weights == [1.0, 3.0]
-    # A training that kept fewer checkpoints than `merge.last`.
-    assert _work(merge, chosen[1:], base, EMBEDDING).weights == [3.0, 3.0] and not said
+    models, weights = merged(merge)
+    assert models == {
+        "step_000002": "supervised/checkpoints/step_000002",
+        "step_000003": "supervised/checkpoints/step_000003",
+        "distill": "distill/checkpoints/step_000002",
+    }
+    assert weights == [1.0, 3.0, 2.0]
+    assert merged(merge, "reranker")[1] == [1.0, 3.0]
 
 
-def test_without_that_stage_the_last_supervised_checkpoints_are_merged(run_file: Path) -> None:
-    merge = context(trained(run_file, "merge.last=4"), "merge")
-    said: list[str] = []
-    chosen = _embedding_checkpoints(merge, said.append)
-    assert [checkpoint_label(uri) for uri in chosen] == [f"step_00000{n}" for n in (1, 2, 3)]
-    assert said == ["merge: supervised kept 3 checkpoints, merge.last is 4; merging what there is"]
-    assert _work(merge, chosen, merge.cfg.models.base, EMBEDDING).weights is None
+def test_without_that_stage_the_last_supervised_checkpoints_are_merged(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, weights = merged(context(trained(run_file, "merge.last=4"), "merge"))
+    assert list(models) == [f"step_00000{n}" for n in (1, 2, 3)] and weights is None
+    assert capsys.readouterr().out == "merge: supervised kept 3 checkpoints, merge.last is 4; merging what there is\n"
 
 
 def test_evaluate_shows_the_distilled_model_between_supervised_and_merged(run_file: Path) -> None:
