@@ -184,7 +184,7 @@ def report(
 
     def body() -> int:
         from qwen3emb.core.artifact import read_record
-        from qwen3emb.pipeline.report import metrics_of, quality_tables, verdict_of
+        from qwen3emb.pipeline.report import further_sets, metrics_of, nothing_to_judge, quality_tables, verdict_of
         from qwen3emb.pipeline.stages import stage_folder
 
         cfg = load_config(config, overrides)
@@ -195,10 +195,13 @@ def report(
                 "this evaluation has no verdict: it ranks with one model only; add base to evaluate.compare"
             )
         if as_json:
-            print_json(metrics | {"verdict": verdict})
+            print_json(metrics | further_sets(cfg) | {"verdict": verdict})
         else:
             for table in quality_tables(cfg):
                 Console().print(table)
+            note = nothing_to_judge(cfg)
+            if note:
+                Console().print(note, highlight=False, markup=False)
             if verdict:
                 Console(width=160).print(verdict["line"], highlight=False, markup=False)
         enough = {"even": ("EVEN", "WIN"), "win": ("WIN",)}

@@ -27,7 +27,7 @@ from qwen3emb.labelled.across import drop_false_negatives, shared_answers
 from qwen3emb.labelled.checks import Evaluation, decontaminated, evaluation_of, without_duplicates
 from qwen3emb.labelled.row import answers_in
 from qwen3emb.labelled.rows import LabelledRow, read_labelled
-from qwen3emb.text.decontamination import evaluation_texts
+from qwen3emb.text.evaluation_sets import evaluation_texts
 from qwen3emb.text.false_negatives import ANSWERS, FALSE, SEARCHED, left_out_sentence, write_answers
 
 __all__ = ["read_datasets"]
@@ -44,7 +44,7 @@ def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """
     cfg, out = ctx.cfg.labelled, ctx.out
     sets = chosen_datasets(cfg)
-    evaluation = evaluation_of(evaluation_texts(ctx.inputs["corpus"]), cfg)
+    evaluation = evaluation_of(evaluation_texts(ctx.cfg, ctx.inputs), cfg)
     for folder in ("rows", "rejects", ANSWERS):
         out.delete(folder)  # of a run that was killed
     task = ray.remote(_one_dataset)

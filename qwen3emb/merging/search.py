@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3emb.config.datasets import DOCSTRINGS
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
@@ -15,8 +14,9 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.pool import Encoders
 from qwen3emb.merging.checkpoint import merge_checkpoints
 from qwen3emb.metrics.retrieval import retrieval_metrics
+from qwen3emb.text.evaluation_sets import first_set
 from qwen3emb.text.instructions import instructions
-from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
+from qwen3emb.text.retrieval_set import RetrievalSet
 from qwen3emb.text.templates import TextLimits
 
 __all__ = ["best_checkpoints"]
@@ -55,10 +55,10 @@ def best_checkpoints(
     Raises:
         UserError: the run has no dev set.
     """
-    dev = ctx.inputs["corpus"] / "dev"
-    data = read_retrieval_set(dev) if dev.exists() else RetrievalSet({}, {}, {})
-    if not data.queries:
-        raise UserError(f"merge.search: {dev.uri} has no queries; raise corpus.dev_share, or leave merge.search false")
+    dev = first_set(ctx.inputs, "dev")
+    if dev is None:
+        raise UserError("merge.search: the run has no dev queries; raise corpus.dev_share, or leave merge.search false")
+    data, ask = dev.read(), instructions(ctx.cfg, [dev.name])[dev.name]
     singles = {_name(uri): _Candidate((uri,)) for uri in checkpoints}
     runs = {f"last {n}": _Candidate(tuple(checkpoints[-n:])) for n in range(2, len(checkpoints) + 1)}
     scores: dict[str, float] = {}
@@ -68,7 +68,7 @@ def best_checkpoints(
         def score(name: str, candidate: _Candidate) -> None:
             place = f"{_CANDIDATES}/{len(scores)}"
             pool.use(_merged(candidate, ctx.out / place, base, ctx))
-            scores[name] = _score(pool, data, ctx)
+            scores[name] = _score(pool, data, ask, ctx)
             ctx.out.delete(place)
             say(f"merge: {name}: dev {_METRIC} {scores[name]:.4f}")
 
@@ -110,9 +110,8 @@ def _merged(candidate: _Candidate, out: Storage, base: Path | None, ctx: StageCo
     return out.uri
 
 
-def _score(pool: Encoders, data: RetrievalSet, ctx: StageContext[RunConfig]) -> float:
-    cfg, ask = ctx.cfg.evaluate, instructions(ctx.cfg, [DOCSTRINGS])[DOCSTRINGS]
-    limits = TextLimits.of(cfg)
+def _score(pool: Encoders, data: RetrievalSet, ask: str, ctx: StageContext[RunConfig]) -> float:
+    limits = TextLimits.of(ctx.cfg.evaluate)
     queries = pool.encode(list(data.queries.values()), max_tokens=limits.query, instruction=ask)
     documents = pool.encode(data.texts(), max_tokens=limits.document)
     return retrieval_metrics(data, queries @ documents.T, [10])[_METRIC]

@@ -23,6 +23,7 @@ from qwen3emb.core.location import joined
 from qwen3emb.core.storage import Storage
 from qwen3emb.metrics.bootstrap import paired_bootstrap
 from qwen3emb.pipeline.stages import identity, stage_folder
+from qwen3emb.text.evaluation_sets import NO_SETS
 
 __all__ = ["ABLATION", "Row", "ablation_table", "rows_of", "variants", "with_figures", "write_ablation"]
 
@@ -112,19 +113,25 @@ def with_figures(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> list[dict[str
 
     Args:
         cfg: the full run.
-        runs: variant -> its configuration; rows of variants that are not among them are left out.
+        runs: variant -> its configuration; rows of variants that are not among them, or that have not the same held-out
+            set, are left out.
 
     Returns:
         For each row "row", "evaluation" (its fingerprint), its metrics, and, where it is compared, "against", "mean",
         "low", "high" (95 % interval), "queries" and "sure" (zero lies outside of the interval).
 
     Raises:
-        UserError: a run is not evaluated, or its evaluation is of another configuration.
+        UserError: a run is not evaluated, its evaluation is of another configuration, or there is no held-out set.
     """
     evaluated = {name: _evaluation(run) for name, run in {"": cfg, **runs}.items()}
-    metrics = {name: folder.read_json("results.json")["models"] for name, folder in evaluated.items()}
+    results = {name: folder.read_json("results.json") for name, folder in evaluated.items()}
+    metrics = {name: result["models"] for name, result in results.items()}
+    if not metrics[""]:
+        raise UserError(f"ablate: {NO_SETS}")
+    # A variant without synthetic data has no written queries either: figures of another set are no comparison.
+    elsewhere = {name for name, result in results.items() if result.get("set") != results[""].get("set")}
     per_query = {name: folder.read_json("per_query.json") for name, folder in evaluated.items()}
-    rows = {row.name: row for row in rows_of(cfg) if row.run in evaluated}
+    rows = {row.name: row for row in rows_of(cfg) if row.run in evaluated.keys() - elsewhere}
     lines = []
     for row in rows.values():
         fingerprint = read_record(evaluated[row.run])["fingerprint"]

@@ -15,6 +15,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted, with_secrets_of
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.identity import model_identity, tokenizer_identity
+from qwen3emb.text.evaluation_sets import asked_passages
 from qwen3emb.text.instructions import given_instructions
 from qwen3emb.text.sources import source_fingerprint
 
@@ -36,14 +37,8 @@ _TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
 _RERANKER_WEAK = "reranker_weak"
 _TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK}
 _OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK}
-_EVALUATED = (
-    "corpus",
-    "weak",
-    "filter",
-    "mine",
-    "supervised",
-    "merge",
-)  # also stages with training rows, to count them by language
+_SETS = ("corpus", "synthesize", "labelled")  # which write dev and held-out sets (text.evaluation_sets)
+_EVALUATED = (*_SETS, "weak", "filter", "mine", "supervised", "merge")  # also training rows, to count them by language
 _ALIAS = "alias.json"
 
 
@@ -105,21 +100,21 @@ STAGES = {
             models=("mine.model", "mine.veto.model"),
         ),
         Stage(
-            *("supervised", _TRAIN, "supervised", ("corpus", "weak", "mine"), ("--stage", "supervised")),
+            *("supervised", _TRAIN, "supervised", (*_SETS, "weak", "mine"), ("--stage", "supervised")),
             reads=("seed", _ASKS, _READS_AT, "labelled.*.weight"),
             models=("models.base",),
         ),
         Stage(
-            *(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine", "supervised"), ("--stage", "weak")),
+            *(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, (*_SETS, "mine", "supervised"), ("--stage", "weak")),
             reads=("seed", _ASKS),
             models=("models.reranker_base", "reranker_weak.start", "reranker_weak.teacher.model"),
         ),
         Stage(
-            *("reranker", _RERANKER, "reranker", ("corpus", "mine", "supervised", _RERANKER_WEAK)),
+            *("reranker", _RERANKER, "reranker", (*_SETS, "mine", "supervised", _RERANKER_WEAK)),
             reads=("seed", _ASKS),
             models=("models.reranker_base", "reranker.start", "reranker.teacher.model"),
         ),
-        Stage("merge", "jobs.merge", "merge", ("supervised", "reranker"), models=_BASES),
+        Stage("merge", "jobs.merge", "merge", (*_SETS, "supervised", "reranker"), models=_BASES),
         Stage("evaluate", "jobs.evaluate", "evaluate", _EVALUATED, reads=(_ASKS, _READS_AT), models=("models.base",)),
         Stage("index", "jobs.index", "index", ("corpus", "merge"), reads=()),
     )
@@ -283,6 +278,9 @@ def _value(cfg: RunConfig, key: str) -> Any:
 
 def _also_read(cfg: RunConfig, name: str) -> list[str]:
     """Keys that a stage reads only if another key is set."""
+    if name == "labelled" and asked_passages(cfg):  # rows that are like such a passage are left out
+        counts = ("dev_queries", "heldout_queries", "passages_per_query")
+        return [f"synthesize.evaluation.{key}" for key in counts]
     if name == "merge" and cfg.merge.search:
         return ["evaluate.max_query_tokens", "evaluate.max_document_tokens"]
     return []

@@ -25,6 +25,7 @@ AFTER = {
     "": set(),
     "corpus": set(STAGES),
     "synthesize": {"synthesize", "weak", "filter", "mine"} | TRAINED,
+    "asked": {"synthesize", "weak", "filter", "labelled", "mine"} | TRAINED,  # no row may be like an asked passage
     "weak": {"weak", "filter", "mine"} | TRAINED,
     "filter": {"filter", "mine"} | TRAINED,
     "labelled": {"labelled", "mine"} | TRAINED,
@@ -100,6 +101,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("synthesize.gates", {"language": False, "language_confidence": 0.5, "length_tolerance": 0.1}, "synthesize"),
     **of("synthesize.gates", {"copied_share": 0.5, "refusals": False, "placeholders": False}, "synthesize"),
     **of("synthesize.gates", {"near_duplicate_query": 0.5, "heldout_share": 0.4}, "synthesize"),
+    **of("synthesize.evaluation", {"dev_queries": 9, "heldout_queries": 9, "passages_per_query": 2.0}, "asked"),
+    **of("synthesize.evaluation", {"drafts": 2, "copied_share": 0.1, "found_within": 9}, "synthesize"),
     **of("synthesize", {"engines": 2, "kv_cache_gb": 2.0, "threads": 2, "max_num_seqs": 2, "batch_size": 2}, ""),
     **of("weak", EMBEDDING),
     **of("weak", {**SPEED, "loss_tile": 16}, ""),
@@ -246,7 +249,7 @@ def test_a_key_makes_different_what_reads_it_and_nothing_else(
 UNTESTED = {
     # Keys whose effect no other test looks at yet. Write one and remove the name; the list only grows shorter.
     *("activation_checkpointing", "batch_wait_s", "betas", "decontaminate", "decontaminate_ngrams"),
-    *("embedder_replicas", "gpus_per_worker", "keep_checkpoints", "keep_share", "language_confidence", "loss_tile"),
+    *("embedder_replicas", "gpus_per_worker", "keep_checkpoints", "language_confidence", "loss_tile"),
     *("max_bad_steps", "max_batch_size", "max_dev_documents", "max_dev_queries", "max_grad_norm", "max_num_seqs"),
     *("max_rows", "mixture_temperature", "num_gpus", "rerank_dev_top", "reranker_base", "reranker_replicas"),
     "tensor_parallel",

@@ -241,7 +241,8 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(run_file: Path) -> Non
     before = sorted(run_file.parent.rglob("*"))
     done = pipeline("--config", str(run_file), "--dry-run")
     assert done.returncode == 0
-    lines = [line.split(" ", 1)[1] for line in done.stderr.splitlines()]
+    *lines, sets = [line.split(" ", 1)[1] for line in done.stderr.splitlines()]
+    assert sets.startswith("pipeline: evaluation set synthetic: up to 200 held-out queries and up to 50 dev queries")
     assert lines[0].startswith("corpus: reused")
     assert lines[2] == "weak: new, would run python -m jobs.train_embedding --stage weak"
     assert len(lines) == len(STAGES) - len(ABSENT)
@@ -286,7 +287,7 @@ def test_sections_that_are_left_out_leave_their_stages_out(run_file: Path) -> No
     assert [needs(cfg, name) for name in ("mine", "supervised", "merge", "evaluate")] == [
         ["corpus"],
         ["corpus", "mine"],
-        ["supervised"],
+        ["corpus", "supervised"],
         ["corpus", "mine", "supervised", "merge"],
     ]
 
@@ -304,7 +305,7 @@ def test_without_a_weak_stage_the_base_model_is_part_of_what_supervised_is(run_f
 )
 def test_the_reranker_reads_the_stage_that_it_starts_from(run_file: Path, start: str, read: set[str]) -> None:
     cfg = load_config(run_file, ["reranker_weak={steps: 1, negatives: 2}", f"reranker.start={start}"])
-    assert set(needs(cfg, "reranker")) == {"corpus", "mine"} | read
+    assert set(needs(cfg, "reranker")) == {"corpus", "synthesize", "mine"} | read
     identity(cfg, "reranker")  # the word is no model's name
 
 
