@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Split = Literal["dev", "heldout"]
+_QUERIES = "queries.parquet"
 
 SYNTHETIC_QUERIES = "synthetic queries"
 """What tables say of a set whose queries the generator wrote."""
@@ -66,6 +67,11 @@ class EvaluationSet:
         """Whether the generator wrote the queries."""
         return self.name == dataset_of("retrieval")
 
+    def queries(self) -> dict[str, str]:
+        """Query id -> text, without reading the documents."""
+        table = self.folder.read_table(_QUERIES)
+        return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
     def read(self) -> RetrievalSet:
         """The queries, the documents to search in and the judgments."""
         return read_retrieval_set(self.folder, self.passages)
@@ -86,15 +92,15 @@ def _places(inputs: Mapping[str, Storage], split: Split) -> Iterator[EvaluationS
     if corpus is not None:
         yield _found(DOCSTRINGS, corpus / split, None)
     if labelled is not None:
-        names = [name.split("/")[1] for name in labelled.names(split, "/queries.parquet")]
+        names = [name.split("/")[1] for name in labelled.names(split, f"/{_QUERIES}")]
         yield from (_found(name, labelled / f"{split}/{name}", None) for name in names)
     if written is not None and corpus is not None:
         yield _found(dataset_of("retrieval"), written / split, corpus / PASSAGES)
 
 
 def _found(name: str, folder: Storage, passages: Storage | None) -> EvaluationSet:
-    file = "queries.parquet"
-    size = pq.read_metadata(folder.path(file), filesystem=folder.filesystem).num_rows if folder.exists(file) else 0
+    there = folder.exists(_QUERIES)
+    size = pq.read_metadata(folder.path(_QUERIES), filesystem=folder.filesystem).num_rows if there else 0
     return EvaluationSet(name, folder, passages, size)
 
 
@@ -133,8 +139,7 @@ def evaluation_texts(cfg: RunConfig, inputs: Mapping[str, Storage]) -> dict[str,
     for split in splits:
         for found in evaluation_sets(inputs, split):
             prefix = split if found.name == DOCSTRINGS else f"{split} {found.name}"
-            data = found.read()
-            texts |= {f"{prefix} query {i}": text for i, text in data.queries.items()}
+            texts |= {f"{prefix} query {i}": text for i, text in found.queries().items()}
         folder = inputs["corpus"] / split
         if folder.exists():
             data = read_retrieval_set(folder)

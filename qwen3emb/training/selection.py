@@ -123,9 +123,8 @@ def graded(sets: Mapping[str, DatasetConfig]) -> set[str]:
 
 def evaluated_queries(inputs: Mapping[str, Storage]) -> set[str]:
     """`content_hash` of all queries of the run's dev and held-out sets (`evaluation_sets`)."""
-    sets = [found for found in (*evaluation_sets(inputs, "dev"), *evaluation_sets(inputs, "heldout"))]
-    tables = (found.folder.read_table("queries.parquet") for found in sets)
-    return {content_hash(query) for table in tables for query in table["text"].to_pylist()}
+    sets = (*evaluation_sets(inputs, "dev"), *evaluation_sets(inputs, "heldout"))
+    return {content_hash(query) for found in sets for query in found.queries().values()}
 
 
 def without_queries(rows: Sequence[TrainingRow], queries: Collection[str]) -> list[TrainingRow]:
