@@ -12,7 +12,7 @@ from jobs.entry import command_line, guarded, say, table_console
 from jobs.pipeline import parse, run_pipeline
 from qwen3emb.config.run import load_config
 from qwen3emb.core.errors import StageFailure, UserError
-from qwen3emb.pipeline.ablation import ablation_table, variants, with_figures, write_ablation
+from qwen3emb.pipeline.ablation import ablation_table, on_another_set, variants, with_figures, write_ablation
 from qwen3emb.pipeline.stages import reuse_stages
 
 
@@ -39,8 +39,11 @@ def _ablate(arguments: argparse.Namespace) -> None:
             failed[name] = error
             del runs[name]
             say(f"ablate: {name} is left out: {error}")
-    lines = with_figures(cfg, runs)
-    say(f"ablate: written to {write_ablation(cfg, lines, {name: str(error) for name, error in failed.items()})}")
+    left_out = on_another_set(cfg, runs)
+    for name, reason in left_out.items():
+        say(f"ablate: {name} is left out: {reason}")
+    lines, left_out = with_figures(cfg, runs), left_out | {name: str(error) for name, error in failed.items()}
+    say(f"ablate: written to {write_ablation(cfg, lines, left_out)}")
     if arguments.json:
         print(json.dumps(lines, indent=2))
     else:

@@ -192,7 +192,8 @@ def report(
         verdict = verdict_of(cfg)
         if at_least and verdict is None:
             raise UserError(
-                "this evaluation has no verdict: it ranks with one model only; add base to evaluate.compare"
+                nothing_to_judge(cfg)
+                or "this evaluation has no verdict: it ranks with one model only; add base to evaluate.compare"
             )
         if as_json:
             print_json(metrics | further_sets(cfg) | {"verdict": verdict})

@@ -25,7 +25,16 @@ from qwen3emb.metrics.bootstrap import paired_bootstrap
 from qwen3emb.pipeline.stages import identity, stage_folder
 from qwen3emb.text.evaluation_sets import NO_SETS
 
-__all__ = ["ABLATION", "Row", "ablation_table", "rows_of", "variants", "with_figures", "write_ablation"]
+__all__ = [
+    "ABLATION",
+    "Row",
+    "ablation_table",
+    "on_another_set",
+    "rows_of",
+    "variants",
+    "with_figures",
+    "write_ablation",
+]
 
 ABLATION = "ablation.json"
 """Name of the result in the run's storage."""
@@ -108,6 +117,22 @@ def rows_of(cfg: RunConfig) -> list[Row]:
     return rows
 
 
+def on_another_set(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> dict[str, str]:
+    """Variant -> why it cannot be compared: a run without synthetic data has no written queries either.
+
+    Arguments and errors as in `with_figures`.
+    """
+    results = {name: _evaluation(run).read_json("results.json") for name, run in {"": cfg, **runs}.items()}
+    if not results[""]["models"]:
+        raise UserError(f"ablate: {NO_SETS}")
+    main = results[""].get("set")
+    return {
+        name: f"it has no held-out set {main!r}, on which the full run is judged"
+        for name, result in results.items()
+        if result.get("set") != main
+    }
+
+
 def with_figures(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
     """Each row of the table with its metrics, and the difference of its nDCG@10 to the row that it is compared with.
 
@@ -123,15 +148,11 @@ def with_figures(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> list[dict[str
     Raises:
         UserError: a run is not evaluated, its evaluation is of another configuration, or there is no held-out set.
     """
-    evaluated = {name: _evaluation(run) for name, run in {"": cfg, **runs}.items()}
-    results = {name: folder.read_json("results.json") for name, folder in evaluated.items()}
-    metrics = {name: result["models"] for name, result in results.items()}
-    if not metrics[""]:
-        raise UserError(f"ablate: {NO_SETS}")
-    # A variant without synthetic data has no written queries either: figures of another set are no comparison.
-    elsewhere = {name for name, result in results.items() if result.get("set") != results[""].get("set")}
+    elsewhere = on_another_set(cfg, runs)
+    evaluated = {name: _evaluation(run) for name, run in {"": cfg, **runs}.items() if name not in elsewhere}
+    metrics = {name: folder.read_json("results.json")["models"] for name, folder in evaluated.items()}
     per_query = {name: folder.read_json("per_query.json") for name, folder in evaluated.items()}
-    rows = {row.name: row for row in rows_of(cfg) if row.run in evaluated.keys() - elsewhere}
+    rows = {row.name: row for row in rows_of(cfg) if row.run in evaluated}
     lines = []
     for row in rows.values():
         fingerprint = read_record(evaluated[row.run])["fingerprint"]
