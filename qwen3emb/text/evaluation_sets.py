@@ -156,7 +156,7 @@ def planned_sets(cfg: RunConfig) -> list[str]:
     """
     lines = list(_planned(cfg))
     if cfg.evaluate.dataset != "heldout":
-        return [*lines, f"evaluation on {cfg.evaluate.dataset}"]
+        return [*lines, f"evaluation on {cfg.evaluate.dataset}, not on held-out sets of the run"]
     return lines if any("held-out queries" in line for line in lines) else [*lines, f"warning: {NO_SETS}"]
 
 

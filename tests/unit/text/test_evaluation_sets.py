@@ -117,4 +117,4 @@ def test_what_there_will_be_is_said_before_anything_is_read() -> None:
     assert planned_sets(run(DOCS, corpus={"heldout_share": 0}))[-1] == f"warning: {NO_SETS}"
     assert planned_sets(
         nothing.model_copy(update={"evaluate": nothing.evaluate.model_copy(update={"dataset": "x"})})
-    ) == ["evaluation on x"]
+    ) == ["evaluation on x, not on held-out sets of the run"]
