@@ -99,6 +99,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("synthesize", {"rows_per_block": 9}),
     **of("synthesize.gates", {"language": False, "language_confidence": 0.5, "length_tolerance": 0.1}, "synthesize"),
     **of("synthesize.gates", {"copied_share": 0.5, "refusals": False, "placeholders": False}, "synthesize"),
+    **of("synthesize.gates", {"question_type": False}, "synthesize"),
     **of("synthesize.gates", {"near_duplicate_query": 0.5, "heldout_share": 0.4}, "synthesize"),
     **of("synthesize", {"engines": 2, "kv_cache_gb": 2.0, "threads": 2, "max_num_seqs": 2, "batch_size": 2}, ""),
     **of("weak", EMBEDDING),
