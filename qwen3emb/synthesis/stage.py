@@ -82,7 +82,7 @@ def _drop(ctx: StageContext[RunConfig], say: _Say) -> None:
     """Reject what can only be seen over the whole stage."""
     gates, out = require_section(ctx.cfg.synthesize).gates, ctx.out
     if gates.heldout_share is not None:
-        texts = evaluation_texts(ctx.inputs["corpus"])
+        texts = evaluation_texts(ctx.inputs)
         held = drop_overlapping(out, EvaluationNgrams(list(texts), list(texts.values()), gates.heldout_share))
         if held:
             say(f"synthesize: {held} rows hold parts of what is evaluated on and are rejected")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3emb.core.storage import Storage
 from qwen3emb.text.near_duplicates import band_keys, shingles
-from qwen3emb.text.retrieval_set import read_retrieval_set
+from qwen3emb.text.retrieval_set import held_out_sets, read_retrieval_set
 
 __all__ = ["EvaluationNgrams", "evaluation_texts", "near_matches"]
 
@@ -86,16 +86,17 @@ class EvaluationNgrams:
         return f"{self._names[best]}, {shares[best]:.0%} of its runs of {self._size}"
 
 
-def evaluation_texts(corpus: Storage) -> dict[str, str]:
-    """Name -> text of everything a run is evaluated on: queries and documents of its held-out and dev sets.
+def evaluation_texts(inputs: Mapping[str, Storage]) -> dict[str, str]:
+    """Name -> text of what no training text may be like: queries and documents of the corpus' held-out and dev sets,
+    and queries of the labelled ones, whose documents may be trained on.
 
     Args:
-        corpus: folder of the stage `corpus`; a set that is not there counts as empty.
+        inputs: stage -> its folder; a set that is not there counts as empty.
     """
     texts: dict[str, str] = {}
-    for split in ("heldout", "dev"):
-        if (corpus / split).exists():
-            dataset = read_retrieval_set(corpus / split)
-            texts |= {f"{split} query {i}": text for i, text in dataset.queries.items()}
+    for split, place in held_out_sets(inputs):
+        dataset = read_retrieval_set(place)
+        texts |= {f"{split} query {i}": text for i, text in dataset.queries.items()}
+        if place.uri == (inputs["corpus"] / split).uri:
             texts |= {f"{split} document {i}": text for i, text in zip(dataset.corpus, dataset.texts(), strict=True)}
     return texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ __all__ = [
     "RetrievalSet",
     "check_retrieval_set",
     "evaluation_set",
+    "held_out_sets",
     "read_beir",
     "read_retrieval_set",
     "write_retrieval_set",
@@ -74,6 +76,19 @@ def read_retrieval_set(folder: Storage) -> RetrievalSet:
         judged,
         {r["id"]: r["language"] for r in queries if r.get("language")},  # sets of older versions lack the column
     )
+
+
+def held_out_sets(inputs: Mapping[str, Storage]) -> Iterator[tuple[str, Storage]]:
+    """(`heldout` or `dev`, folder) of the sets that a run's stages `corpus` and `labelled` have written.
+
+    Args:
+        inputs: stage -> its folder.
+    """
+    for split in ("heldout", "dev"):
+        if "corpus" in inputs and (inputs["corpus"] / split).exists():
+            yield split, inputs["corpus"] / split
+        names = inputs["labelled"].names(split, "/queries.parquet") if "labelled" in inputs else []
+        yield from ((split, inputs["labelled"] / name.removesuffix("/queries.parquet")) for name in names)
 
 
 def read_beir(folder: Storage, split: str) -> RetrievalSet:

@@ -66,7 +66,7 @@ def train_reranker(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> 
     name = ctx.name
     cfg = require_section(ctx.cfg.reranker_weak if name == "reranker_weak" else ctx.cfg.reranker)
     table = ctx.inputs["mine"].read_table("rows", TRAINING_ROW)
-    chosen = reranker_rows(table, ctx.cfg, name, evaluated_queries(ctx.inputs["corpus"]))
+    chosen = reranker_rows(table, ctx.cfg, name, evaluated_queries(ctx.inputs))
     checked(chosen.train, cfg.queries_per_step, ctx.out.uri)
     check_stop(cfg.stop_after, len(chosen.dev), name, f"validation_queries {cfg.validation_queries}")
     say(f"{name}: {chosen.summary()}")
@@ -97,7 +97,7 @@ def _train_embedding(
 ) -> StageResult:
     present = {row.dataset for row in rows}
     cfg = cfg.model_copy(update={"datasets": dataset_settings(sets, present, cfg)})
-    every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.inputs["corpus"]))
+    every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.inputs))
     checked(rows, cfg.batch_size, ctx.out.uri)
     check_datasets(rows, {name: settings.weight for name, settings in cfg.datasets.items()}, f"{ctx.name}.datasets")
     dev: RetrievalSet = read_retrieval_set(ctx.inputs["corpus"] / "dev")

@@ -29,6 +29,7 @@ AFTER = {
     "filter": {"filter", "mine"} | TRAINED,
     "labelled": {"labelled", "mine"} | TRAINED,
     "mine": {"mine"} | TRAINED,
+    "held out": {"labelled", "synthesize", "weak", "filter", "mine"} | TRAINED,
     "supervised": {"supervised"} | LAST,
     "reranker_weak": {"reranker_weak", "reranker"} | LAST,
     "reranker": {"reranker"} | LAST,
@@ -113,6 +114,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("labelled.sets", {"task": "sts", "instruction": "Find", "languages": ["en"], "licence": "MIT"}, "labelled"),
     **of("labelled.sets", {"homepage": "h", "max_rows": 9, "max_positives": 2, "max_negatives": 3}, "labelled"),
     **of("labelled.sets", {"min_grade": 0.5}, "labelled"),
+    **of("labelled.sets", {"max_heldout_queries": 9, "max_dev_queries": 9}, "labelled"),
+    **of("labelled.sets", {"heldout_share": 0.1, "dev_share": 0.1}, "held out"),  # no pair may be like such a query
     **of("labelled.sets", {"mine": False}, "mine"),
     **of("labelled.sets", {"weight": 2.0}, "supervised"),
     **of("labelled", {"use": [], "skip_missing": True, "decontaminate": 0.5, "decontaminate_ngrams": 0.4}),
