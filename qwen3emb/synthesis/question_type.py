@@ -28,10 +28,11 @@ _OPENINGS = {*("so", "and", "but", "or", "then", "also", "well", "ok", "okay", "
 _PREPOSITIONS = {"in", "on", "at", "for", "to", "from", "by", "with", "of", "about", "under", "since", "until"}
 _AFTER_HOW = {"to", "much", "many", "long", "often", "far"}
 _ELLIPTIC = re.compile(r"(whether|possible to|any way to|ok to|okay to|safe to|worth|true that)\b")
+_INDIRECT = re.compile(r"\b(if|whether)\b")
 _TELLING = re.compile(r"(i|we|you) (am|are|was|were|want|need|have|would|like|wonder)\b|i'm |i'd |tell me |give me ")
 _REQUESTS = re.compile(
     r"\b(explain|explanation|describe|tell|show|teach|learn|understand|know|guide|tutorial|introduction|steps?|ways?"
-    r"|methods?|meaning|definition|difference|instructions?|example)\b"
+    r"|methods?|meaning|definition|difference|instructions?|example|help|need|want|looking)\b"
 )
 _WORD = re.compile(r"[\w'.-]*\w")
 _CLAUSE_ENDS = re.compile(r"[,;:–—?!]| - |\. ")
@@ -100,7 +101,7 @@ def _no_yes_or_no(text: str, english: bool, language: str) -> str | None:
     asking = next((c for c in clauses if _is_asking(c) or (c[0] in _NEVER_CLAUSES and _is_question(text))), None)
     if asking:
         return f"{' '.join(asking[:3])!r} is not answered by yes or no"
-    return None if _is_question(text) else "it is no question"
+    return None if _is_question(text) or _INDIRECT.search(text) else "it is no question"
 
 
 def _clauses(text: str) -> list[list[str]]:

@@ -37,6 +37,7 @@ YES_OR_NO = [
     "So do lichens make sugar?",
     "Bicycles are free, aren't they?",
     "Possible to clip a value below zero",
+    "tell me if bicycles are free",
     "whether dogs travel free on the last boat",
     "Don’t lichens need a fungus?",
     "“May I take a bicycle?”",
@@ -99,7 +100,12 @@ def test_sentences_are_no_keywords(sentence: str) -> None:
 def test_keywords_ask_nothing() -> None:
     assert wrong_type("clamp number range python", "acquire_knowledge", "en") is not None
     assert wrong_type("concrete curing time", "yes_or_no", "en") is not None
-    for request in ("Explain lichens", "the difference between alga and fungus", "Dogs are free on the ferry?"):
+    for request in (
+        "Explain lichens",
+        "the difference between alga and fungus",
+        "Dogs are free on the ferry?",
+        "I need a ferry",
+    ):
         assert wrong_type(request, "acquire_knowledge", "en") is None
 
 
