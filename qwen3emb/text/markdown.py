@@ -185,6 +185,8 @@ def _without_comments(lines: list[str], tokens: list[Token]) -> list[str | None]
             continue
         start, end = token.map
         block = "\n".join(lines[start:end])
+        if "<!--" not in block:
+            continue
         cut = pattern.sub(_kept_or_newlines, block).split("\n")
         for number, line in enumerate(cut, start):
             if line != lines[number]:
