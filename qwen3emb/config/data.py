@@ -104,6 +104,9 @@ class GatesConfig(Section):
     """Refuse apologies ("I cannot ...", "As an AI ...")."""
     placeholders: bool = True
     """Refuse gaps that were left to be filled ("[topic]", "lorem ipsum")."""
+    question_type: bool = True
+    """Refuse a query whose form is not that of its type: keywords that are a question, a yes-or-no question that asks
+    how; what the form does not tell passes, and so do languages that are not known."""
     near_duplicate_query: float | None = Field(default=0.9, gt=0, le=1)
     """MinHash similarity from which the later of two queries is refused, over the whole stage; 1 = equal texts only;
     null = off."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen3emb import __version__
-from qwen3emb.config.catalogue import chosen_datasets
+from qwen3emb.config.catalogue import chosen_datasets, holds_out
 from qwen3emb.config.data import Section
 from qwen3emb.config.run import OPERATIONAL, RunConfig
 from qwen3emb.core.artifact import Identity, State, state_of
@@ -37,7 +37,7 @@ _TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
 _RERANKER_WEAK = "reranker_weak"
 _TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK}
 _OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK}
-_SETS = ("corpus", "synthesize", "labelled")  # which write dev and held-out sets (text.evaluation_sets)
+_SETS = ("corpus", "labelled", "synthesize")  # which write dev and held-out sets (text.evaluation_sets)
 _EVALUATED = (*_SETS, "weak", "filter", "mine", "supervised", "merge")  # also training rows, to count them by language
 _ALIAS = "alias.json"
 
@@ -79,12 +79,13 @@ STAGES = {
     s.name: s
     for s in (
         Stage("corpus", "jobs.corpus", "corpus", tokenizer="corpus.tokenizer"),
+        Stage("labelled", "jobs.labelled", "labelled", ("corpus",)),
         Stage(
-            *("synthesize", "jobs.synthesize", "synthesize", ("corpus",)),
+            *("synthesize", "jobs.synthesize", "synthesize", ("corpus", "labelled")),
             models=("models.generator", "models.retrieval"),
         ),
         Stage(
-            *("weak", _TRAIN, "weak", ("corpus", "synthesize"), ("--stage", "weak")),
+            *("weak", _TRAIN, "weak", ("corpus", "labelled", "synthesize"), ("--stage", "weak")),
             reads=("seed", _ASKS, _READS_AT),
             models=("models.base",),
         ),
@@ -93,7 +94,6 @@ STAGES = {
             reads=("seed", _ASKS, _READS_AT),
             models=("filter.model",),
         ),
-        Stage("labelled", "jobs.labelled", "labelled", ("corpus",)),
         Stage(
             *("mine", "jobs.mine", "mine", ("corpus", "filter", "weak", "labelled")),
             reads=(_ASKS, _READS_AT, "labelled.*.mine"),
@@ -134,6 +134,8 @@ def needs(cfg: RunConfig, name: str) -> list[str]:
     unread = set()
     if {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak") != "weak":
         unread.add("weak")
+    if name in ("synthesize", "weak") and not holds_out(cfg.labelled):
+        unread.add("labelled")
     rerankers = {"reranker": cfg.reranker, _RERANKER_WEAK: cfg.reranker_weak}
     if name in rerankers:
         section = rerankers[name]
@@ -287,9 +289,9 @@ def _also_read(cfg: RunConfig, name: str) -> list[str]:
 
 
 def stage_states(cfg: RunConfig) -> list[tuple[Stage, State]]:
-    """Every stage of the run in order, with the state of its artifact on storage."""
+    """Every stage of the run in order, with what it reads in this run and the state of its artifact on storage."""
     known: dict[str, Identity] = {}
-    stages = [s for s in STAGES.values() if is_enabled(cfg, s.name)]
+    stages = [replace(s, needs=tuple(needs(cfg, s.name))) for s in STAGES.values() if is_enabled(cfg, s.name)]
     return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name, known))) for s in stages]
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
+from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.datasets import DOCSTRINGS, dataset_of
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.storage import Storage
@@ -170,6 +171,13 @@ def _planned(cfg: RunConfig) -> Iterator[str]:
         )
         if counts:
             yield f"evaluation set docstrings: {counts} from modules of {_listed(python)}"
+    for name, dataset in chosen_datasets(cfg.labelled).items():
+        counts = _counts(
+            dataset.max_heldout_queries if dataset.heldout_share else 0,
+            dataset.max_dev_queries if dataset.dev_share else 0,
+        )
+        if counts:
+            yield f"evaluation set {name}: {counts} of its labelled ones"
     asked = asked_passages(cfg)
     written = cfg.synthesize.evaluation if cfg.synthesize else None
     if asked and written:

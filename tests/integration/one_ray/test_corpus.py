@@ -145,7 +145,7 @@ def check_other_kinds(out: Storage) -> None:
     chunks = [row for row in passages.values() if row["source"].endswith("doc.md")]
     assert len(chunks) > 1 and all(row["title"] == "Heading" for row in chunks)
     joined = " ".join(row["text"] for row in chunks).split()
-    assert joined == ("# Heading " + " ".join(prose(80 + i) for i in range(12))).split()
+    assert joined == " ".join(prose(80 + i) for i in range(12)).split()
     assert passages["x"]["text"] == prose(95)
     reasons = Counter(
         (Path(row["source"]).name, row["reason"].partition(":")[0])

@@ -162,7 +162,7 @@ def test_mistakes_are_one_sentence_and_end_with_2(words: list[str], said: str) -
 def test_run_and_submit_refuse_what_is_not_there(run_file: Path) -> None:
     code, _, err = call("run", str(run_file), "--stage", "mime")
     assert code == 2
-    assert "there are corpus, synthesize" in err
+    assert "there are corpus, labelled, synthesize" in err
     code, _, err = call("submit", str(run_file))
     assert code == 2
     assert "--address" in err

@@ -46,10 +46,10 @@ def finish(file: Path, *names: str) -> None:
 
 
 def readers(name: str) -> set[str]:
-    """A stage and everything downstream of it, from the graph alone."""
+    """A stage and everything downstream of it, from the graph alone, in a run that holds out no labelled queries."""
     found = {name}
     for stage in STAGES.values():
-        if found & set(stage.needs):
+        if found & (set(stage.needs) - ({"labelled"} if stage.name in ("synthesize", "weak") else set())):
             found.add(stage.name)
     return found
 
@@ -224,7 +224,10 @@ def test_labelled_sets_bring_their_stage_and_change_what_reads_it(run_file: Path
     data.write_text('{"anchor": "q", "positive": "p"}\n')
     sets = [f"labelled={{sets: {{mine: {{path: {data}}}}}}}"]
     without, with_sets = (stage_states(load_config(run_file, s)) for s in ([], sets))
-    assert [s.name for s, _ in with_sets if s not in {x for x, _ in without}] == ["labelled"]
+    assert [name for name in names(with_sets) if name not in names(without)] == ["labelled"]
+    assert {s.name for s, _ in with_sets if "labelled" in s.needs} == {
+        *("mine", "supervised", "reranker", "merge", "evaluate")
+    }
     before = fingerprints(run_file)
     after = {n: identity(load_config(run_file, sets), n).fingerprint for n in STAGES}
     assert {n for n in STAGES if before[n] != after[n]} == readers("labelled")
@@ -234,6 +237,17 @@ def test_labelled_sets_bring_their_stage_and_change_what_reads_it(run_file: Path
     with pytest.raises(UserError, match="mine reads labelled"):
         done = {s.name: "done" for s, _ in without}
         selected([(s, done.get(s.name, "new")) for s, _ in with_sets], only="mine")
+
+
+def test_held_out_labelled_queries_are_drawn_before_anything_is_written_or_trained(run_file: Path) -> None:
+    data = run_file.parent / "pairs.jsonl"
+    data.write_text('{"anchor": "q", "positive": "p"}\n')
+    sets = [f"labelled={{sets: {{mine: {{path: {data}, heldout_share: 0.5}}}}}}"]
+    found = stage_states(load_config(run_file, sets))
+    assert names(found)[:3] == ["corpus", "labelled", "synthesize"]
+    assert {s.name for s, _ in found if "labelled" in s.needs} == {
+        *("synthesize", "weak", "mine", "supervised", "reranker", "merge", "evaluate")
+    }
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(run_file: Path) -> None:

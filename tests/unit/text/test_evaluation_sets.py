@@ -112,6 +112,11 @@ def test_what_there_will_be_is_said_before_anything_is_read() -> None:
     assert first == "evaluation set docstrings: up to 7 held-out queries from modules of stdlib"
     assert second.startswith("evaluation set synthetic: up to 200 held-out queries (synthetic queries, written for")
     assert "docs/**/*.md" in second and "all passages" in second
+    sets = {
+        "sets": {"faq": {"path": "faq.jsonl", "heldout_share": 0.1, "max_heldout_queries": 9}, "more": {"path": "m"}}
+    }
+    [third] = planned_sets(run(DOCS, labelled=sets, synthesize={"personas": "p", "evaluation": None}))
+    assert third == "evaluation set faq: up to 9 held-out queries of its labelled ones"
     nothing = run(DOCS, synthesize={"personas": "p", "evaluation": None})
     assert planned_sets(nothing) == [f"warning: {NO_SETS}"]
     assert planned_sets(run(DOCS, corpus={"heldout_share": 0}))[-1] == f"warning: {NO_SETS}"
