@@ -13,7 +13,14 @@ from jobs.pipeline import parse, run_pipeline
 from qwen3emb.config.run import load_config
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.metrics.verdict import reaches
-from qwen3emb.pipeline.ablation import ablation_table, table_verdict, variants, with_figures, write_ablation
+from qwen3emb.pipeline.ablation import (
+    ablation_table,
+    on_another_set,
+    table_verdict,
+    variants,
+    with_figures,
+    write_ablation,
+)
 from qwen3emb.pipeline.stages import reuse_stages
 
 
@@ -44,8 +51,11 @@ def _ablate(arguments: argparse.Namespace) -> None:
             failed[name] = error
             del runs[name]
             say(f"ablate: {name} is left out: {error}")
-    lines = with_figures(cfg, runs)
-    say(f"ablate: written to {write_ablation(cfg, lines, {name: str(error) for name, error in failed.items()})}")
+    left_out = on_another_set(cfg, runs)
+    for name, reason in left_out.items():
+        say(f"ablate: {name} is left out: {reason}")
+    lines, left_out = with_figures(cfg, runs), left_out | {name: str(error) for name, error in failed.items()}
+    say(f"ablate: written to {write_ablation(cfg, lines, left_out)}")
     verdict = table_verdict(lines)
     if arguments.json:
         print(json.dumps(lines, indent=2))

@@ -18,6 +18,7 @@ from qwen3emb.core.artifact import start
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.pipeline.report import print_report, write_summary
 from qwen3emb.pipeline.stages import STAGES, Stage, identity, selected, stage_folder, stage_states, writable_folder
+from qwen3emb.text.evaluation_sets import planned_sets
 
 __all__ = ["main", "parse", "run_pipeline"]
 
@@ -53,6 +54,8 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
             say(f"{stage.name}: {state}, would run {command}")
         elif state == "different" and not arguments.replace:
             start(writable_folder(cfg, stage.name), identity(cfg, stage.name))  # refuses, and says what differs
+    for line in planned_sets(cfg) if any(state != "done" for _, state in chosen) else ():
+        say(f"pipeline: {line}")
     if arguments.dry_run:
         return
     ran = _run(cfg, [stage for stage, state in chosen if state != "done"], arguments)

@@ -23,6 +23,8 @@ def check_config(
 ) -> None:
     """Validate configs without starting anything; a typo is answered with the nearest valid key.
 
+    Also says which sets the run will be evaluated on and how many queries they have at most.
+
     Example: qwen3emb check-config examples/*.yaml --set weak.steps=10
     """
 
@@ -39,14 +41,18 @@ def check_config(
                 f"{result['file']}: ok" if result["valid"] else f"error: {result['error']}",
                 err=not result["valid"],
             )
+            for line in result["evaluation"]:
+                typer.echo(f"  {line}")
         return 0 if all(result["valid"] for result in checked) else UserError.exit_code
 
     finish(body, debug)
 
 
 def _check(file: Path, overrides: list[str]) -> dict[str, Any]:
+    from qwen3emb.text.evaluation_sets import planned_sets
+
     try:
-        load_config(file, overrides)
+        sets = planned_sets(load_config(file, overrides))
     except UserError as error:
-        return {"file": str(file), "valid": False, "error": str(error)}
-    return {"file": str(file), "valid": True, "error": None}
+        return {"file": str(file), "valid": False, "error": str(error), "evaluation": []}
+    return {"file": str(file), "valid": True, "error": None, "evaluation": sets}

@@ -196,7 +196,14 @@ def report(
     def body() -> int:
         from qwen3emb.core.artifact import read_record
         from qwen3emb.metrics.verdict import reaches
-        from qwen3emb.pipeline.report import comparisons, metrics_of, quality_tables, verdict_of
+        from qwen3emb.pipeline.report import (
+            comparisons,
+            further_sets,
+            metrics_of,
+            nothing_to_judge,
+            quality_tables,
+            verdict_of,
+        )
         from qwen3emb.pipeline.stages import stage_folder
 
         cfg = load_config(config, overrides)
@@ -204,14 +211,19 @@ def report(
         verdict = verdict_of(cfg)
         if at_least and verdict is None:
             raise UserError(
-                "this evaluation has no verdict: it ranks with one model only; add base to evaluate.compare"
+                nothing_to_judge(cfg)
+                or "this evaluation has no verdict: it ranks with one model only; add base to evaluate.compare"
             )
         if as_json:
             merging = comparisons(cfg)
-            print_json(metrics | {"verdict": verdict} | ({"merging": merging} if merging else {}))
+            merging = {"merging": merging} if merging else {}
+            print_json(metrics | further_sets(cfg) | {"verdict": verdict} | merging)
         else:
             for table in quality_tables(cfg):
                 Console().print(table)
+            note = nothing_to_judge(cfg)
+            if note:
+                Console().print(note, highlight=False, markup=False)
             if verdict:
                 Console(width=160).print(verdict["line"], highlight=False, markup=False)
         return int(bool(at_least and verdict and not reaches(verdict["verdict"], at_least)))

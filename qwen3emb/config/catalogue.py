@@ -13,7 +13,7 @@ from qwen3emb.config.datasets import DOCSTRINGS, SYNTHETIC_DATASETS
 from qwen3emb.config.labelled import LabelledConfig, LabelledDatasetConfig
 from qwen3emb.core.errors import UserError
 
-__all__ = ["chosen_datasets", "read_catalogue"]
+__all__ = ["chosen_datasets", "holds_out", "read_catalogue"]
 
 RESERVED = (DOCSTRINGS, *SYNTHETIC_DATASETS)
 """Names of the datasets that the stages corpus and synthesize make; no labelled dataset may have one of them."""
@@ -66,3 +66,8 @@ def chosen_datasets(cfg: LabelledConfig) -> dict[str, LabelledDatasetConfig]:
         if name in (*RESERVED, "labelled") or "/" in name:
             raise UserError(f"labelled.sets: a set cannot be named {name!r}; give it another name")
     return chosen
+
+
+def holds_out(cfg: LabelledConfig) -> bool:
+    """Whether queries of a set are held out: nothing that is like one of them may then be trained on."""
+    return any(dataset.heldout_share + dataset.dev_share > 0 for dataset in chosen_datasets(cfg).values())

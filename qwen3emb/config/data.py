@@ -6,7 +6,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["CorpusConfig", "FilterConfig", "GatesConfig", "MineConfig", "Section", "SourceConfig", "SynthesizeConfig"]
+__all__ = [
+    "CorpusConfig",
+    "FilterConfig",
+    "GatesConfig",
+    "MineConfig",
+    "Section",
+    "SourceConfig",
+    "SynthesizeConfig",
+    "WrittenQueriesConfig",
+]
 
 
 class Section(BaseModel):
@@ -56,13 +65,14 @@ class CorpusConfig(Section):
     max_pairs: int | None = Field(default=None, ge=1)
     """Keep at most this many pairs of docstring and function, chosen by a hash of their ids."""
     dev_share: float = Field(default=0.05, ge=0, lt=1)
-    """Share of Python modules whose pairs become the dev set for validation while training."""
+    """Share of Python modules whose pairs become the dev set for validation while training; of other sources the share
+    of documents (a file of Markdown or text, a row of a table) that `synthesize.evaluation` writes dev queries for."""
     heldout_share: float = Field(default=0.15, ge=0, lt=1)
-    """Share of Python modules that no training or synthesis ever sees: the evaluation set."""
+    """Share of Python modules, and of other documents, that no training ever sees: the evaluation set."""
     max_dev_queries: int = Field(default=50, ge=1)
     """At most this many dev queries."""
     max_dev_documents: int = Field(default=300, ge=1)
-    """At most this many dev functions to search in."""
+    """At most this many dev functions to search in; of written dev queries, at most this many passages."""
     max_heldout_queries: int = Field(default=200, ge=1)
     """At most this many held-out queries."""
     max_heldout_documents: int = Field(default=600, ge=1)
@@ -94,6 +104,9 @@ class GatesConfig(Section):
     """Refuse apologies ("I cannot ...", "As an AI ...")."""
     placeholders: bool = True
     """Refuse gaps that were left to be filled ("[topic]", "lorem ipsum")."""
+    question_type: bool = True
+    """Refuse a query whose form is not that of its type: keywords that are a question, a yes-or-no question that asks
+    how; what the form does not tell passes, and so do languages that are not known."""
     near_duplicate_query: float | None = Field(default=0.9, gt=0, le=1)
     """MinHash similarity from which the later of two queries is refused, over the whole stage; 1 = equal texts only;
     null = off."""
@@ -102,13 +115,31 @@ class GatesConfig(Section):
     or held-out set; null = off."""
 
 
+class WrittenQueriesConfig(Section):
+    """Queries that the generator writes for dev and held-out documents, so that a run without labels can be judged."""
+
+    dev_queries: int = Field(default=50, ge=0)
+    """At most this many dev queries."""
+    heldout_queries: int = Field(default=200, ge=0)
+    """At most this many held-out queries."""
+    passages_per_query: float = Field(default=1.5, ge=1)
+    """Passages that are asked about for each query wanted, drawn by a hash; some of them give no usable query."""
+    drafts: int = Field(default=4, ge=1)
+    """Queries written for each passage, of which one is chosen: it finds the passage, with the fewest of its words."""
+    copied_share: float = Field(default=0.4, ge=0, le=1)
+    """As in `gates`, and stricter: refuse a draft when more than this share of its runs of three words also occurs in
+    the passage."""
+    found_within: int = Field(default=20, ge=1)
+    """A draft counts only where `models.retrieval` has its passage among this many best of all passages."""
+
+
 class SynthesizeConfig(Section):
     """`synthesize`: an LLM reads a passage as one of five personas and writes a query for it (paper section 3)."""
 
     personas: str
     """JSONL (also .gz, .zst) or Parquet file with a `persona` field (Persona Hub's format)."""
     max_passages: int | None = Field(default=None, ge=1)
-    """Use at most this many passages, chosen by a hash of their ids."""
+    """Use at most this many passages to train on, chosen by a hash of their ids."""
     candidates: int = Field(default=5, ge=1)
     """Candidate personas per query, by cosine with the passage."""
     queries_per_passage: int = Field(default=1, ge=1)
@@ -140,6 +171,8 @@ class SynthesizeConfig(Section):
     """Nucleus of both calls."""
     gates: GatesConfig = GatesConfig()
     """Which written queries are refused."""
+    evaluation: WrittenQueriesConfig | None = WrittenQueriesConfig()
+    """Queries for dev and held-out documents, where the corpus has other sources than Python; null = none."""
     max_retries: int = Field(default=1, ge=0)
     """How often a row with a bad answer is asked again with another seed before it is rejected."""
     engines: int = Field(default=1, ge=1)

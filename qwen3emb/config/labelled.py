@@ -60,6 +60,15 @@ class LabelledDatasetConfig(Section):
     min_grade: float | None = None
     """Pairs with a lower score are no positives; needed where pairs have different scores or labels and the format does
     not say what they mean (docs/data.md)."""
+    heldout_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the queries, drawn by a hash, that are never trained on and become a held-out set of the run (task
+    `retrieval` only). All documents of the set are searched."""
+    dev_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the queries that become a dev set in the same way."""
+    max_heldout_queries: int = Field(default=200, ge=1)
+    """At most this many held-out queries; the others stay in training."""
+    max_dev_queries: int = Field(default=50, ge=1)
+    """At most this many dev queries; the others stay in training."""
     mine: bool = True
     """Rows with fewer negatives than `mine.negatives` get mined ones from the documents of their set."""
 
@@ -67,6 +76,10 @@ class LabelledDatasetConfig(Section):
     def _consistent(self) -> LabelledDatasetConfig:
         if self.format == "classification" and self.task != "classification":
             raise ValueError("format classification goes with task classification")
+        if self.heldout_share + self.dev_share and self.task != "retrieval":
+            raise ValueError(f"heldout_share and dev_share go with task retrieval, not {self.task}")
+        if self.heldout_share + self.dev_share >= 1:
+            raise ValueError("dev_share + heldout_share must be below 1, or nothing is left to train on")
         return self
 
 

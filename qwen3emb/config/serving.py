@@ -17,7 +17,9 @@ class EvaluateConfig(Section):
     """`evaluate`: retrieval metrics of base, weak, supervised, distilled, merged, and merged + reranker."""
 
     dataset: str = "heldout"
-    """`heldout` (the corpus stage's held-out modules) or a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)."""
+    """`heldout` or a BEIR folder (corpus.jsonl, queries.jsonl, qrels/). `heldout` is every held-out set of the run:
+    docstrings of held-out Python modules, held-out queries of labelled datasets, queries written for held-out documents
+    (`synthesize.evaluation`); the first one there is the main one, the others have tables of their own."""
     split: str = "test"
     """Qrels split of a BEIR folder."""
     compare: list[Literal["base", "weak", "supervised", "distilled"]] = Field(
@@ -58,7 +60,8 @@ class IndexConfig(Section):
     """`index`: embed a corpus into a searchable index on storage."""
 
     source: str = "heldout"
-    """`heldout`, `passages` (both from the corpus stage), or a BEIR folder."""
+    """`heldout` (functions of held-out Python modules; without such modules the passages), `passages` (both from the
+    corpus stage), or a BEIR folder."""
     max_tokens: int = Field(default=256, ge=4)
     """Document length with end token."""
     vectors: Literal["float32", "int8", "binary"] = "float32"

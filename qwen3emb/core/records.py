@@ -13,9 +13,11 @@ PASSAGE = pa.schema(
         ("title", pa.string()),
         ("language", pa.string()),
         ("source", pa.string()),
+        ("split", pa.string()),
     ]
 )
-"""A unit of text to search in or to write queries for. `source` is the file or URI it came from."""
+"""A unit of text to search in or to write queries for. `source` is the file or URI it came from. `split` is `train`, or
+`dev` or `heldout` for the passages of documents that no training sees (null in corpora of older versions: `train`)."""
 
 PAIR = pa.schema(
     [

@@ -19,7 +19,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted
 from qwen3emb.core.rejects import Passage, Reject, escaped, text_problem
 from qwen3emb.corpus.docstrings import first_paragraph, is_natural_language
-from qwen3emb.corpus.python_source import SourceItem, docstring_pair, extract_items, split_of
+from qwen3emb.corpus.python_source import SourceItem, Split, docstring_pair, extract_items, split_of
 from qwen3emb.corpus.sources import CorpusFile
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.text.chunking import TokenOffsets, chunk_text
@@ -61,13 +61,15 @@ CANDIDATE = pa.schema(
         ("row", pa.int64()),
     ]
 )
-"""The rows that one file yields. Roles: `passage` and `pair` are for training; `function` is a function of a dev or
-held-out module, with the code as text and a query where its docstring gives one, else ""; `shadow` is a docstring of
-such a module, which has only its hashes and signatures (`text_*` of all of it, `query_*` of its first paragraph);
-`reject` has a reason."""
+"""The rows that one file yields. Roles: `passage` is a text to search in, for training unless its document is
+of the dev or held-out split; `pair` is for training; `function` is a function of a dev or held-out module, with the
+code as text and a query where its docstring gives one, else ""; `shadow` is a docstring of such a module, which has
+only its hashes and signatures (`text_*` of all of it, `query_*` of its first paragraph); `reject` has a reason."""
 
 KEYS = ["role", "split", "id", "text_hash", "query_hash", "text_signature", "query_signature", "reason"]
 """The columns that `split.decide` needs: none of the texts."""
+
+_FILE_IS_DOCUMENT = ("markdown", "text")  # the others have a document in each row
 
 _LONGEST_CODE = 20_000  # characters; beyond are generated tables and vendored blobs
 _NOT_PYTHON = (
@@ -97,16 +99,30 @@ def file_rows(file: CorpusFile, cfg: CorpusConfig, seed: int, chunk: Chunker) ->
         language_field=source.language_field,
         id_prefix=file.prefix,
     )
-    return text_rows(items, chunk)
+    whole = file.prefix if source.kind in _FILE_IS_DOCUMENT else None
+    return text_rows(items, chunk, lambda name: split_of(whole or name, cfg.dev_share, cfg.heldout_share, seed))
 
 
-def text_rows(items: Iterable[Passage | Reject], chunk: Chunker) -> Iterator[Row]:
-    """A reader's passages and rejects as candidate rows: one per chunk, "<id>/1", "<id>/2" where a text has several."""
+def text_rows(items: Iterable[Passage | Reject], chunk: Chunker, split: Callable[[str], Split]) -> Iterator[Row]:
+    """A reader's passages and rejects as candidate rows: one per chunk, "<id>/1", "<id>/2" where a text has several.
+
+    Args:
+        items: of the reader.
+        chunk: cuts a text.
+        split: id of an item -> split of all its chunks.
+    """
     for item in items:
         if isinstance(item, Reject):
             yield _row("reject", item.id, item.source, text=item.payload, reason=item.reason, row=item.row)
             continue
-        passage = partial(_row, "passage", source=item.source, title=item.title, language=item.language)
+        passage = partial(
+            _row,
+            "passage",
+            source=item.source,
+            split=split(item.id),
+            title=item.title,
+            language=item.language,
+        )
         chunks = _chunks(item.id, item.text, item.source, chunk)
         yield from (passage(c[0], text=c[1]) if isinstance(c, tuple) else c for c in chunks)
 

@@ -169,9 +169,9 @@ def module_name(path: str, root: str) -> str:
 
 
 def split_of(module: str, dev_share: float, heldout_share: float, seed: int) -> Split:
-    """The split of a whole module, by a hash of its full name: the same on every machine and every run.
+    """The split of a whole module or other document, by a hash of its name: the same on every machine and every run.
 
-    Shares are of modules, in [0, 1]; raises UserError where they are not or exceed 1 together.
+    Shares are of modules or documents, in [0, 1]; raises UserError where they are not or exceed 1 together.
     """
     if min(dev_share, heldout_share) < 0 or dev_share + heldout_share > 1:
         raise UserError(

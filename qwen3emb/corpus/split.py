@@ -52,8 +52,9 @@ def decide(candidates: pa.Table, cfg: CorpusConfig, seed: int) -> Verdict:
 
     Evaluation functions (held-out before dev): duplicates of another, then those beyond `max_*_documents`.
     A query is used only where no other function of its split has a similar one, as a query has one right answer.
-    Training rows: texts or queries like anything in a dev or held-out module ("heldout_overlap"), then
-    duplicates, then those beyond `max_passages` and `max_pairs`. Caps draw by a hash of the ids.
+    Passages of dev and held-out documents: duplicates among them, held-out before dev. Training rows: texts or queries
+    like anything in a dev or held-out module or document ("heldout_overlap": the evaluation keeps its text and training
+    loses its copy), then duplicates. Last the rows beyond `max_passages` and `max_pairs`. Caps draw by a hash of ids.
 
     Reason codes: heldout_overlap, exact_duplicate, near_duplicate, duplicate_id, over_max_passages,
     over_max_pairs, over_max_dev_documents, over_max_heldout_documents, and the reasons that rejects already have.
@@ -76,10 +77,13 @@ def decide(candidates: pa.Table, cfg: CorpusConfig, seed: int) -> Verdict:
         _choose_evaluation(keys, split, kept, limits[split], seed, verdict)
 
     shadows = np.flatnonzero(roles == "shadow").tolist()
-    forbidden = [*heldout, *dev, *shadows]
+    passages = roles == "passage"
+    documents = [row for s in ("heldout", "dev") for row in np.flatnonzero(passages & (splits == s)).tolist()]
+    forbidden = [*heldout, *dev, *shadows, *documents]
     for role, columns, cap in (("passage", ("text",), "passages"), ("pair", ("text", "query"), "pairs")):
-        rows = np.flatnonzero(roles == role).tolist()
+        rows = np.flatnonzero((roles == role) & (splits == "train")).tolist()
         rows = _without_overlap(keys, rows, columns, forbidden, verdict)
+        rows = [*documents, *rows] if role == "passage" else rows
         rows = _without_duplicates(keys, rows, columns, verdict)
         _cap(keys, rows, getattr(cfg, f"max_{cap}"), f"over_max_{cap}", seed, verdict)
     return verdict

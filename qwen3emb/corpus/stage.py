@@ -1,5 +1,8 @@
 """The stage `corpus`: files into passages, docstring pairs, and the dev and held-out retrieval sets.
 
+Python is split by module, other documents by themselves (a file of Markdown or text, a row of a table). All passages
+lie together, whatever their split: they are what is searched.
+
 Three passes. Ray tasks read a group of files each and write `candidates/<group>/`; a killed run goes on with the
 groups that are missing. (Plain tasks, not a Ray Data pipeline: nothing flows between them, and the gap from one to the
 next is a millisecond instead of a tenth of a second, as long as the reading of a small group.) The driver reads the
@@ -118,6 +121,7 @@ def _write(out: Storage, parts: Sequence[str], verdict: Verdict, files: int) -> 
     schemas = {"passages": PASSAGE, "pairs": PAIR, "rejects": REJECT}
     tables = {name: _Parts(out, name, schema) for name, schema in schemas.items()}
     sets = {split: RetrievalSet({}, {}, {}) for split in ("dev", "heldout")}
+    by_split = Counter[str]()
     rows = 0
     for place, row in enumerate(_candidates(out, parts)):
         rows += row["role"] != "shadow"
@@ -130,6 +134,7 @@ def _write(out: Storage, parts: Sequence[str], verdict: Verdict, files: int) -> 
             _add_document(sets[row["split"]], row, place in verdict.queries[row["split"]])
         elif row["role"] == "passage":
             tables["passages"].add(row)
+            by_split[row["split"]] += 1
         else:
             tables["pairs"].add(_pair(row))
     for table in tables.values():
@@ -147,7 +152,8 @@ def _write(out: Storage, parts: Sequence[str], verdict: Verdict, files: int) -> 
     documents = {f"{split}_documents": len(retrieval_set.corpus) for split, retrieval_set in sets.items()}
     queries = {f"{split}_queries": len(retrieval_set.queries) for split, retrieval_set in sets.items()}
     ambiguous = {f"{split}_ambiguous_queries": count for split, count in verdict.ambiguous.items()}
-    metrics = {"files": files} | kept | documents | queries | ambiguous
+    held = {f"{split}_passages": by_split[split] for split in sets if by_split[split]}
+    metrics = {"files": files} | kept | held | documents | queries | ambiguous
     return StageResult(rows, sum(kept.values()) + sum(documents.values()), counts, metrics)
 
 

@@ -27,7 +27,8 @@ class CardFacts:
         datasets: dataset -> rows that the model was trained on.
         licences: labelled dataset -> its licence as the catalogue or config states it.
         merged: number of checkpoints that were merged.
-        evaluated: `results.json` of `evaluate`: {"dataset", "queries", "documents", "models": {name: {metric: x}}}.
+        evaluated: `results.json` of `evaluate`: {"dataset", "queries", "documents", "models": {name: {metric: x}}}, and
+            "sets" with the same of further sets.
         scores: task of mteb -> main score in points.
         config: name of the run's config file.
         method: of the merge.
@@ -126,16 +127,19 @@ def _data(facts: CardFacts) -> str:
 
 def _figures(facts: CardFacts) -> str:
     parts = []
-    if facts.evaluated:
-        models = facts.evaluated["models"]
+    results = facts.evaluated or {}
+    for found in (results, *results.get("sets", {}).values()) if results.get("models") else ():
+        models = found["models"]
         metrics = list(next(iter(models.values())))
         head = f"| model | {' | '.join(metrics)} |\n|---|{'---|' * len(metrics)}"
         rows = "\n".join(
             f"| {name} | {' | '.join(f'{scores[m]:.4f}' for m in metrics)} |" for name, scores in models.items()
         )
-        about = f"{facts.evaluated['queries']} queries over {facts.evaluated['documents']} documents"
+        kind = "synthetic queries, written by the generator," if found.get("synthetic_queries") else "queries"
+        about = f"{found['queries']} {kind} over {found['documents']} documents"
+        source = f"{found['dataset']}" if found is results else f"{found['dataset']}, {found['set']}"
         command = f"python -m jobs.evaluate --config {facts.config}"
-        parts.append(f"Retrieval, {about} (`{facts.evaluated['dataset']}`), by `{command}`:\n\n{head}\n{rows}")
+        parts.append(f"Retrieval, {about} (`{source}`), by `{command}`:\n\n{head}\n{rows}")
     if facts.scores:
         tasks = " ".join(f"--task {task}" for task in facts.scores)
         rows = "\n".join(f"| {task} | {score:.2f} |" for task, score in facts.scores.items())

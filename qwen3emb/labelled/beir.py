@@ -13,7 +13,7 @@ from qwen3emb.text.beir import BadRow, BeirData, read_beir_data
 from qwen3emb.text.documents import document_text
 from qwen3emb.text.labels import clean_text
 
-__all__ = ["beir_rows"]
+__all__ = ["beir_documents", "beir_rows"]
 
 
 def beir_rows(name: str, cfg: LabelledDatasetConfig) -> Iterator[LabelledRow | Reject]:
@@ -30,6 +30,16 @@ def beir_rows(name: str, cfg: LabelledDatasetConfig) -> Iterator[LabelledRow | R
     yield from rejects
     for query, judged in beir.qrels.items():
         yield from _of_query(name, query, beir, judged, cfg)
+
+
+def beir_documents(cfg: LabelledDatasetConfig) -> list[str]:
+    """The texts of all documents of the folder, judged or not; rows that cannot be used are left out.
+
+    Raises:
+        UserError: as `beir_rows`.
+    """
+    beir = read_beir_data(Storage(absolute_uri(cfg.path)), cfg.split, clean_text, lambda bad: None)
+    return [text for text in (document_text(*document) for document in beir.corpus.values()) if text]
 
 
 def _bad(name: str, bad: BadRow) -> Reject:

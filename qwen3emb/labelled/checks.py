@@ -36,7 +36,7 @@ class Evaluation:
 
 
 def evaluation_of(texts: Mapping[str, str], cfg: LabelledConfig) -> Evaluation:
-    """Index evaluation texts by name (`decontamination.evaluation_texts`; there may be none)."""
+    """Index evaluation texts by name (`evaluation_sets.evaluation_texts`; there may be none)."""
     names, contents = list(texts), list(texts.values())
     ngrams = EvaluationNgrams(names, contents, cfg.decontaminate_ngrams)
     return Evaluation(minhashes(contents), names, cfg.decontaminate, ngrams)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 
 from qwen3emb.config.catalogue import chosen_datasets
-from qwen3emb.config.labelled import LabelledDatasetConfig
+from qwen3emb.config.labelled import LabelledConfig, LabelledDatasetConfig
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
@@ -23,17 +22,21 @@ from qwen3emb.core.records import REJECT, TRAINING_ROW
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import gather
-from qwen3emb.labelled.across import drop_false_negatives, shared_answers
+from qwen3emb.labelled.across import drop_false_negatives, drop_like_held_out, held_out_queries, lengths, shared_answers
+from qwen3emb.labelled.beir import beir_documents
 from qwen3emb.labelled.checks import Evaluation, decontaminated, evaluation_of, without_duplicates
+from qwen3emb.labelled.holdout import SPLITS, Split, drawn_queries, drawn_set, without_drawn
 from qwen3emb.labelled.row import answers_in
 from qwen3emb.labelled.rows import LabelledRow, read_labelled
-from qwen3emb.text.decontamination import evaluation_texts
+from qwen3emb.text.evaluation_sets import evaluation_texts
 from qwen3emb.text.false_negatives import ANSWERS, FALSE, SEARCHED, left_out_sentence, write_answers
+from qwen3emb.text.retrieval_set import write_retrieval_set
 
 __all__ = ["read_datasets"]
 
 _SHARD = 50_000
 _Say = Callable[[str], None]
+_SETS = {"heldout_queries": "held-out", "dev_queries": "dev"}  # key of a card -> word for the log
 
 
 def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
@@ -44,8 +47,8 @@ def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """
     cfg, out = ctx.cfg.labelled, ctx.out
     sets = chosen_datasets(cfg)
-    evaluation = evaluation_of(evaluation_texts(ctx.inputs["corpus"]), cfg)
-    for folder in ("rows", "rejects", ANSWERS):
+    evaluation = evaluation_of(evaluation_texts(ctx.cfg, ctx.inputs), cfg)
+    for folder in ("rows", "rejects", ANSWERS, *SPLITS):
         out.delete(folder)  # of a run that was killed
     task = ray.remote(_one_dataset)
     shared = ray.put(evaluation)
@@ -57,6 +60,7 @@ def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
             raise UserError(card["error"])
         say(f"labelled: {name}: {card.get('error') or _counted(card)}")
         cards[name] = card
+    _drop_held_out(out, [name for name in sets if "error" not in cards[name]], cards, cfg, say)
     _settle_across(out, {name: dataset for name, dataset in sets.items() if "error" not in cards[name]}, cards, say)
     write_card(out, "Labelled datasets", cards)
     rejected = Counter[str]()
@@ -72,8 +76,30 @@ def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
         "rows": {name: card.get("rows", 0) for name, card in cards.items()},
         "skipped_datasets": skipped,
     }
+    metrics |= {
+        key: {name: card[key] for name, card in cards.items() if key in card}
+        for key in _SETS
+        if any(key in card for card in cards.values())
+    }
     metrics |= {reason: left_out[reason] for reason in FALSE}
     return StageResult(rows + sum(rejected.values()), rows, dict(sorted(rejected.items())), metrics)
+
+
+def _drop_held_out(out: Storage, names: list[str], cards: dict[str, Any], cfg: LabelledConfig, say: _Say) -> None:
+    """Remove the rows of all sets that are like a query which some set holds out, and count them in the cards."""
+    queries = held_out_queries(out, names)
+    if not queries:
+        return
+    task, shared = ray.remote(drop_like_held_out), ray.put(evaluation_of(queries, cfg))
+    pending = {name: task.remote(out.uri, name, shared) for name in names}
+    for name, reference in pending.items():
+        [(dropped, means)] = gather([reference], f"labelled: {name}: held-out queries")
+        if dropped:
+            say(f"labelled: {name}: {dropped} rows are like a held-out or dev query of a set and are rejected")
+            card = cards[name]
+            card["rows"] -= dropped
+            card["rejected"] = dict(Counter(card["rejected"]) + Counter({"heldout_overlap": dropped}))
+            card |= means
 
 
 def _settle_across(
@@ -97,7 +123,8 @@ def _settle_across(
 def _counted(card: dict[str, Any]) -> str:
     rejected = sum(card["rejected"].values())
     reasons, left_out = f" ({_reasons(card)})" if rejected else "", left_out_sentence(card["negatives_left_out"])
-    return f"{card['rows']} rows, {rejected} rejected{reasons}" + (f"; {left_out}" if left_out else "")
+    sets = [f"{card[key]} {word} queries" for key, word in _SETS.items() if key in card]
+    return "; ".join([f"{card['rows']} rows, {rejected} rejected{reasons}", *sets, *([left_out] if left_out else [])])
 
 
 def _reasons(card: dict[str, Any]) -> str:
@@ -128,11 +155,40 @@ def _one_dataset(name: str, cfg: LabelledDatasetConfig, seed: int, uri: str, eva
     counts = Counter(reject.code for reject in rejects)
     if len(kept) < len(rows):
         counts["over_max_rows"] = len(rows) - len(kept)
+    drawn = drawn_queries(kept, cfg, seed)
+    queries = _write_sets(out, name, cfg, rows, kept, drawn)
+    kept, held = without_drawn(kept, drawn)
+    counts.update(held)
     records = [_record(row, name) for row in kept]
     out.write_parts(f"rows/{name}", pa.Table.from_pylist(records, schema=TRAINING_ROW), _SHARD)
     out.write_parts(f"rejects/{name}", pa.Table.from_pylist([asdict(r) for r in rejects], schema=REJECT), _SHARD)
     about = cfg.model_dump(include={"path", "homepage", "licence", "languages", "task", "instruction"})
-    return about | {"rows": len(kept), "rejected": dict(counts), "negatives_left_out": dict(left_out), **_lengths(kept)}
+    written = {"rows": len(kept), "rejected": dict(counts), "negatives_left_out": dict(left_out)}
+    return about | written | queries | lengths([(r.query, r.positive, r.negatives) for r in kept])
+
+
+def _write_sets(
+    out: Storage,
+    name: str,
+    cfg: LabelledDatasetConfig,
+    rows: Sequence[LabelledRow],
+    kept: Sequence[LabelledRow],
+    drawn: dict[Split, set[str]],
+) -> dict[str, int]:
+    """Write the retrieval sets of the drawn queries; the numbers of their queries, for the card.
+
+    All documents of the set are searched: those of a BEIR folder's corpus, or of the rows; under `max_rows` those of
+    the rows that are kept, and all that answer the queries.
+    """
+    if not cfg.heldout_share + cfg.dev_share:
+        return {}
+    documents = [text for row in kept for text in (row.positive, *row.others, *row.negatives)]
+    documents += beir_documents(cfg) if cfg.format == "beir" and cfg.max_rows is None else []
+    for split in SPLITS:
+        if drawn[split]:
+            data = drawn_set(rows, drawn[split], documents, cfg.languages)
+            write_retrieval_set(out / f"{split}/{name}", data)
+    return {f"{split}_queries": len(drawn[split]) for split in SPLITS}
 
 
 def _sample(rows: Sequence[LabelledRow], limit: int, seed: int) -> list[LabelledRow]:
@@ -143,18 +199,3 @@ def _sample(rows: Sequence[LabelledRow], limit: int, seed: int) -> list[Labelled
 def _record(row: LabelledRow, name: str) -> dict[str, Any]:
     texts = {"query": row.query, "positive": row.positive, "negatives": list(row.negatives)}
     return {"id": row.id, "dataset": name, **texts, "positive_score": None, "negative_scores": [], "grade": row.grade}
-
-
-def _lengths(rows: Sequence[LabelledRow]) -> dict[str, Any]:
-    """Mean words and negatives, for the data card."""
-    if not rows:
-        return {}
-
-    def mean(values: Iterator[int]) -> float:
-        return round(float(np.mean(list(values))), 1)
-
-    return {
-        "query_words": mean(len(row.query.split()) for row in rows),
-        "positive_words": mean(len(row.positive.split()) for row in rows),
-        "negatives": mean(len(row.negatives) for row in rows),
-    }

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qwen3emb.config.datasets import DOCSTRINGS
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
 from qwen3emb.encoding.pool import Encoders, Rerankers
 from qwen3emb.metrics.order import best_first
 from qwen3emb.metrics.retrieval import per_query, top_run
+from qwen3emb.text.evaluation_sets import first_set
 from qwen3emb.text.instructions import instructions
-from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
+from qwen3emb.text.retrieval_set import RetrievalSet
 from qwen3emb.text.templates import TextLimits
 
 __all__ = ["DevScores", "DevSet", "EmbeddingScores", "RerankerScores", "dev_set"]
@@ -35,16 +35,15 @@ def dev_set(ctx: StageContext[RunConfig]) -> DevSet:
     Raises:
         UserError: the run has none, or one of a single query.
     """
-    folder = ctx.inputs["corpus"] / "dev"
-    data = read_retrieval_set(folder) if folder.exists() else RetrievalSet({}, {}, {})
-    if len(data.queries) < 2:
-        count = "one query only" if data.queries else "no queries"
+    found = first_set(ctx.inputs, "dev")
+    if found is None or found.size < 2:
+        count = "one dev query only" if found else "no dev queries"
         best = ctx.cfg.merge.keep == "best"
         setting, instead = (
             ("keep: best", "set merge.keep to merged") if best else ("search", "leave merge.search false")
         )
-        raise UserError(f"merge.{setting}: {folder.uri} has {count}; raise corpus.dev_share, or {instead}")
-    return DevSet(data, instructions(ctx.cfg, [DOCSTRINGS])[DOCSTRINGS])
+        raise UserError(f"merge.{setting}: the run has {count}; raise corpus.dev_share, or {instead}")
+    return DevSet(found.read(), instructions(ctx.cfg, [found.name])[found.name])
 
 
 class EmbeddingScores:

@@ -24,8 +24,8 @@ from qwen3emb.model.stored import checkpoint_label
 from qwen3emb.objective.embedding_step import StepSettings, embedding_step
 from qwen3emb.objective.microbatch import PlainEngine
 from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.text.evaluation_sets import first_set
 from qwen3emb.text.instructions import instructions
-from qwen3emb.text.retrieval_set import read_retrieval_set
 from qwen3emb.text.templates import EmbeddingTemplate, TextLimits
 
 __all__ = ["Probe", "loss_probe", "probe_rows", "probed_weights"]
@@ -61,9 +61,11 @@ def loss_probe(ctx: StageContext[RunConfig], method: Probed, checkpoints: Sequen
     Raises:
         UserError: the run has no dev set.
     """
-    cfg, train = ctx.cfg, ctx.cfg.supervised
+    cfg, train, rows = ctx.cfg, ctx.cfg.supervised, probe_rows(ctx)
+    dev = first_set(ctx.inputs, "dev")
+    dataset = dev.name if dev else DOCSTRINGS
     settings = StepSettings(
-        instruction=instructions(cfg, [DOCSTRINGS])[DOCSTRINGS],
+        instruction=instructions(cfg, [dataset])[dataset],
         task="retrieval",
         hard_negatives=0,
         limits=TextLimits.of(train),
@@ -74,7 +76,7 @@ def loss_probe(ctx: StageContext[RunConfig], method: Probed, checkpoints: Sequen
     )
     merge = cfg.merge.model_copy(update={"method": method})
     gpus = cfg.cluster.gpus_per_worker
-    return Probe(list(checkpoints), cfg.models.end_token, probe_rows(ctx), settings, merge, gpus)
+    return Probe(list(checkpoints), cfg.models.end_token, rows, settings, merge, gpus)
 
 
 def probe_rows(ctx: StageContext[RunConfig]) -> list[TrainingRow]:
@@ -83,10 +85,10 @@ def probe_rows(ctx: StageContext[RunConfig]) -> list[TrainingRow]:
     Raises:
         UserError: the run has no dev set, or one with fewer than two queries.
     """
-    folder = ctx.inputs["corpus"] / "dev"
-    data = read_retrieval_set(folder) if folder.exists() else None
-    if data is None or len(data.queries) < 2:
-        raise UserError(f"merge.method {ctx.cfg.merge.method}: {folder.uri} has no queries; raise corpus.dev_share")
+    dev = first_set(ctx.inputs, "dev")
+    if dev is None or dev.size < 2:
+        raise UserError(f"merge.method {ctx.cfg.merge.method}: the run has no dev queries; raise corpus.dev_share")
+    data = dev.read()
     texts = dict(zip(data.corpus, data.texts(), strict=True))
     best = {query: max((grade, document) for document, grade in data.qrels[query].items()) for query in data.queries}
     rows = [TrainingRow(query, data.queries[query], texts[document]) for query, (_, document) in sorted(best.items())]

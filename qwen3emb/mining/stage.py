@@ -19,7 +19,7 @@ from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
-from qwen3emb.core.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
+from qwen3emb.core.records import PAIR, REJECT, TRAINING_ROW
 from qwen3emb.encoding.dispatch import Progress, gather, paced
 from qwen3emb.encoding.pool import Encoders
 from qwen3emb.encoding.vectors import Vectors, write_vectors
@@ -44,6 +44,7 @@ from qwen3emb.text.documents import document_text
 from qwen3emb.text.false_negatives import FALSE, SEARCHED, Answers, answers_of, left_out_sentence, read_answers
 from qwen3emb.text.identity import content_hash
 from qwen3emb.text.instructions import instructions
+from qwen3emb.text.passages import training_passages
 
 __all__ = ["mine_negatives"]
 
@@ -145,9 +146,9 @@ def _mining_input(ctx: StageContext[RunConfig], say: _Say) -> MiningInput:
     if not pairs and not sets:
         places = f"{corpus.uri}/pairs and {filtered.uri}/pairs hold" if filtered else f"{corpus.uri}/pairs holds"
         raise UserError(f"{places} no pair to mine for; add sources or labelled.sets, or lower filter.threshold")
-    passages = corpus.read_table("passages", PASSAGE).select(["title", "text"]).to_pylist()
     functions = [p.document for p in pairs if p.dataset == DOCSTRINGS]
-    texts = [document_text(p["title"] or "", p["text"]) for p in passages]  # as in the synthetic pairs
+    # As in the synthetic pairs, and only passages that are trained on: no held-out one is shown as a wrong answer.
+    texts = [document_text(p["title"] or "", p["text"]) for p in training_passages(corpus)]
     corpora = {DOCSTRINGS: functions, _SYNTHETIC: texts}
     for row in mined_sets:
         corpora.setdefault(row["dataset"], []).extend([row["positive"], *row["negatives"]])

@@ -24,12 +24,14 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.metrics.bootstrap import paired_bootstrap
 from qwen3emb.metrics.verdict import Verdict
 from qwen3emb.pipeline.stages import identity, stage_folder
+from qwen3emb.text.evaluation_sets import NO_SETS
 
 __all__ = [
     "ABLATION",
     "EXTRA",
     "Row",
     "ablation_table",
+    "on_another_set",
     "rows_of",
     "table_verdict",
     "variants",
@@ -143,21 +145,39 @@ def rows_of(cfg: RunConfig) -> list[Row]:
     return rows
 
 
+def on_another_set(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> dict[str, str]:
+    """Variant -> why it cannot be compared: a run without synthetic data has no written queries either.
+
+    Arguments and errors as in `with_figures`.
+    """
+    results = {name: _evaluation(run).read_json("results.json") for name, run in {"": cfg, **runs}.items()}
+    if not results[""]["models"]:
+        raise UserError(f"ablate: {NO_SETS}")
+    main = results[""].get("set")
+    return {
+        name: f"it has no held-out set {main!r}, on which the full run is judged"
+        for name, result in results.items()
+        if result.get("set") != main
+    }
+
+
 def with_figures(cfg: RunConfig, runs: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
     """Each row of the table with its metrics, and the difference of its nDCG@10 to the row that it is compared with.
 
     Args:
         cfg: the full run.
-        runs: variant -> its configuration; rows of variants that are not among them are left out.
+        runs: variant -> its configuration; rows of variants that are not among them, or that have not the same held-out
+            set, are left out.
 
     Returns:
         For each row "row", "evaluation" (its fingerprint), its metrics, and, where it is compared, "against", "mean",
         "low", "high" (95 % interval), "queries" and "sure" (zero lies outside of the interval).
 
     Raises:
-        UserError: a run is not evaluated, or its evaluation is of another configuration.
+        UserError: a run is not evaluated, its evaluation is of another configuration, or there is no held-out set.
     """
-    evaluated = {name: _evaluation(run) for name, run in {"": cfg, **runs}.items()}
+    elsewhere = on_another_set(cfg, runs)
+    evaluated = {name: _evaluation(run) for name, run in {"": cfg, **runs}.items() if name not in elsewhere}
     metrics = {name: folder.read_json("results.json")["models"] for name, folder in evaluated.items()}
     per_query = {name: folder.read_json("per_query.json") for name, folder in evaluated.items()}
     rows = {row.name: row for row in rows_of(cfg) if row.run in evaluated}

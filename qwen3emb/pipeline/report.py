@@ -13,12 +13,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from qwen3emb.config.datasets import DOCSTRINGS
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import read_record
 from qwen3emb.core.storage import Storage
 from qwen3emb.evaluation.by_language import language_table
 from qwen3emb.evaluation.sizes import size_table
 from qwen3emb.pipeline.stages import STAGES, stage_folder
+from qwen3emb.text.evaluation_sets import SYNTHETIC_QUERIES
 
 __all__ = [
     "SUMMARY",
@@ -26,8 +28,10 @@ __all__ = [
     "Metrics",
     "comparison_table",
     "comparisons",
+    "further_sets",
     "gain",
     "metrics_of",
+    "nothing_to_judge",
     "print_report",
     "quality_table",
     "quality_tables",
@@ -67,11 +71,14 @@ def gain(values: Mapping[str, float], variant: str) -> float | None:
     return values[variant] - values[before[-1]] if before else None
 
 
-def quality_table(metrics: Metrics, headline: str = "ndcg@10") -> Table:
-    """One row per variant, one column per metric, and the gain in the `headline` metric over the variant before."""
+def quality_table(metrics: Metrics, headline: str = "ndcg@10", data: str = "held-out data") -> Table:
+    """One row per variant, one column per metric, and the gain in the `headline` metric over the variant before.
+
+    `data` says in the title what the figures are of.
+    """
     known = {v for values in metrics.values() for v in values}
     legend = "\n".join(f"{name}: {description}" for name, description in VARIANTS.items() if name in known)
-    table = Table(title="What each stage bought (held-out data)", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=f"What each stage bought ({data})", title_justify="left", box=SIMPLE_HEAD)
     table.collapse_padding, table.pad_edge = True, False  # fits 80 columns
     table.caption, table.caption_justify = legend, "left"
     table.add_column("model", no_wrap=True)
@@ -146,6 +153,7 @@ def write_summary(cfg: RunConfig, done: Collection[str], ran: Mapping[str, float
     seconds = {name: ran.get(name, record.get("seconds")) for name, record in records.items()}
     reused = [name for name in records if name not in ran]
     content = summary(metrics_of(records["evaluate"]), seconds, reused) | {"verdict": verdict_of(cfg)}
+    content |= further_sets(cfg)
     Storage(cfg.storage).write_json(SUMMARY, content)
 
 
@@ -164,6 +172,9 @@ def print_report(
     if "evaluate" in records:
         for table in quality_tables(cfg):
             console.print(table)
+        note = nothing_to_judge(cfg)
+        if note:
+            console.print(f"evaluate   {note}", soft_wrap=True, highlight=False, markup=False)
         console.print(f"summary    {Storage(cfg.storage) / SUMMARY}", soft_wrap=True, highlight=False)
     console.print(f"artifacts  {Storage(cfg.storage)}", soft_wrap=True, highlight=False)
     verdict = verdict_of(cfg) if "evaluate" in records else None
@@ -172,17 +183,20 @@ def print_report(
 
 
 def quality_tables(cfg: RunConfig) -> list[Table]:
-    """The metrics of `evaluate`, by size of vector and by language where it wrote them; then `comparisons`.
+    """The metrics of `evaluate`, by size of vector and by language where it wrote them, of further sets; `comparisons`.
 
     Raises:
         UserError: the stage is not complete.
     """
     folder = stage_folder(cfg, "evaluate")
-    tables = [quality_table(metrics_of(read_record(folder)))]
-    results = folder.read_json("results.json") if folder.exists("results.json") else {}
+    metrics, results = metrics_of(read_record(folder)), _results(cfg)
+    tables = [quality_table(metrics, data=_described(results))] if metrics else []
     tables += [size_table(results["sizes"])] if results.get("sizes") else []
     languages = results.get("languages")
-    tables += [language_table(languages, cfg.evaluate.few_rows)] if languages else []
+    if languages:
+        tables.append(language_table(languages, cfg.evaluate.few_rows))
+    for further in results.get("sets", {}).values():
+        tables.append(quality_table(_by_metric(further["models"]), data=_described(further)))
     return [*tables, *(comparison_table(model, found) for model, found in comparisons(cfg).items())]
 
 
@@ -210,11 +224,41 @@ def comparison_table(model: str, comparison: Mapping[str, Any]) -> Table:
     return table
 
 
+def further_sets(cfg: RunConfig) -> dict[str, Any]:
+    """Of the evaluation's results, for programs: the main "set", whether it has "synthetic_queries", further "sets"."""
+    results = _results(cfg)
+    return {key: results[key] for key in ("set", "synthetic_queries", "sets", "note") if results.get(key)}
+
+
+def nothing_to_judge(cfg: RunConfig) -> str | None:
+    """The sentence of an evaluation that had no set to judge on, None where it had one."""
+    note: str | None = _results(cfg).get("note")
+    return note
+
+
+def _results(cfg: RunConfig) -> dict[str, Any]:
+    """`results.json` of the stage `evaluate`; empty where it is not there."""
+    folder = stage_folder(cfg, "evaluate")
+    results: dict[str, Any] = folder.read_json("results.json") if folder.exists("results.json") else {}
+    return results
+
+
+def _described(results: Mapping[str, Any]) -> str:
+    """What a set of results is of, for the title of its table."""
+    if results.get("synthetic_queries"):
+        return f"held-out documents, {SYNTHETIC_QUERIES}"
+    return "held-out data" if results.get("set") in (None, "", DOCSTRINGS) else f"held-out queries of {results['set']}"
+
+
+def _by_metric(models: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """model -> metric -> value as metric -> model -> value."""
+    names = dict.fromkeys(metric for values in models.values() for metric in values)
+    return {metric: {model: values[metric] for model, values in models.items()} for metric in names}
+
+
 def verdict_of(cfg: RunConfig) -> dict[str, Any] | None:
     """What `evaluate` wrote of `metrics.verdict.Verdict`, with its `line`; None where there was nothing to compare."""
-    folder = stage_folder(cfg, "evaluate")
-    results = folder.read_json("results.json") if folder.exists("results.json") else {}
-    verdict: dict[str, Any] | None = results.get("verdict")
+    verdict: dict[str, Any] | None = _results(cfg).get("verdict")
     return verdict
 
 

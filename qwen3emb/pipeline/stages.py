@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen3emb import __version__
-from qwen3emb.config.catalogue import chosen_datasets
+from qwen3emb.config.catalogue import chosen_datasets, holds_out
 from qwen3emb.config.data import Section
 from qwen3emb.config.run import OPERATIONAL, RunConfig, reranker_start
 from qwen3emb.config.training import RERANKER
@@ -16,6 +16,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted, with_secrets_of
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.identity import model_identity, tokenizer_identity
+from qwen3emb.text.evaluation_sets import asked_passages
 from qwen3emb.text.instructions import given_instructions
 from qwen3emb.text.sources import source_fingerprint
 
@@ -37,7 +38,8 @@ _TRAIN, _RERANKER = "jobs.train_embedding", "jobs.train_reranker"
 _RERANKER_WEAK = "reranker_weak"
 _TRAINING = {"weak", "supervised", "reranker", _RERANKER_WEAK, "distill"}
 _OPTIONAL = {"synthesize", "weak", "reranker", _RERANKER_WEAK, "distill"}
-_EVALUATED = ("corpus", "weak", "filter", "mine", "supervised", "distill", "merge")  # some for their rows by language
+_SETS = ("corpus", "labelled", "synthesize")  # which write dev and held-out sets (text.evaluation_sets)
+_EVALUATED = (*_SETS, "weak", "filter", "mine", "supervised", "distill", "merge")  # some for their rows by language
 _ALIAS = "alias.json"
 
 
@@ -79,12 +81,13 @@ STAGES = {
     s.name: s
     for s in (
         Stage("corpus", "jobs.corpus", "corpus", tokenizer="corpus.tokenizer"),
+        Stage("labelled", "jobs.labelled", "labelled", ("corpus",)),
         Stage(
-            *("synthesize", "jobs.synthesize", "synthesize", ("corpus",)),
+            *("synthesize", "jobs.synthesize", "synthesize", ("corpus", "labelled")),
             models=("models.generator", "models.retrieval"),
         ),
         Stage(
-            *("weak", _TRAIN, "weak", ("corpus", "synthesize"), ("--stage", "weak")),
+            *("weak", _TRAIN, "weak", ("corpus", "labelled", "synthesize"), ("--stage", "weak")),
             reads=("seed", _ASKS, _READS_AT),
             models=("models.base", "weak.teacher.model"),
         ),
@@ -93,33 +96,32 @@ STAGES = {
             reads=("seed", _ASKS, _READS_AT),
             models=("filter.model",),
         ),
-        Stage("labelled", "jobs.labelled", "labelled", ("corpus",)),
         Stage(
             *("mine", "jobs.mine", "mine", ("corpus", "filter", "weak", "labelled")),
             reads=(_ASKS, _READS_AT, "labelled.*.mine"),
             models=("mine.model", "mine.veto.model"),
         ),
         Stage(
-            *("supervised", _TRAIN, "supervised", ("corpus", "weak", "mine"), ("--stage", "supervised")),
+            *("supervised", _TRAIN, "supervised", (*_SETS, "weak", "mine"), ("--stage", "supervised")),
             reads=("seed", _ASKS, _READS_AT, "labelled.*.weight"),
             models=("models.base", "supervised.teacher.model"),
         ),
         Stage(
-            *(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, ("corpus", "mine", "supervised"), ("--stage", "weak")),
+            *(_RERANKER_WEAK, _RERANKER, _RERANKER_WEAK, (*_SETS, "mine", "supervised"), ("--stage", "weak")),
             reads=("seed", _ASKS),
             models=("models.reranker_base", "reranker_weak.start", "reranker_weak.teacher.model"),
         ),
         Stage(
-            *("reranker", _RERANKER, "reranker", ("corpus", "mine", "supervised", _RERANKER_WEAK)),
+            *("reranker", _RERANKER, "reranker", (*_SETS, "mine", "supervised", _RERANKER_WEAK)),
             reads=("seed", _ASKS),
             models=("models.reranker_base", "reranker.start", "reranker.teacher.model"),
         ),
         Stage(
-            *("distill", _TRAIN, "distill", ("corpus", "mine", "supervised", "reranker"), ("--stage", "distill")),
+            *("distill", _TRAIN, "distill", (*_SETS, "mine", "supervised", "reranker"), ("--stage", "distill")),
             reads=("seed", _ASKS, _READS_AT, "labelled.*.weight"),
             models=("distill.teacher.model",),
         ),
-        Stage("merge", "jobs.merge", "merge", ("supervised", "distill", "reranker"), models=_BASES),
+        Stage("merge", "jobs.merge", "merge", (*_SETS, "supervised", "distill", "reranker"), models=_BASES),
         Stage("evaluate", "jobs.evaluate", "evaluate", _EVALUATED, reads=(_ASKS, _READS_AT), models=("models.base",)),
         Stage("index", "jobs.index", "index", ("corpus", "merge"), reads=()),
     )
@@ -139,6 +141,8 @@ def needs(cfg: RunConfig, name: str) -> list[str]:
     unread = set()
     if {"filter": cfg.filter.model, "mine": cfg.mine.model}.get(name, "weak") != "weak":
         unread.add("weak")
+    if name in ("synthesize", "weak") and not holds_out(cfg.labelled):
+        unread.add("labelled")
     if name in ("reranker", _RERANKER_WEAK):
         start = reranker_start(cfg, name)
         unread |= {"supervised", _RERANKER_WEAK} - {"supervised" if start == "embedding" else start}
@@ -280,6 +284,9 @@ def _value(cfg: RunConfig, key: str) -> Any:
 
 def _also_read(cfg: RunConfig, name: str) -> list[str]:
     """Keys that a stage reads only if another key is set."""
+    if name == "labelled" and asked_passages(cfg):  # rows that are like such a passage are left out
+        counts = ("dev_queries", "heldout_queries", "passages_per_query")
+        return [f"synthesize.evaluation.{key}" for key in counts]
     if name != "merge" or not (cfg.merge.search or cfg.merge.keep == "best"):
         return []
     reranked = ["evaluate.rerank_dev_top", "evaluate.rerank_max_tokens"] if cfg.merge.keep == "best" else []
@@ -287,9 +294,9 @@ def _also_read(cfg: RunConfig, name: str) -> list[str]:
 
 
 def stage_states(cfg: RunConfig) -> list[tuple[Stage, State]]:
-    """Every stage of the run in order, with the state of its artifact on storage."""
+    """Every stage of the run in order, with what it reads in this run and the state of its artifact on storage."""
     known: dict[str, Identity] = {}
-    stages = [s for s in STAGES.values() if is_enabled(cfg, s.name)]
+    stages = [replace(s, needs=tuple(needs(cfg, s.name))) for s in STAGES.values() if is_enabled(cfg, s.name)]
     return [(s, state_of(stage_folder(cfg, s.name), identity(cfg, s.name, known))) for s in stages]
 
 

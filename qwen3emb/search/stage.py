@@ -69,7 +69,8 @@ def corpus_files(source: str, corpus: Storage) -> tuple[str, str, list[str]]:
     """The files of the corpus to index.
 
     Args:
-        source: `index.source` of the config: `heldout`, `passages`, or a folder with `corpus.jsonl`.
+        source: `index.source` of the config: `heldout` (the passages where no Python module is held out), `passages`,
+            or a folder with `corpus.jsonl`.
         corpus: folder of the stage `corpus`.
 
     Returns:
@@ -78,9 +79,9 @@ def corpus_files(source: str, corpus: Storage) -> tuple[str, str, list[str]]:
     Raises:
         UserError: there are no such files.
     """
-    if source == "heldout":
+    if source == "heldout" and _rows_in(corpus, "heldout/corpus.parquet"):
         return "parquet", "id", [(corpus / "heldout/corpus.parquet").uri]
-    if source == "passages":
+    if source in ("heldout", "passages"):
         names = corpus.names("passages", ".parquet")
         if not names:
             raise UserError(f"{corpus.uri}/passages: no passages there; run the stage `corpus` first")
@@ -90,6 +91,10 @@ def corpus_files(source: str, corpus: Storage) -> tuple[str, str, list[str]]:
         if folder.exists(name):
             return "jsonl", "_id", [(folder / name).uri]
     raise UserError(f"index.source {source!r}: expected `heldout`, `passages` or a folder with corpus.jsonl[.gz]")
+
+
+def _rows_in(folder: Storage, file: str) -> int:
+    return pq.read_metadata(folder.path(file), filesystem=folder.filesystem).num_rows if folder.exists(file) else 0
 
 
 def build_index(ctx: StageContext[RunConfig], progress: Progress | None = None) -> StageResult:

@@ -12,13 +12,12 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from qwen3emb.core.records import PASSAGE
 from qwen3emb.core.rejects import text_problem
 from qwen3emb.core.storage import Storage
+from qwen3emb.text.passages import id_hashes, in_split, passage_files, read_ids
 
 __all__ = ["Block", "BlockPlan", "Segment", "plan_blocks", "read_block"]
 
@@ -54,12 +53,14 @@ class BlockPlan:
         seed: of the hash that chooses passages.
         limit: passages whose hash is above this are left out.
         repeated: file -> rows whose id has appeared before.
+        split: of the passages; others are left out.
     """
 
     blocks: tuple[Block, ...]
     seed: int
     limit: int
     repeated: Mapping[str, frozenset[int]]
+    split: str = "train"
 
     @property
     def rows(self) -> int:
@@ -67,19 +68,25 @@ class BlockPlan:
         return sum(block.rows for block in self.blocks)
 
 
-def plan_blocks(folder: Storage, seed: int, max_passages: int | None, rows_per_block: int) -> BlockPlan:
-    """Choose passages by a hash of (seed, id) and split them, reading nothing but ids.
+def plan_blocks(
+    folder: Storage, seed: int, max_passages: int | None, rows_per_block: int, split: str = "train"
+) -> BlockPlan:
+    """Choose passages by a hash of (seed, id) and cut them into blocks, reading nothing but ids and splits.
 
     Args:
         folder: holds Parquet files with the schema `records.PASSAGE`.
         seed: another seed chooses other passages.
         max_passages: distinct ids to choose; None takes all.
         rows_per_block: rows of every block but the last.
+        split: only passages of this split.
     """
-    files = folder.names("", ".parquet")
-    hashes = [_hashes(_column(folder, file), seed) for file in files]
+    files = passage_files(folder)
+    tables = [read_ids(folder, file) for file in files]
+    hashes = [id_hashes(table.column("id"), seed) for table in tables]
+    ours = [in_split(table, split) for table in tables]
     every = np.concatenate([np.empty(0, np.uint64), *hashes])
-    distinct, first = np.unique(every, return_index=True)
+    _, first = np.unique(every, return_index=True)
+    distinct = np.unique(every[np.concatenate([np.empty(0, np.bool_), *ours])])
     limit = int(np.iinfo(np.uint64).max)
     if max_passages is not None and max_passages < len(distinct):
         limit = int(distinct[max_passages - 1])
@@ -90,11 +97,15 @@ def plan_blocks(folder: Storage, seed: int, max_passages: int | None, rows_per_b
         file: frozenset(np.flatnonzero(~new[end - len(file_hashes) : end]).tolist())
         for file, file_hashes, end in zip(files, hashes, ends, strict=True)
     }
-    chosen = {file: file_hashes[file_hashes <= limit] for file, file_hashes in zip(files, hashes, strict=True)}
-    return BlockPlan(tuple(_split(chosen, rows_per_block)), seed, limit, {f: r for f, r in repeated.items() if r})
+    chosen = {
+        file: file_hashes[(file_hashes <= limit) & mask]
+        for file, file_hashes, mask in zip(files, hashes, ours, strict=True)
+    }
+    repeated = {file: rows for file, rows in repeated.items() if rows}
+    return BlockPlan(tuple(_blocks(chosen, rows_per_block)), seed, limit, repeated, split)
 
 
-def _split(chosen: Mapping[str, NDArray[np.uint64]], size: int) -> Iterator[Block]:
+def _blocks(chosen: Mapping[str, NDArray[np.uint64]], size: int) -> Iterator[Block]:
     """Blocks over the files' chosen hashes, each block filled before the next begins."""
     segments: list[Segment] = []
     content = b""
@@ -132,8 +143,9 @@ def read_block(folder: Storage, plan: BlockPlan, block: Block) -> list[dict[str,
 
 def _selected(folder: Storage, file: str, plan: BlockPlan) -> list[dict[str, Any]]:
     """The chosen rows of one file, with their problems."""
-    table = folder.read_table(file).select(PASSAGE.names)
-    rows = np.flatnonzero(_hashes(table.column("id"), plan.seed) <= plan.limit)
+    table = folder.read_table(file)
+    table = table.select([name for name in PASSAGE.names if name in table.column_names])
+    rows = np.flatnonzero((id_hashes(table.column("id"), plan.seed) <= plan.limit) & in_split(table, plan.split))
     repeated = plan.repeated.get(file, frozenset())
     return [
         passage | {"problem": _problem(passage, int(row) in repeated)}
@@ -148,14 +160,3 @@ def _problem(passage: Mapping[str, str | None], repeated: bool) -> str | None:
     if not text or not text.strip():
         return "empty_passage: nothing but white space"
     return text_problem(text) or text_problem(passage["title"] or "")
-
-
-def _column(folder: Storage, file: str) -> pa.ChunkedArray:
-    return pq.read_table(folder.path(file), filesystem=folder.filesystem, columns=["id"]).column("id")
-
-
-def _hashes(ids: pa.ChunkedArray, seed: int) -> NDArray[np.uint64]:
-    """64 bits per id, of (seed, id)."""
-    key = str(seed).encode()
-    raw = b"".join(blake2b(str(i).encode(), digest_size=8, key=key).digest() for i in ids.to_pylist())
-    return np.frombuffer(raw, dtype="<u8").astype(np.uint64)

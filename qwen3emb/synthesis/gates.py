@@ -18,6 +18,7 @@ from qwen3emb.config.datasets import dataset_of
 from qwen3emb.core.records import PAIR, REJECT
 from qwen3emb.core.rejects import escaped
 from qwen3emb.core.storage import Storage
+from qwen3emb.synthesis.question_type import wrong_type
 from qwen3emb.synthesis.tasks.item import Requirement, item_key, reject_id
 from qwen3emb.text.decontamination import EvaluationNgrams
 from qwen3emb.text.identity import content_hash
@@ -53,7 +54,8 @@ class Gates:
 
     Codes: wrong_language (identified with confidence as another one than was asked for), wrong_length (outside the
     drawn range by more than the tolerance), copied_words (a share of the query's runs of three words stands in the
-    passage), refusal (an apology instead of a query), placeholder (a gap that was left to be filled).
+    passage), refusal (an apology instead of a query), placeholder (a gap that was left to be filled), wrong_type (a
+    question where keywords were asked for, and the like: `question_type.wrong_type`).
     """
 
     def __init__(self, cfg: GatesConfig) -> None:
@@ -64,13 +66,14 @@ class Gates:
             self._identifier = language_identifier()
             self._known = set(self._identifier.labels)
 
-    def problem(self, query: str, passage: str, requirement: Requirement) -> str | None:
+    def problem(self, query: str, passage: str, requirement: Requirement, question_type: str = "") -> str | None:
         """Why a query cannot be used, as `<code>: <detail>`, or None.
 
         Args:
             query: as written.
             passage: as it was shown to the generator.
             requirement: the length and language that were asked for.
+            question_type: the type that was asked for; "" where it is no query.
         """
         cfg = self._cfg
         if cfg.refusals and (refusal := _REFUSAL.search(query)):
@@ -81,6 +84,7 @@ class Gates:
             self._wrong_length(query, requirement)
             or self._copied(query, passage)
             or self._wrong_language(query, requirement)
+            or self._wrong_type(query, requirement, question_type)
         )
 
     def _wrong_length(self, query: str, requirement: Requirement) -> str | None:
@@ -109,6 +113,10 @@ class Gates:
             return None
         identification = f"identified {identified} ({float(confidence):.2f})"
         return f"wrong_language: {identification}, asked for {requirement.language}: {query}"
+
+    def _wrong_type(self, query: str, requirement: Requirement, question_type: str) -> str | None:
+        why = wrong_type(query, question_type, requirement.language) if self._cfg.question_type else None
+        return f"wrong_type: asked for {question_type}, but {why}: {query}" if why else None
 
 
 def _runs(text: str) -> list[str]:

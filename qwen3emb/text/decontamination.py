@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3emb.core.storage import Storage
 from qwen3emb.text.near_duplicates import band_keys, shingles
-from qwen3emb.text.retrieval_set import read_retrieval_set
 
-__all__ = ["EvaluationNgrams", "evaluation_texts", "near_matches"]
+__all__ = ["EvaluationNgrams", "near_matches"]
 
 
 def near_matches(signatures: NDArray[np.uint64], against: NDArray[np.uint64], threshold: float) -> NDArray[np.int64]:
@@ -84,18 +82,3 @@ class EvaluationNgrams:
         if shares[best] < self._share:
             return None
         return f"{self._names[best]}, {shares[best]:.0%} of its runs of {self._size}"
-
-
-def evaluation_texts(corpus: Storage) -> dict[str, str]:
-    """Name -> text of everything a run is evaluated on: queries and documents of its held-out and dev sets.
-
-    Args:
-        corpus: folder of the stage `corpus`; a set that is not there counts as empty.
-    """
-    texts: dict[str, str] = {}
-    for split in ("heldout", "dev"):
-        if (corpus / split).exists():
-            dataset = read_retrieval_set(corpus / split)
-            texts |= {f"{split} query {i}": text for i, text in dataset.queries.items()}
-            texts |= {f"{split} document {i}": text for i, text in zip(dataset.corpus, dataset.texts(), strict=True)}
-    return texts

@@ -1,12 +1,11 @@
 """Readers of one file each: JSONL, Parquet, CSV/TSV, Markdown and text into passages and rejects.
 
 A bad row becomes a `Reject` and the others are read on; a file that cannot be read at all raises UserError.
-Files stream: a reader holds one row, one Parquet batch, or one megabyte of a text file.
+Files stream: a reader holds one row, one Parquet batch, or one megabyte of a text file or of Markdown.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,19 +16,12 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.rejects import Passage, Reject, clean_newlines, digits, escaped, text_problem
 from qwen3emb.text.files import SUFFIXES, file_prefixes, list_files, resolve
 from qwen3emb.text.languages import check_language
-from qwen3emb.text.raw_rows import (
-    TABLE_KINDS,
-    open_lines,
-    raw_rows,
-    user_read_errors,
-)
+from qwen3emb.text.markdown import UndecodedLines, markdown_sections
+from qwen3emb.text.raw_rows import TABLE_KINDS, open_lines, raw_rows, user_read_errors
 
-__all__ = ["STAGE", "TextPiece", "check_language", "list_files", "read_file", "text_pieces"]
+__all__ = ["STAGE", "check_language", "list_files", "read_file", "text_pieces"]
 
 PIECE_BYTES = 1 << 20
-_FENCE = re.compile(rb"\s{0,3}(```|~~~)")
-_HEADING = re.compile(rb"\s{0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*\r?\n?$")
-_UNDERLINE = re.compile(rb"\s{0,3}(=+|-+)[ \t]*\r?\n?$")
 
 STAGE = "corpus"
 
@@ -74,9 +66,10 @@ def read_file(
 
     `kind` is jsonl, parquet, csv, tsv (each but parquet also compressed: .gz, .zst, .bz2), markdown or text; the
     field names count for the first four. Rows count from 1: lines of JSONL (blank ones are skipped), records of
-    Parquet, CSV and TSV after the header. A markdown or text file is one passage, of one row, or one per megabyte cut
-    at blank lines, whose row is then its first line; a markdown title is the first heading. A row's own language,
-    where `language_field` has one, replaces `language`. A row, and a whole table, may lack title and language field.
+    Parquet, CSV and TSV after the header. A markdown file is a passage for each of its sections, whose title are its
+    headings and whose row is the line of the last one (`text.markdown`). A text file is one passage, of row 1, or one
+    per megabyte cut at blank lines, whose row is then its first line. A row's own language, where `language_field` has
+    one, replaces `language`. A row, and a whole table, may lack title and language field.
     TSV has no quoting. Without `id_field` the id is "<id_prefix>:<row>", the prefix being the file's stem by default
     (`file_prefixes` gives distinct ones).
 
@@ -106,25 +99,29 @@ def _read_table(system: pafs.FileSystem, path: str, spec: _Spec, kind: str) -> I
 
 
 def _read_text(system: pafs.FileSystem, path: str, spec: _Spec) -> Iterator[Passage | Reject]:
+    spec = _without_fields(spec)
     with open_lines(system, path) as lines:
-        for piece in text_pieces(lines, markdown=False):
-            yield _text_row(piece.raw, piece.title, piece.line, spec)
+        for raw, first in text_pieces(lines):
+            try:
+                yield _row({"text": raw.decode("utf-8").strip()}, first, spec, raw)
+            except UnicodeDecodeError as error:
+                line = first + raw.count(b"\n", 0, error.start)
+                yield _reject(spec, first, f"invalid_utf8: line {line}", raw)
 
 
 def _read_markdown(system: pafs.FileSystem, path: str, spec: _Spec) -> Iterator[Passage | Reject]:
+    spec = _without_fields(spec)
     with open_lines(system, path) as lines:
-        for piece in text_pieces(lines, markdown=True):
-            yield _text_row(piece.raw, piece.title, piece.line, spec)
+        for item in markdown_sections(lines):
+            if isinstance(item, UndecodedLines):
+                yield _reject(spec, item.line, f"invalid_utf8: line {item.bad_line}", item.raw)
+            else:
+                yield _row({"text": item.text, "title": item.title}, item.line, spec, item.text or item.title)
 
 
-def _text_row(raw: bytes, title: str, row: int, spec: _Spec) -> Passage | Reject:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = row + raw.count(b"\n", 0, error.start)
-        return _reject(spec, row, f"invalid_utf8: line {line}", raw)
-    whole_file = _Spec(spec.source, spec.prefix, "text", "title", None, spec.language)
-    return _row({"text": text.strip(), "title": title}, row, whole_file, raw)
+def _without_fields(spec: _Spec) -> _Spec:
+    """The spec of a file that is no table: what was configured as names of its fields does not count."""
+    return _Spec(spec.source, spec.prefix, "text", "title", None, spec.language)
 
 
 _READERS: dict[str, _Reader] = {
@@ -183,64 +180,24 @@ def _reject(spec: _Spec, row: int, reason: str, raw: bytes | str) -> Reject:
     return Reject(f"{spec.prefix}:{row}", STAGE, reason, spec.source, row, escaped(raw))
 
 
-@dataclass(frozen=True)
-class TextPiece:
-    """A whole text file or a megabyte of it: its bytes, its title ("" if none), its first line (from 1)."""
+def text_pieces(lines: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
+    """A text file in pieces of at least a megabyte, cut at blank lines, each with the number of its first line.
 
-    raw: bytes
-    title: str
-    line: int
-
-
-def text_pieces(lines: Iterable[bytes], markdown: bool) -> Iterator[TextPiece]:
-    """A text file in pieces of at least a megabyte, cut at blank lines; an ordinary file is one piece.
-
-    In markdown the first heading outside code is every piece's title, and front matter is left out.
+    An ordinary file is one piece.
     """
     kept: list[bytes] = []
-    size, first, title, any_yet = 0, 1, "", False
-    for number, line in enumerate(_front_matter_blanked(lines) if markdown else _no_mark(lines), start=1):
+    size, first, any_yet = 0, 1, False
+    for number, line in enumerate(_no_mark(lines), start=1):
         if size >= PIECE_BYTES and (not line.strip() or size >= 2 * PIECE_BYTES):
-            title = title or (_title(kept) if markdown else "")
-            yield TextPiece(b"".join(kept), title, first)
+            yield b"".join(kept), first
             kept, size, first, any_yet = [], 0, number, True
         kept.append(line)
         size += len(line)
     if not any_yet or b"".join(kept).strip():
-        yield TextPiece(b"".join(kept), title or (_title(kept) if markdown else ""), first)
+        yield b"".join(kept), first
 
 
 def _no_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
     """The lines without a byte order mark at their start."""
     for i, line in enumerate(lines):
         yield line.removeprefix(b"\xef\xbb\xbf") if i == 0 else line
-
-
-def _front_matter_blanked(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines with YAML front matter emptied, so that line numbers stay; none if it never closes."""
-    source = iter(_no_mark(lines))
-    held = [line for line in [next(source, b"")] if line]
-    if held and held[0].rstrip() == b"---":
-        for line in source:
-            held.append(line)
-            closed = line.rstrip() in (b"---", b"...")
-            if closed or len(held) > 200:
-                held = [b"\n"] * len(held) if closed else held
-                break
-    yield from held
-    yield from source
-
-
-def _title(lines: Iterable[bytes]) -> str:
-    """The text of the first heading outside fenced code, "" where there is none."""
-    fenced, previous = False, b""
-    for line in lines:
-        if _FENCE.match(line):
-            fenced = not fenced
-        heading = None if fenced else _HEADING.match(line)
-        if heading:
-            return heading.group(1).decode("utf-8", "replace").strip()
-        if not fenced and _UNDERLINE.match(line) and previous.strip():
-            return previous.decode("utf-8", "replace").strip()
-        previous = b"" if _UNDERLINE.match(line) or _FENCE.match(line) else line
-    return ""

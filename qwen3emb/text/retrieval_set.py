@@ -12,12 +12,13 @@ from qwen3emb.core.records import CORPUS, QRELS, QUERIES
 from qwen3emb.core.storage import Storage
 from qwen3emb.text.beir import BadRow, BeirData, exact_text, read_beir_data
 from qwen3emb.text.documents import document_text
+from qwen3emb.text.passages import passages_as_corpus
 from qwen3emb.text.table_files import find_table
 
 __all__ = [
     "RetrievalSet",
     "check_retrieval_set",
-    "evaluation_set",
+    "named_set",
     "read_beir",
     "read_retrieval_set",
     "write_retrieval_set",
@@ -47,30 +48,42 @@ class RetrievalSet:
         return [document_text(title, text) for title, text in self.corpus.values()]
 
 
-def write_retrieval_set(folder: Storage, data: RetrievalSet) -> None:
-    """Write queries.parquet, corpus.parquet and qrels.parquet."""
+def write_retrieval_set(folder: Storage, data: RetrievalSet, with_corpus: bool = True) -> None:
+    """Write queries.parquet, corpus.parquet (left out with `with_corpus` false) and qrels.parquet."""
     queries = [{"id": i, "text": t, "language": data.languages.get(i)} for i, t in data.queries.items()]
     corpus = [{"id": i, "title": title, "text": text} for i, (title, text) in data.corpus.items()]
     qrels = [{"query_id": q, "corpus_id": d, "score": s} for q, judged in data.qrels.items() for d, s in judged.items()]
     for name, rows, schema in (("queries", queries, QUERIES), ("corpus", corpus, CORPUS), ("qrels", qrels, QRELS)):
+        if name == "corpus" and not with_corpus:
+            continue
         folder.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
 
 
-def read_retrieval_set(folder: Storage) -> RetrievalSet:
+def read_retrieval_set(folder: Storage, passages: Storage | None = None) -> RetrievalSet:
     """Read what `write_retrieval_set` wrote.
+
+    Args:
+        folder: of the set.
+        passages: folder of passages that are its documents where the set has no corpus.parquet, so that the texts of a
+            large corpus are not there twice.
 
     Raises:
         UserError: the files are not there.
     """
     if not folder.exists("queries.parquet"):
         raise UserError(f"{folder.uri}: no queries.parquet; this is not a retrieval set")
-    queries, corpus, qrels = (folder.read_table(f"{n}.parquet").to_pylist() for n in ("queries", "corpus", "qrels"))
+    queries, qrels = (folder.read_table(f"{name}.parquet").to_pylist() for name in ("queries", "qrels"))
+    if passages is None or folder.exists("corpus.parquet"):
+        rows = folder.read_table("corpus.parquet").to_pylist()
+        corpus = {row["id"]: (row["title"] or "", row["text"]) for row in rows}
+    else:
+        corpus = passages_as_corpus(passages)
     judged: dict[str, dict[str, int]] = {}
     for row in qrels:
         judged.setdefault(row["query_id"], {})[row["corpus_id"]] = row["score"]
     return RetrievalSet(
         {r["id"]: r["text"] for r in queries},
-        {r["id"]: (r["title"] or "", r["text"]) for r in corpus},
+        corpus,
         judged,
         {r["id"]: r["language"] for r in queries if r.get("language")},  # sets of older versions lack the column
     )
@@ -140,22 +153,13 @@ def _source(folder: Storage, stem: str) -> str:
     return table.source if table else f"{folder.uri}/{stem}"
 
 
-def evaluation_set(cfg: EvaluateConfig, corpus: Storage) -> RetrievalSet:
-    """The retrieval set that a run is evaluated on.
-
-    Args:
-        cfg: names the set.
-        corpus: folder of the stage `corpus`, which holds the held-out set.
+def named_set(cfg: EvaluateConfig) -> RetrievalSet:
+    """The BEIR folder that a run is evaluated on by `evaluate.dataset`.
 
     Raises:
         UserError: it is missing or empty.
     """
-    if cfg.dataset == "heldout":
-        folder, judgments, data = corpus / "heldout", "qrels", read_retrieval_set(corpus / "heldout")
-        advice = "raise corpus.heldout_share, add Python sources, or set evaluate.dataset to a BEIR folder"
-    else:
-        folder, judgments = Storage(cfg.dataset), f"qrels/{cfg.split}"
-        data = read_beir(folder, cfg.split)
-        advice = "set evaluate.dataset and evaluate.split to a set with judged queries, or to `heldout`"
-    check_retrieval_set(data, folder, judgments, advice)
+    folder, data = Storage(cfg.dataset), read_beir(Storage(cfg.dataset), cfg.split)
+    advice = "set evaluate.dataset and evaluate.split to a set with judged queries, or to `heldout`"
+    check_retrieval_set(data, folder, f"qrels/{cfg.split}", advice)
     return data

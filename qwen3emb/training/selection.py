@@ -15,9 +15,9 @@ from qwen3emb.config.training import DatasetConfig
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.objective.rows import TrainingRow, without_own_positives
+from qwen3emb.text.evaluation_sets import evaluation_sets
 from qwen3emb.text.false_negatives import answers_of, true_negatives
 from qwen3emb.text.identity import content_hash, content_id
-from qwen3emb.text.retrieval_set import read_retrieval_set
 from qwen3emb.training.validation import held_out, query_hashes
 
 __all__ = [
@@ -121,11 +121,10 @@ def graded(sets: Mapping[str, DatasetConfig]) -> set[str]:
     return {name for name, settings in sets.items() if settings.task == "sts"}
 
 
-def evaluated_queries(corpus: Storage) -> set[str]:
-    """`content_hash` of all queries of the run's dev and held-out sets; a missing set counts as empty."""
-    places = [corpus / split for split in ("dev", "heldout")]
-    sets = [read_retrieval_set(place) for place in places if place.exists()]
-    return {content_hash(query) for retrieval_set in sets for query in retrieval_set.queries.values()}
+def evaluated_queries(inputs: Mapping[str, Storage]) -> set[str]:
+    """`content_hash` of all queries of the run's dev and held-out sets (`evaluation_sets`)."""
+    sets = (*evaluation_sets(inputs, "dev"), *evaluation_sets(inputs, "heldout"))
+    return {content_hash(query) for found in sets for query in found.queries().values()}
 
 
 def without_queries(rows: Sequence[TrainingRow], queries: Collection[str]) -> list[TrainingRow]:

@@ -22,8 +22,8 @@ from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.objective.embedding_step import StepSettings
 from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.text.evaluation_sets import first_set
 from qwen3emb.text.instructions import dataset_settings, instructions, labelled_datasets
-from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set
 from qwen3emb.training.loop import TrainJob, fit
 from qwen3emb.training.selection import (
     EVALUATED,
@@ -100,7 +100,7 @@ def train_reranker(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     name = ctx.name
     cfg = require_section(ctx.cfg.reranker_weak if name == "reranker_weak" else ctx.cfg.reranker)
     table = ctx.inputs["mine"].read_table("rows", TRAINING_ROW)
-    chosen = reranker_rows(table, ctx.cfg, name, evaluated_queries(ctx.inputs["corpus"]))
+    chosen = reranker_rows(table, ctx.cfg, name, evaluated_queries(ctx.inputs))
     checked(chosen.train, cfg.queries_per_step, ctx.out.uri)
     check_stop(cfg.stop_after, len(chosen.dev), name, f"validation_queries {cfg.validation_queries}")
     say(f"{name}: {chosen.summary()}")
@@ -137,12 +137,20 @@ def _train_embedding(
 ) -> StageResult:
     present = {row.dataset for row in rows}
     cfg = cfg.model_copy(update={"datasets": dataset_settings(sets, present, cfg)})
-    every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.inputs["corpus"]))
+    every, rows = len(rows), without_queries(rows, evaluated_queries(ctx.inputs))
     checked(rows, cfg.batch_size, ctx.out.uri)
     check_datasets(rows, {name: settings.weight for name, settings in cfg.datasets.items()}, f"{ctx.name}.datasets")
-    dev: RetrievalSet = read_retrieval_set(ctx.inputs["corpus"] / "dev")
-    check_stop(cfg.stop_after, len(dev.queries), ctx.name, "corpus.dev_share")
-    task = EmbeddingTask(cfg, Path(model_dir), ctx.cfg.models.end_token, ctx.cfg.models.instruction, dev)
+    dev = first_set(ctx.inputs, "dev")
+    check_stop(cfg.stop_after, dev.size if dev else 0, ctx.name, "corpus.dev_share")
+    models = ctx.cfg.models
+    task = EmbeddingTask(
+        cfg,
+        Path(model_dir),
+        models.end_token,
+        models.instruction,
+        dev.read() if dev else None,
+        _instruction(ctx.cfg, dev.name, cfg) if dev else None,
+    )
     task, rows = _taught(ctx, task, rows, say)
     metrics = fit(TrainJob(task, by_dataset(rows), ctx.cfg.seed, ctx.out.uri, ctx.cfg.cluster.gpus_per_worker))
     left_out = {EVALUATED: every - len(rows)} if len(rows) < every else {}
@@ -186,3 +194,9 @@ def _with_reranker_scores(
         taught[place] = replace(rows[place], teacher=row.teacher)
     say(f"{ctx.name}: {len(places)} of {len(rows)} rows have candidates that the reranker has scored")
     return taught
+
+
+def _instruction(cfg: RunConfig, dataset: str, stage: TrainEmbeddingConfig) -> str | None:
+    """The instruction that a stage trains the queries of a dataset with; None for the run's."""
+    settings = dataset_settings(labelled_datasets(cfg), {dataset}, stage)
+    return settings[dataset].instruction if dataset in settings else None

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3emb.config.datasets import DOCSTRINGS
 from qwen3emb.config.training import (
     DatasetConfig,
     LoraConfig,
@@ -108,6 +107,7 @@ class EmbeddingTask:
     end_token: str
     instruction: str
     dev: RetrievalSet | None
+    dev_instruction: str | None = None  # of the dev set's queries, where it is not the run's
     teacher_vectors: TeacherVectors | None = None
 
     @property
@@ -182,7 +182,8 @@ class EmbeddingTask:
         """nDCG@10 and MRR@10 on the dev set; empty without one."""
         if self.dev is None or not self.dev.queries:
             return {}
-        limits, instruction = TextLimits.of(self.cfg), self.settings(DOCSTRINGS).instruction
+        limits = TextLimits.of(self.cfg)
+        instruction = self.instruction if self.dev_instruction is None else self.dev_instruction
         prefix, queries = self.template.queries(list(self.dev.queries.values()), limits, instruction)
         documents = self.template.documents(self.dev.texts(), limits)
         trees: list[Tree] = [*((prefix, [q]) for q in queries), *(([], [d]) for d in documents)]

@@ -21,7 +21,7 @@ from qwen3emb.evaluation.per_query import main_first, of_split
 from qwen3emb.evaluation.vector_cache import VectorCache
 from qwen3emb.metrics.bootstrap import paired_bootstrap
 from qwen3emb.metrics.retrieval import retrieval_metrics
-from qwen3emb.text.retrieval_set import RetrievalSet, evaluation_set, read_beir
+from qwen3emb.text.retrieval_set import RetrievalSet, named_set, read_beir
 
 pytestmark = pytest.mark.integration  # importing mteb takes as long as a sixth of the unit tests
 
@@ -310,7 +310,7 @@ def test_a_retrieval_set_that_tells_nothing_is_refused(tmp_path: Path, file: str
     with pytest.raises(UserError, match=said):
         open_tasks(["pets"], {"pets": folder})
     with pytest.raises(UserError, match=said):
-        evaluation_set(EvaluateConfig(dataset=str(folder), split="test"), Storage(str(tmp_path)))
+        named_set(EvaluateConfig(dataset=str(folder), split="test"))
 
 
 @pytest.mark.parametrize("content", ["", "sentence1\tsentence2\tscore\n", "lang\tsentence1\tsentence2\n"])

@@ -22,7 +22,7 @@ STAGES = (
 TOP = ("pipeline", "cluster", "registry", "cli", "serve", "jobs")
 """Rooms that put stages to use; each imports itself, everything above, and those before it."""
 
-RAY = ("encoding/", "synthesis/stage.py", "synthesis/tally.py", "training/loop.py", "cluster/", "jobs/", "serve/")
+RAY = ("encoding/", "synthesis/sets.py", "synthesis/tally.py", "training/loop.py", "cluster/", "jobs/", "serve/")
 """Where Ray may be imported, besides the `stage.py` of every stage."""
 
 

@@ -177,7 +177,8 @@ class Retrieval:
             return item.keep(name, parse_configuration(answer, len(item.personas)))
         parsed = parse_query(answer, item.shown, self._persona(item), item.requirement.words)
         if not isinstance(parsed, str):
-            parsed = self._gates.problem(parsed.text, item.shown, item.requirement) or parsed
+            asked = item.answers["configuration"].question_type
+            parsed = self._gates.problem(parsed.text, item.shown, item.requirement, asked) or parsed
         return item.keep(name, parsed)
 
     def pairs(self, item: SynthesisItem) -> list[dict[str, Any]]:

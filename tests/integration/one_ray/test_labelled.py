@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import PAIR, PASSAGE, REJECT, TRAINING_ROW
 from qwen3emb.model.encoder import Encoder
 from qwen3emb.pipeline.stages import identity, stage_folder
-from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
+from qwen3emb.text.identity import content_hash
+from qwen3emb.text.retrieval_set import RetrievalSet, read_retrieval_set, write_retrieval_set
+from qwen3emb.training.selection import evaluated_queries
 
 pytestmark = pytest.mark.integration
 
@@ -152,6 +155,55 @@ def test_sets_are_read_where_nothing_is_held_out_and_one_has_rejects_only(
     run_here("mine", config)  # nothing to search for: all rows pass
     mined = stage_folder(load_config(config), "mine").read_table("rows", TRAINING_ROW)
     assert mined.column("dataset").to_pylist() == ["rooms", "rooms"]
+
+
+def test_drawn_queries_become_sets_and_nothing_like_them_is_left_to_train_on(
+    make_run: MakeRun, run_here: Callable[..., str], tmp_path: Path
+) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(400)]
+    asked = [" ".join(draw.sample(words, 9)) for _ in range(60)]
+    first = [{"query": q, "pos": [f"answer {n}", f"more {n}"], "neg": [f"wrong {n}"]} for n, q in enumerate(asked)]
+    again = [{"query": f"{q} {words[n]}", "pos": [f"other {n}"]} for n, q in enumerate(asked)]
+    sets = {
+        "first": {"path": lines(tmp_path / "first.jsonl", first), "heldout_share": 0.3, "dev_share": 0.2},
+        "again": {"path": lines(tmp_path / "again.jsonl", again), "format": "flagembedding"},
+    }
+    sets["first"] |= {"max_dev_queries": 4, "languages": ["en"]}
+    config = make_run(tmp_path, sets, NOTHING)
+    said = run_here("labelled", config)
+    out = stage_folder(load_config(config), "labelled")
+    found = {split: read_retrieval_set(out / f"{split}/first") for split in ("heldout", "dev")}
+    sizes = {split: len(data.queries) for split, data in found.items()}
+    assert 10 <= sizes["heldout"] <= 26 and sizes["dev"] == 4 and not (out / "dev/again").exists()
+    drawn = {text for data in found.values() for text in data.queries.values()}
+    assert drawn < set(asked) and len(drawn) == sum(sizes.values())
+    documents = {text for record in first for text in (*record["pos"], *record["neg"])}
+    for data in found.values():
+        assert set(data.texts()) == documents and set(data.languages.values()) == {"en"}
+        for query, text in data.queries.items():
+            assert {data.corpus[d][1] for d in data.qrels[query]} == set(first[asked.index(text)]["pos"])
+    rows = out.read_table("rows", TRAINING_ROW).to_pylist()
+    left = [q for q in asked if q not in drawn]
+    assert sorted(r["query"] for r in rows if r["dataset"] == "first") == sorted([*left, *left])
+    assert sorted(r["query"] for r in rows if r["dataset"] == "again") == sorted(
+        record["query"] for n, record in enumerate(again) if asked[n] in left
+    )
+    assert f"first: {2 * len(left)} rows" in said and f"{sizes['heldout']} held-out queries; 4 dev queries" in said
+    assert f"again: {len(drawn)} rows are like a held-out or dev query" in said
+    record = read_record(out)
+    assert (record["rows_in"], record["rows_out"]) == (180, len(rows))
+    assert record["rejected"] == {
+        "dev_query": 8,
+        "heldout_overlap": len(drawn),
+        "heldout_query": 2 * sizes["heldout"],
+    }
+    assert record["metrics"]["heldout_queries"] == {"first": sizes["heldout"]}
+    card = out.read_json("card.json")
+    assert (card["again"]["rows"], card["again"]["rejected"]) == (len(left), {"heldout_overlap": len(drawn)})
+    rejects = out.read_table("rejects", REJECT).to_pylist()
+    assert {r["id"] for r in rejects} == {f"again/{n + 1}" for n, query in enumerate(asked) if query in drawn}
+    assert not evaluated_queries({"labelled": out}) & {content_hash(r["query"]) for r in rows}
 
 
 def test_where_no_set_has_a_row_the_sets_and_reasons_are_named_and_the_rejects_stay(

@@ -62,7 +62,9 @@ def test_checking_a_config_is_quick_and_starts_nothing(run_file: Path) -> None:
     command = [sys.executable, "-m", "qwen3emb.cli", "check-config", str(run_file)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert cpu_seconds() - began < 2
-    assert done.stdout == f"{run_file}: ok\n"
+    first, second = done.stdout.splitlines()
+    assert first == f"{run_file}: ok"
+    assert second.startswith("  evaluation set synthetic: up to 200 held-out queries and up to 50 dev queries")
 
 
 def test_one_bad_config_among_good_ones_ends_with_2_and_all_are_reported(run_file: Path) -> None:
@@ -75,6 +77,7 @@ def test_one_bad_config_among_good_ones_ends_with_2_and_all_are_reported(run_fil
     code, out, _ = call("check-config", str(bad), str(run_file), "--json")
     assert code == 2
     assert [row["valid"] for row in json.loads(out)] == [False, True]
+    assert json.loads(out)[0]["evaluation"] == [] and "synthetic queries" in json.loads(out)[1]["evaluation"][0]
 
 
 def test_overrides_are_checked_too(run_file: Path) -> None:
@@ -161,7 +164,7 @@ def test_mistakes_are_one_sentence_and_end_with_2(words: list[str], said: str) -
 def test_run_and_submit_refuse_what_is_not_there(run_file: Path) -> None:
     code, _, err = call("run", str(run_file), "--stage", "mime")
     assert code == 2
-    assert "there are corpus, synthesize" in err
+    assert "there are corpus, labelled, synthesize" in err
     code, _, err = call("submit", str(run_file))
     assert code == 2
     assert "--address" in err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from qwen3emb.config.data import CorpusConfig
 from qwen3emb.core.errors import UserError
 from qwen3emb.corpus.candidates import CANDIDATE, file_rows
+from qwen3emb.corpus.python_source import split_of
 from qwen3emb.corpus.sources import corpus_files
 from qwen3emb.text.identity import content_hash
 from qwen3emb.text.near_duplicates import minhash
@@ -192,3 +194,24 @@ def test_a_docstring_that_cannot_be_chunked_still_leaves_its_pair(tmp_path: Path
         ("reject", "pkg.Box.put"),
         ("pair", "docstrings:pkg.Box.put"),
     ]
+
+
+def test_all_chunks_of_a_document_have_the_split_of_its_name(tmp_path: Path) -> None:
+    """A Markdown or text file is a document, of a table each row."""
+    shares = {"dev_share": 0.3, "heldout_share": 0.3}
+    splits = Counter()
+    for number in range(30):
+        path = tmp_path / f"page{number}.md"
+        path.write_text(f"# Title\n\nOne of {number}.\n\n## Two\n\nTwo of {number}.\n")
+        cfg = config(path, source={"kind": "markdown"}, **shares)
+        found = rows(path, cfg, lambda text: [text[:5], text[5:]])
+        assert len(found) >= 2
+        assert {row["split"] for row in found} == {split_of(f"page{number}", 0.3, 0.3, 0)}
+        splits[found[0]["split"]] += 1
+    assert min(splits["train"], splits["dev"], splits["heldout"]) > 3
+
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps({"text": f"text of {n}", "key": f"k{n}"}) + "\n" for n in range(30)))
+    cfg = config(table, source={"kind": "jsonl", "id_field": "key"}, **shares)
+    found = rows(table, cfg, lambda text: [text[:4], text[4:]])
+    assert [row["split"] for row in found] == [split_of(f"k{n}", 0.3, 0.3, 0) for n in range(30) for _ in range(2)]

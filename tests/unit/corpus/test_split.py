@@ -159,3 +159,33 @@ def test_caps_draw_by_id_and_count_only_usable_rows() -> None:
 
 def test_nothing_to_judge() -> None:
     assert judged([]) == (Verdict({}, {"heldout": set(), "dev": set()}, {"heldout": 0, "dev": 0}), {})
+
+
+def test_held_out_documents_keep_their_texts_and_training_loses_its_copies() -> None:
+    rows = [
+        row("passage", "a train", text(1)),
+        row("passage", "b dev", text(1, changed=2), split="dev"),
+        row("passage", "c heldout", text(1), split="heldout"),
+        row("passage", "d train", text(2)),
+        row("passage", "e dev", text(2, changed=2), split="dev"),
+        row("passage", "f train", text(3)),
+        row("passage", "g heldout", text(4), split="heldout"),
+        row("passage", "h heldout", text(4), split="heldout"),
+        row("pair", "i pair", text(5), text(4, changed=2)),
+    ]
+    verdict, codes = judged(rows)
+    assert codes == {
+        "a train": "heldout_overlap",
+        "b dev": "near_duplicate",
+        "d train": "heldout_overlap",
+        "h heldout": "exact_duplicate",
+        "i pair": "heldout_overlap",
+    }
+    assert verdict.reasons[3] == "heldout_overlap: its text is like e dev"
+
+
+def test_one_cap_is_for_the_passages_of_all_splits() -> None:
+    splits = ["train", "heldout", "dev"]
+    rows = [row("passage", f"p{n}", text(n), split=splits[n % 3]) for n in range(30)]
+    _, codes = judged(rows, max_passages=12)
+    assert len(codes) == 18 and set(codes.values()) == {"over_max_passages"}

@@ -54,3 +54,18 @@ def test_what_no_record_says_is_not_claimed() -> None:
         and "--chat-template FOLDER/sequence_classifier/chat_template.jinja" in card
     )
     assert "ids [7, 8]" in card and r"| input | `<Query>: {query}\n` |" in card
+
+
+def test_a_card_says_which_figures_are_of_written_queries() -> None:
+    further = {"set": "synthetic", "synthetic_queries": True, "models": {"merged": {"ndcg@10": 0.25}}}
+    further |= {"dataset": "heldout", "queries": 30, "documents": 90}
+    contract = Contract("embedding", "Find", "<|im_end|>", 512, 576, [])
+    card = model_card(
+        contract, CardFacts("e", "base", "writer", {"nq": 1}, evaluated=EVALUATED | {"sets": {"s": further}})
+    )
+    first, second = card.split("## Evaluation")[1].split("Retrieval, ")[1:]
+    assert first.startswith("40 queries over 520 documents (`heldout`)")
+    assert second.startswith("30 synthetic queries, written by the generator, over 90 documents (`heldout, synthetic`)")
+    assert "| merged | 0.2500 |" in second
+    nothing = CardFacts("e", "base", "writer", {"nq": 1}, evaluated={"models": {}, "note": "nothing to judge on"})
+    assert "## Evaluation" not in model_card(contract, nothing)

@@ -208,7 +208,7 @@ def test_a_server_of_ours_cuts_to_its_limit_and_says_so(served: Served, tiny_qwe
             return wrong.status, {"error": str(wrong)}, {}
         except ApiError as wrong:
             return wrong.status, {"error": str(wrong)}, {}
-        return 200, embedding_response("m", np.array(numbers(prepared)), "float", 1, prepared.truncated), {}
+        return 200, embedding_response("m", numbers(prepared), 1, prepared.truncated), {}
 
     served.answer = answer
     encoder = EndpointEncoder(served.address)

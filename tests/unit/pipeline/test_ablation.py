@@ -13,7 +13,15 @@ from rich.console import Console
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import StageResult, complete, start
 from qwen3emb.core.errors import UserError
-from qwen3emb.pipeline.ablation import ablation_table, rows_of, table_verdict, variants, with_figures, write_ablation
+from qwen3emb.pipeline.ablation import (
+    ablation_table,
+    on_another_set,
+    rows_of,
+    table_verdict,
+    variants,
+    with_figures,
+    write_ablation,
+)
 from qwen3emb.pipeline.stages import identity, reuse_stages, stage_folder, stage_states
 
 
@@ -185,6 +193,25 @@ def write(cfg: RunConfig, per_query: dict[str, list[float]]) -> None:
     folder.write_json("per_query.json", named)
     folder.write_json("results.json", {"models": means})
     finish(cfg, "evaluate")
+
+
+def test_a_variant_that_is_judged_on_another_set_has_no_row(run_file: Path) -> None:
+    """Without synthetic data there are no written queries."""
+    finished_ablation(run_file)
+    cfg = load_config(run_file)
+    runs = {name: load_config(run_file, changes) for name, changes in variants(cfg).items()}
+    for run, name in ((cfg, "synthetic"), (runs["other-reranker"], "synthetic"), (runs["sft-reranker"], "synthetic")):
+        folder = stage_folder(run, "evaluate")
+        folder.write_json("results.json", folder.read_json("results.json") | {"set": name})
+    without = stage_folder(runs["no-synthetic"], "evaluate")
+    without.write_json("results.json", {"models": {}, "note": "nothing to judge on"})
+    without.delete("per_query.json")
+    assert list(on_another_set(cfg, runs)) == ["no-synthetic"]
+    names = [line["row"] for line in with_figures(cfg, runs)]
+    assert names == [row.name for row in rows_of(cfg) if row.run not in ("no-synthetic", "distilled")]
+    stage_folder(cfg, "evaluate").write_json("results.json", {"models": {}})
+    with pytest.raises(UserError, match="nothing to judge the models on"):
+        with_figures(cfg, runs)
 
 
 def test_the_rerankers_are_compared_with_each_other(run_file: Path) -> None:

@@ -25,10 +25,12 @@ AFTER = {
     "": set(),
     "corpus": set(STAGES),
     "synthesize": {"synthesize", "weak", "filter", "mine"} | TRAINED,
+    "asked": {"synthesize", "weak", "filter", "labelled", "mine"} | TRAINED,  # no row may be like an asked passage
     "weak": {"weak", "filter", "mine"} | TRAINED,
     "filter": {"filter", "mine"} | TRAINED,
     "labelled": {"labelled", "mine"} | TRAINED,
     "mine": {"mine"} | TRAINED,
+    "held out": {"labelled", "synthesize", "weak", "filter", "mine"} | TRAINED,
     "supervised": {"supervised", "distill"} | LAST,
     "reranker_weak": {"reranker_weak", "reranker", "distill"} | LAST,
     "reranker": {"reranker", "distill"} | LAST,
@@ -109,7 +111,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("synthesize", {"rows_per_block": 9}),
     **of("synthesize.gates", {"language": False, "language_confidence": 0.5, "length_tolerance": 0.1}, "synthesize"),
     **of("synthesize.gates", {"copied_share": 0.5, "refusals": False, "placeholders": False}, "synthesize"),
+    **of("synthesize.gates", {"question_type": False}, "synthesize"),
     **of("synthesize.gates", {"near_duplicate_query": 0.5, "heldout_share": 0.4}, "synthesize"),
+    **of("synthesize.evaluation", {"dev_queries": 9, "heldout_queries": 9, "passages_per_query": 2.0}, "asked"),
+    **of("synthesize.evaluation", {"drafts": 2, "copied_share": 0.1, "found_within": 9}, "synthesize"),
     **of("synthesize", {"engines": 2, "kv_cache_gb": 2.0, "threads": 2, "max_num_seqs": 2, "batch_size": 2}, ""),
     **of("weak", EMBEDDING),
     **of("weak", EMBEDDING_SPEED, ""),
@@ -122,6 +127,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     **of("labelled.sets", {"task": "sts", "instruction": "Find", "languages": ["en"], "licence": "MIT"}, "labelled"),
     **of("labelled.sets", {"homepage": "h", "max_rows": 9, "max_positives": 2, "max_negatives": 3}, "labelled"),
     **of("labelled.sets", {"min_grade": 0.5}, "labelled"),
+    **of("labelled.sets", {"max_heldout_queries": 9, "max_dev_queries": 9}, "labelled"),
+    **of("labelled.sets", {"heldout_share": 0.1, "dev_share": 0.1}, "held out"),  # no pair may be like such a query
     **of("labelled.sets", {"mine": False}, "mine"),
     **of("labelled.sets", {"weight": 2.0}, "supervised"),
     **of("labelled", {"use": [], "skip_missing": True, "decontaminate": 0.5, "decontaminate_ngrams": 0.4}),
@@ -261,8 +268,8 @@ def test_a_key_makes_different_what_reads_it_and_nothing_else(
 UNTESTED = {
     # Keys whose effect no other test looks at yet. Write one and remove the name; the list only grows shorter.
     *("activation_checkpointing", "batch_wait_s", "betas", "decontaminate", "decontaminate_ngrams"),
-    *("embedder_replicas", "gpus_per_worker", "keep_checkpoints", "keep_share", "language_confidence", "loss_tile"),
-    *("max_bad_steps", "max_batch_size", "max_dev_documents", "max_dev_queries", "max_grad_norm", "max_num_seqs"),
+    *("embedder_replicas", "gpus_per_worker", "keep_checkpoints", "language_confidence", "loss_tile"),
+    *("max_bad_steps", "max_batch_size", "max_dev_documents", "max_grad_norm", "max_num_seqs"),
     *("max_rows", "mixture_temperature", "num_gpus", "reranker_replicas"),
     "tensor_parallel",
 }

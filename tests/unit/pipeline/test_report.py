@@ -176,3 +176,33 @@ def test_the_report_has_the_sizes_of_vectors_that_were_evaluated(run_file: Path)
     folder.write_json("results.json", {"sizes": [full, small]})
     _, table = quality_tables(cfg)
     assert cells(table)[1] == ["int8", "32", "1/4", "0.4900", "-0.0100 [-0.0200, +0.0010]"]
+
+
+def test_tables_say_whose_queries_they_are_of(finished_run: Path) -> None:
+    cfg = load_config(finished_run)
+    folder = stage_folder(cfg, "evaluate")
+    law = {"set": "law", "models": {"base": {"ndcg@10": 0.25}, "merged": {"ndcg@10": 0.5}}}
+    written = {"set": "synthetic", "synthetic_queries": True, "models": {"merged": {"ndcg@10": 0.75}}}
+    folder.write_json("results.json", {"set": "docstrings", "sets": {"law": law, "synthetic": written}})
+    first, second, third = quality_tables(cfg)
+    assert first.title == "What each stage bought (held-out data)"
+    assert second.title == "What each stage bought (held-out queries of law)"
+    assert cells(second) == [["base", "0.250", ""], ["merged", "0.500", "+0.250"]]
+    assert third.title == "What each stage bought (held-out documents, synthetic queries)"
+    assert cells(third) == [["merged", "0.750", ""]]
+    write_summary(cfg, {"corpus", "evaluate"}, {})
+    assert Storage(cfg.storage).read_json("summary.json")["sets"] == {"law": law, "synthetic": written}
+
+
+def test_a_run_that_could_not_be_judged_says_why(run_file: Path) -> None:
+    cfg = load_config(run_file)
+    folder = stage_folder(cfg, "evaluate")
+    start(folder, identity(cfg, "evaluate"))
+    complete(folder, identity(cfg, "evaluate"), StageResult(0, 0), 1.0)
+    folder.write_json("results.json", {"models": {}, "note": "nothing to judge on"})
+    shown = Console(file=io.StringIO(), width=120)
+    print_report(cfg, {"evaluate"}, {}, str(run_file), shown)
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "nothing to judge on" in text and "What each stage bought" not in text
+    write_summary(cfg, {"evaluate"}, {})
+    assert Storage(cfg.storage).read_json("summary.json")["note"] == "nothing to judge on"

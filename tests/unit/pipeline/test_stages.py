@@ -46,10 +46,10 @@ def finish(file: Path, *names: str) -> None:
 
 
 def readers(name: str) -> set[str]:
-    """A stage and everything downstream of it, from the graph alone."""
+    """A stage and everything downstream of it, from the graph alone, in a run that holds out no labelled queries."""
     found = {name}
     for stage in STAGES.values():
-        if found & set(stage.needs):
+        if found & (set(stage.needs) - ({"labelled"} if stage.name in ("synthesize", "weak") else set())):
             found.add(stage.name)
     return found
 
@@ -232,7 +232,10 @@ def test_labelled_sets_bring_their_stage_and_change_what_reads_it(run_file: Path
     data.write_text('{"anchor": "q", "positive": "p"}\n')
     sets = [f"labelled={{sets: {{mine: {{path: {data}}}}}}}"]
     without, with_sets = (stage_states(load_config(run_file, s)) for s in ([], sets))
-    assert [s.name for s, _ in with_sets if s not in {x for x, _ in without}] == ["labelled"]
+    assert [name for name in names(with_sets) if name not in names(without)] == ["labelled"]
+    assert {s.name for s, _ in with_sets if "labelled" in s.needs} == {
+        *("mine", "supervised", "reranker", "merge", "evaluate")
+    }
     before = fingerprints(run_file)
     after = {n: identity(load_config(run_file, sets), n).fingerprint for n in STAGES}
     assert {n for n in STAGES if before[n] != after[n]} == readers("labelled")
@@ -244,12 +247,24 @@ def test_labelled_sets_bring_their_stage_and_change_what_reads_it(run_file: Path
         selected([(s, done.get(s.name, "new")) for s, _ in with_sets], only="mine")
 
 
+def test_held_out_labelled_queries_are_drawn_before_anything_is_written_or_trained(run_file: Path) -> None:
+    data = run_file.parent / "pairs.jsonl"
+    data.write_text('{"anchor": "q", "positive": "p"}\n')
+    sets = [f"labelled={{sets: {{mine: {{path: {data}, heldout_share: 0.5}}}}}}"]
+    found = stage_states(load_config(run_file, sets))
+    assert names(found)[:3] == ["corpus", "labelled", "synthesize"]
+    assert {s.name for s, _ in found if "labelled" in s.needs} == {
+        *("synthesize", "weak", "mine", "supervised", "reranker", "merge", "evaluate")
+    }
+
+
 def test_a_dry_run_says_what_would_run_and_writes_nothing(run_file: Path) -> None:
     finish(run_file, "corpus")
     before = sorted(run_file.parent.rglob("*"))
     done = pipeline("--config", str(run_file), "--dry-run")
     assert done.returncode == 0
-    lines = [line.split(" ", 1)[1] for line in done.stderr.splitlines()]
+    *lines, sets = [line.split(" ", 1)[1] for line in done.stderr.splitlines()]
+    assert sets.startswith("pipeline: evaluation set synthetic: up to 200 held-out queries and up to 50 dev queries")
     assert lines[0].startswith("corpus: reused")
     assert lines[2] == "weak: new, would run python -m jobs.train_embedding --stage weak"
     assert len(lines) == len(STAGES) - len(ABSENT)
@@ -294,7 +309,7 @@ def test_sections_that_are_left_out_leave_their_stages_out(run_file: Path) -> No
     assert [needs(cfg, name) for name in ("mine", "supervised", "merge", "evaluate")] == [
         ["corpus"],
         ["corpus", "mine"],
-        ["supervised"],
+        ["corpus", "supervised"],
         ["corpus", "mine", "supervised", "merge"],
     ]
 
@@ -312,7 +327,7 @@ def test_without_a_weak_stage_the_base_model_is_part_of_what_supervised_is(run_f
 )
 def test_the_reranker_reads_the_stage_that_it_starts_from(run_file: Path, start: str, read: set[str]) -> None:
     cfg = load_config(run_file, ["reranker_weak={steps: 1, negatives: 2}", f"reranker.start={start}"])
-    assert set(needs(cfg, "reranker")) == {"corpus", "mine"} | read
+    assert set(needs(cfg, "reranker")) == {"corpus", "synthesize", "mine"} | read
     identity(cfg, "reranker")  # the word is no model's name
 
 
@@ -332,7 +347,7 @@ def test_a_reranker_starts_from_the_embedding_model_where_both_have_one_base(
     places = {"MODEL": base, "OTHER": str(run_file.parent / "other")}
     sets = [key + "=" + places[value] for key, value in (text.split("=") for text in sets)]
     cfg = load_config(run_file, [f"models.base={base}", *sets])
-    assert set(needs(cfg, "reranker")) == {"corpus", "mine"} | read
+    assert set(needs(cfg, "reranker")) == {"corpus", "synthesize", "mine"} | read
 
 
 @pytest.mark.parametrize("name", ["weak", "base", "embedding"])
@@ -363,11 +378,13 @@ def test_the_reranker_that_teaches_stands_before_what_it_teaches(run_file: Path)
     found = [stage.name for stage, _ in stage_states(load_config(run_file, [section]))]
     assert found[found.index("reranker") : found.index("merge") + 1] == ["reranker", "distill", "merge"]
     cfg = load_config(run_file, [section])
-    assert needs(cfg, "distill") == ["corpus", "mine", "supervised", "reranker"]
-    assert needs(cfg, "merge") == ["supervised", "distill", "reranker"] and "distill" in needs(cfg, "evaluate")
+    assert needs(cfg, "distill") == ["corpus", "synthesize", "mine", "supervised", "reranker"]
+    assert needs(cfg, "merge") == ["corpus", "synthesize", "supervised", "distill", "reranker"] and "distill" in needs(
+        cfg, "evaluate"
+    )
     # An embedding model as the teacher: the run's reranker is not read, and need not be there.
     other = ["reranker=null", f"distill={{steps: 1, teacher: {{model: {run_file.parent}/model}}}}"]
-    assert needs(load_config(run_file, other), "distill") == ["corpus", "mine", "supervised"]
+    assert needs(load_config(run_file, other), "distill") == ["corpus", "synthesize", "mine", "supervised"]
     with pytest.raises(UserError, match=r"distill\.teacher\.model is reranker, but there is no section reranker"):
         load_config(run_file, [section, "reranker=null"])
     with pytest.raises(UserError, match=r"mine\.negatives is 1, but training wants 2"):

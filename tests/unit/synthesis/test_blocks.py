@@ -70,3 +70,15 @@ def test_bad_passages_are_in_their_block_with_the_reason(tmp_path) -> None:
 
 def test_no_passages_give_no_blocks(tmp_path) -> None:
     assert plan_blocks(Storage(str(tmp_path / "nothing")), 0, 5, 10).blocks == ()
+
+
+def test_blocks_are_of_one_split_and_its_passages_are_counted_alone(tmp_path) -> None:
+    storage = Storage(str(tmp_path))
+    rows = [passage(f"p{n}") | {"split": ["train", "heldout", "dev"][n % 3]} for n in range(30)]
+    storage.write_table("a.parquet", pa.Table.from_pylist(rows, schema=PASSAGE))
+    for split, place in (("train", 0), ("heldout", 1), ("dev", 2)):
+        names = [f"p{n}" for n in range(30) if n % 3 == place]
+        assert list(chain(*ids(storage, plan_blocks(storage, 0, None, 4, split)))) == names
+        plan = plan_blocks(storage, 0, 6, 4, split)
+        chosen = list(chain(*ids(storage, plan)))
+        assert len(chosen) == plan.rows == 6 and set(chosen) < set(names)

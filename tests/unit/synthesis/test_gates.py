@@ -22,7 +22,7 @@ ENGLISH = Requirement("5-10", "en", "English")
 
 
 def problem(query: str, wanted: Requirement = ENGLISH, **settings: Any) -> str | None:
-    found = Gates(GatesConfig(**settings)).problem(query, PASSAGE, wanted)
+    found = Gates(GatesConfig(**settings)).problem(query, PASSAGE, wanted, "keywords")
     return None if found is None else found.partition(":")[0]
 
 
@@ -31,6 +31,7 @@ BAD = {
     "copied_words": "the level of the river rose to nine metres in August",
     "refusal": "I'm sorry, but I cannot write a query about this",
     "placeholder": "how high did the river rise in [insert month here]",
+    "wrong_type": "how high did the river rise?",
     "wrong_language": "Wie hoch stieg der Fluss im August in der alten Stadt",
 }
 
@@ -43,8 +44,9 @@ def test_each_gate_refuses_what_it_is_for(code: str) -> None:
 SWITCHES: dict[str, dict[str, Any]] = {
     "wrong_length": {"length_tolerance": None},
     "copied_words": {"copied_share": None},
-    "refusal": {"refusals": False, "length_tolerance": None},
+    "refusal": {"refusals": False, "length_tolerance": None, "question_type": False},
     "placeholder": {"placeholders": False},
+    "wrong_type": {"question_type": False},
     "wrong_language": {"language": False},
 }
 
@@ -57,9 +59,9 @@ def test_each_gate_can_be_switched_off(code: str) -> None:
 @pytest.mark.parametrize(
     ("query", "language", "words"),
     [
-        ("how high did the river rise that summer", "en", "5-10"),
+        ("height of the river in that summer", "en", "5-10"),
         ("Wie hoch stieg der Fluss im August an", "de", "5-10"),
-        ("八月の川の水位はどこまで上がりましたか", "ja", "5-20"),
+        ("八月の川の水位 洪水の被害", "ja", "5-20"),
         ("os.path.join examples for windows and linux", "en", "5-10"),
         ("anything goes in a language nobody identifies", "ii", "5-10"),
     ],

@@ -185,16 +185,20 @@ def test_tsv_keeps_quotes_as_text(tmp_path: Path) -> None:
     assert texts(read(path, "tsv", id_field="pid")) == ['"The" cat, a', '"open é']
 
 
-def test_markdown_title_is_the_first_heading_and_front_matter_is_left_out(tmp_path: Path) -> None:
+def test_markdown_is_a_passage_a_section(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
-    path.write_text("---\nkey: v\n---\n```\n# code\n```\n\n## Real *title* ##\n\nBody.\n", "utf-8")
+    path.write_bytes(
+        b"---\ntitle: Guide\n---\nIntro.\n```\n# code\n```\n## Real *title* ##\n\nBody.\n### Control\n\x07\n# Empty\n"
+    )
+    found = read(path, "markdown", text_field="body", title_field=None, id_field="id", language="en")
+    assert [row for row in found if isinstance(row, Passage)] == [
+        Passage("page:1", "Intro.\n```\n# code\n```", "Guide", "en", str(path)),
+        Passage("page:8", "Body.", "Guide > Real title", "en", str(path)),
+    ]
+    assert rejects(found) == [(11, "control_character"), (13, "empty_field")]
+    path.write_bytes(b"# One\n\ntwo \xff\n")
     (row,) = read(path, "markdown")
-    assert isinstance(row, Passage)
-    assert (row.id, row.title) == ("page:1", "Real *title*")
-    assert row.text == "```\n# code\n```\n\n## Real *title* ##\n\nBody."
-    path.write_text("Under\n=====\ntext\n", "utf-8")
-    (row,) = read(path, "markdown")
-    assert isinstance(row, Passage) and row.title == "Under"
+    assert isinstance(row, Reject) and row.reason == "invalid_utf8: line 3"
 
 
 def test_text_file_is_one_passage_or_pieces_that_cover_it(tmp_path: Path) -> None:

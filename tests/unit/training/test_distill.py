@@ -75,7 +75,7 @@ def test_the_vectors_of_a_batch_come_in_the_order_of_its_texts(run_file: Path) -
     places = [Vectors(str(run_file.parent / name), 6, 4, "") for name in ("queries", "documents")]
     section = "supervised={steps: 1, hard_negatives: 2, loss: {temperature: 0.02}, datasets: {graded: {task: sts}}, "
     cfg = load_config(run_file, [section + "teacher: {model: other, weight: 0.3}}"]).supervised
-    task = EmbeddingTask(cfg, run_file.parent, "", "", None, TeacherVectors(*places).here())
+    task = EmbeddingTask(cfg, run_file.parent, "", "", None, teacher_vectors=TeacherVectors(*places).here())
     rows = [
         TrainingRow("a", "q", "p", ("n1", "n2", "n3"), "docstrings", teacher_rows=(5, 4, 0, 5)),
         TrainingRow("b", "q", "p", ("n1",), "docstrings", teacher_rows=(5, 4, 0)),

@@ -86,13 +86,19 @@ def test_the_second_reranker_stage_validates_on_nothing_that_the_first_one_has_t
 
 
 def test_queries_of_the_dev_and_held_out_sets_leave_every_training(tmp_path: Path) -> None:
-    corpus = Storage(str(tmp_path))
+    corpus = Storage(str(tmp_path / "corpus"))
+    inputs = {"corpus": corpus, "labelled": Storage(str(tmp_path / "labelled"))}
     write_retrieval_set(corpus / "dev", RetrievalSet({"q": "Café  au lait"}, {"d": ("", "text")}, {"q": {"d": 1}}))
-    assert evaluated_queries(corpus) == {content_hash("Cafe\u0301 au lait")}
+    assert evaluated_queries(inputs) == {content_hash("Cafe\u0301 au lait")}
     write_retrieval_set(corpus / "heldout", RetrievalSet({"q": "docstrings 2?"}, {"d": ("", "t")}, {"q": {"d": 1}}))
     rows = reranker_rows(table_of(docstrings=5), run(), "reranker", ()).train
-    assert [row.id for row in without_queries(rows, evaluated_queries(corpus))] == [
+    assert [row.id for row in without_queries(rows, evaluated_queries(inputs))] == [
         *("docstrings0", "docstrings1", "docstrings3", "docstrings4")
+    ]
+    labelled = RetrievalSet({"q": "docstrings 0?"}, {"d": ("", "t")}, {"q": {"d": 1}})
+    write_retrieval_set(inputs["labelled"] / "heldout/faq", labelled)
+    assert [row.id for row in without_queries(rows, evaluated_queries(inputs))] == [
+        *("docstrings1", "docstrings3", "docstrings4")
     ]
 
 

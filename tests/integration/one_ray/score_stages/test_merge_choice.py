@@ -175,7 +175,7 @@ def test_without_a_dev_set_nothing_is_chosen(upstream: Any, logs: dict[str, str]
         "merge.method=cocktail": "merge.method cock",
     }
     for setting, message in messages.items():
-        with pytest.raises(UserError, match=f"{message}.*dev has no queries"):
+        with pytest.raises(UserError, match=f"{message}.*no dev queries"):
             merge_models(variant(setting).context("merge"), lambda line: None)
 
 

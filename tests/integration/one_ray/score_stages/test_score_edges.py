@@ -17,6 +17,7 @@ from qwen3emb.config.run import load_config
 from qwen3emb.core.artifact import read_record
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import PAIR
+from qwen3emb.core.storage import Storage
 from qwen3emb.evaluation.stage import evaluate_models
 from qwen3emb.filtering.stage import filter_pairs
 from qwen3emb.merging.stage import merge_models
@@ -25,6 +26,7 @@ from qwen3emb.mining.stage import mine_negatives
 from qwen3emb.mining.veto import judged_rules, veto
 from qwen3emb.model.reranker import Reranker
 from qwen3emb.model.stored import checkpoints, final_model
+from qwen3emb.text.evaluation_sets import NO_SETS
 from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
 
 pytestmark = pytest.mark.integration
@@ -123,10 +125,41 @@ def test_a_reranker_vetoes_what_it_takes_for_an_answer(upstream: Any, logs: dict
     assert veto(found, work, upstream.cfg, print) == (found, None)
 
 
-def test_an_empty_held_out_set_is_the_users_to_mend(elsewhere: Any) -> None:
+def test_without_a_held_out_set_the_evaluation_says_so_and_ends_well(elsewhere: Any) -> None:
     write_retrieval_set(elsewhere.folder("corpus") / "heldout", RetrievalSet({}, {}, {}))
-    with pytest.raises(UserError, match=r"0 queries and 0 documents .* corpus\.heldout_share"):
-        evaluate_models(elsewhere.context("evaluate"), print)
+    said: list[str] = []
+    context = elsewhere.context("evaluate")
+    result = evaluate_models(context, said.append)
+    assert (result.rows_in, result.metrics) == (0, {})
+    assert said == [f"evaluate: {NO_SETS}"]
+    assert context.out.read_json("results.json")["models"] == {}
+
+
+def test_each_held_out_set_has_its_figures_the_first_one_those_of_the_run(
+    upstream: Any, logs: dict[str, str], tmp_path: Path
+) -> None:
+    """The main set is as in a run that has no other; queries of the written set search all passages."""
+    passages = upstream.folder("corpus").read_table("passages").to_pylist()
+    written = Storage(str(tmp_path / "synthesize"))
+    queries = {f"query:{row['id']}": row["text"][:30] for row in passages[:5]}
+    judged = {f"query:{row['id']}": {row["id"]: 1} for row in passages[:5]}
+    write_retrieval_set(written / "heldout", RetrievalSet(queries, {}, judged), with_corpus=False)
+    before = upstream.context("evaluate")
+    context = replace(before, out=Storage(str(tmp_path / "out")), inputs={**before.inputs, "synthesize": written})
+    evaluate_models(context, lambda line: None)
+    results, alone = context.out.read_json("results.json"), before.out.read_json("results.json")
+    assert (results["set"], results["synthetic_queries"]) == ("docstrings", False)
+    assert results["models"] == alone["models"] and "sets" not in alone
+    assert list(results["sets"]) == ["synthetic"]
+    further = results["sets"]["synthetic"]
+    assert (further["synthetic_queries"], further["queries"], further["documents"]) == (True, 5, len(passages))
+    model = upstream.encoder(upstream.folder("merge").local("embedding"))
+    vectors = model.encode(list(queries.values()), max_tokens=64, instruction=upstream.instruction)
+    documents = [f"{row['title'] or ''} {row['text']}".strip() for row in passages]
+    scores = vectors @ model.encode(documents, max_tokens=256).T
+    ranks = [int((scores[n] > scores[n, n]).sum()) for n in range(5)]
+    assert further["models"]["merged"]["recall@1"] == sum(rank == 0 for rank in ranks) / 5
+    assert context.out.read_json("sets/synthetic/per_query.json").keys() == results["models"].keys()
 
 
 def test_a_folder_that_is_no_training_stage_is_refused(upstream: Any) -> None:
