@@ -17,11 +17,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qwen3emb.config.data import CorpusConfig, FilterConfig, MineConfig, Section, SynthesizeConfig
 from qwen3emb.config.labelled import LabelledConfig
+from qwen3emb.config.merging import MergeConfig
 from qwen3emb.config.serving import EvaluateConfig, IndexConfig, ServeConfig
 from qwen3emb.config.training import (
     RERANKER,
     DistillConfig,
-    MergeConfig,
     TrainEmbeddingConfig,
     TrainRerankerConfig,
     TrainSupervisedConfig,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qwen3emb.config.training import MergeConfig
+from qwen3emb.config.merging import MergeConfig
 
 __all__ = ["Candidate", "Method", "Probed", "configured_weights", "merges", "runs", "singles", "weighted"]
 

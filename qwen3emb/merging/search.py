@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from qwen3emb.config.merging import MergeConfig
 from qwen3emb.config.run import RunConfig
-from qwen3emb.config.training import MergeConfig
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.storage import Storage
 from qwen3emb.merging.candidates import Candidate, Probed, merges, runs, singles, weighted

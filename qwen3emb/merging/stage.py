@@ -11,8 +11,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from qwen3emb.config.merging import MergeConfig
 from qwen3emb.config.run import RunConfig
-from qwen3emb.config.training import MergeConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
 from qwen3emb.core.context import StageContext

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from qwen3emb.config.datasets import DOCSTRINGS
+from qwen3emb.config.merging import MergeConfig
 from qwen3emb.config.run import RunConfig
-from qwen3emb.config.training import MergeConfig
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.cores import usable_cores
 from qwen3emb.core.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen3emb.config.training import MergeConfig
+from qwen3emb.config.merging import MergeConfig
 from qwen3emb.merging.candidates import Candidate, configured_weights, merges, runs, singles, weighted
 
 RUN = ["step_1", "step_2", "step_3"]

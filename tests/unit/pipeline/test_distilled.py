@@ -10,7 +10,7 @@ import pytest
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import StageResult, complete, start
 from qwen3emb.core.context import StageContext
-from qwen3emb.evaluation.stage import _Evaluation, _Pools, _rankings, _Set
+from qwen3emb.evaluation.model_rankings import EvaluatedSet, Evaluation, Pools, model_rankings
 from qwen3emb.merging.stage import EMBEDDING, RERANKER, _further, _last, _work
 from qwen3emb.pipeline.stages import identity, stage_folder, stage_inputs
 from qwen3emb.text.retrieval_set import RetrievalSet
@@ -64,9 +64,8 @@ def test_without_that_stage_the_last_supervised_checkpoints_are_merged(
 def test_evaluate_shows_the_distilled_model_between_supervised_and_merged(run_file: Path) -> None:
     def shown(*overrides: str) -> list[str]:
         evaluate = context(trained(run_file, *overrides), "evaluate")
-        return list(
-            _rankings(_Evaluation(evaluate, _Set("", RetrievalSet({}, {}, {}), ""), evaluate.out, _Pools(1, 0), print))
-        )
+        nothing = EvaluatedSet("", RetrievalSet({}, {}, {}), "")
+        return list(model_rankings(Evaluation(evaluate, nothing, evaluate.out, Pools(1, 0), print)))
 
     names = ["base", "weak", "supervised", "merged", "merged+reranker"]
     assert shown() == names
