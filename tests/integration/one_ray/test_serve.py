@@ -228,8 +228,9 @@ def test_an_index_of_small_vectors_finds_what_the_codes_find(
     run_here("index", run.config, f"storage={tmp_path}", *settings)
     index = SearchIndex.open(Storage(str(tmp_path / "index")))
     assert (index.info.vectors, index.info.rescore, index.info.dimension) == (kind, rescore, 24)
-    texts = [f"Title {i} {t}" if i % 2 else t for i, t in enumerate(TEXTS)]
-    documents = encoder.encode(texts, max_tokens=64, dimensions=24)
+    rows = index._rows.to_pylist()  # in stored order: of documents with equal bits the first are rescored
+    assert sorted(row["text"] for row in rows) == sorted(TEXTS)
+    documents = encoder.encode([f"{row['title']} {row['text']}".strip() for row in rows], max_tokens=64, dimensions=24)
     queries = encoder.encode(TEXTS[:6], max_tokens=64, instruction=INSTRUCTION, dimensions=24)
     _, scores = rank(queries, documents, kind, rescore, 3)
     found = [[hit.score for hit in hits] for hits in index.search_batch(queries, 3)]
