@@ -138,8 +138,14 @@ def check_other_kinds(out: Storage) -> None:
     passages = {row["id"]: row for row in table.to_pylist()}
     assert passages["rows:9"]["text"] == prose(60) and passages["rows:9"]["title"] == "T0"
     assert "rows:1" not in passages  # the same text: of a training row and a dev row the latter stays
-    for name in ("rows:9", "x", "table:2", "doc/1"):
-        assert passages[name]["split"] == split_of(name.partition("/")[0], 0.2, 0.3, 0), name
+    for name, document in (
+        ("rows:9", "rows:9"),
+        ("x", "x"),
+        ("table:1", "table:1"),
+        ("doc:1/1", "doc"),
+        ("doc:1/3", "doc"),
+    ):
+        assert passages[name]["split"] == split_of(document, 0.2, 0.3, 0), name
     csv_row = next(row for row in passages.values() if row["text"] == prose(70))
     assert (csv_row["language"], csv_row["title"]) == ("de", "A")
     chunks = [row for row in passages.values() if row["source"].endswith("doc.md")]
