@@ -21,11 +21,11 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "corpus": {"sources": [{"kind": "markdown", "path": str(ROOT / "docs")}], "dev_share": 0.2, "heldout_share": 0.3},
-    "synthesize.max_passages": 8,
+    "synthesize.max_passages": 6,
     "synthesize.engines": 1,
     "synthesize.max_passage_tokens": 80,
     "synthesize.gates": {"length_tolerance": None, "language": False},
-    "synthesize.evaluation": {"dev_queries": 3, "heldout_queries": 5, "drafts": 3, "found_within": 500},
+    "synthesize.evaluation": {"dev_queries": 2, "heldout_queries": 3, "drafts": 3, "found_within": 500},
     "weak.steps": 1,
     "weak.batch_size": 2,
     "filter.keep_share": 1.0,
@@ -55,7 +55,7 @@ def test_documents_alone_end_with_a_table_an_index_and_a_verdict(tmp_path: Path,
         pytest.skip(f"the real generator is needed: {error}")
     done = run(tmp_path, tiny_qwen3, "jobs.pipeline", "--config", "examples/documents.yaml")
     assert done.returncode == 0, done.stderr[-6000:]
-    assert "up to 5 held-out queries and up to 3 dev queries (synthetic queries" in done.stderr
+    assert "up to 3 held-out queries and up to 2 dev queries (synthetic queries" in done.stderr
     assert "What each stage bought (held-out documents, synthetic queries)" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("VERDICT: ")
 
