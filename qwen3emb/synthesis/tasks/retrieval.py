@@ -36,7 +36,7 @@ from qwen3emb.synthesis.tasks.item import Call, Requirement, SynthesisItem
 
 __all__ = [
     "DIFFICULTIES",
-    "EXAMPLE_QUERIES",
+    "EXAMPLE_QUERY",
     "QUESTION_TYPES",
     "Configuration",
     "Query",
@@ -131,22 +131,16 @@ _QUERY_TASK = """You write search queries that find a given passage.
 Write as the given person would type it, in your own words. Name the subject of the passage; never say \
 "this passage" and never copy sentences. Follow type, length, language and difficulty. Answer in JSON."""
 
-_EXAMPLE_PASSAGE = (
+_QUERY_EXAMPLE = (
     "clip(value, low, high)\nLimit a number to a range. A value below low becomes low and one above high "
-    "becomes high; every other value is returned as it is."
+    "becomes high; every other value is returned as it is.",
+    "a beekeeper who logs the temperature of his hives",
+    Configuration(0, "acquire_knowledge", "high_school"),
+    Requirement("5-10", "en", "English"),
+    "How do I keep a number between a lower and an upper limit?",
 )
-_EXAMPLE_PERSONA = "a beekeeper who logs the temperature of his hives"
-_EXAMPLE_REQUIREMENT = Requirement("5-10", "en", "English")
-EXAMPLE_QUERIES = {
-    "keywords": "keep number within lower upper limit",
-    "acquire_knowledge": "How do I keep a number between a lower and an upper limit?",
-    "summary": "Overview of holding numbers within a given range",
-    "yes_or_no": "Can a reading be held between two limits?",
-    "background": "Why are readings outside of a range set to its ends?",
-}
-"""Question type -> the answer to the example in the query prompt, whose form small models repeat.
-
-A generator that repeats one of them whole has not read the passage."""
+EXAMPLE_QUERY = _QUERY_EXAMPLE[-1]
+"""The answer in the query prompt; a generator that repeats it has not read the passage."""
 
 _REQUESTS = {
     "keywords": "search keywords",
@@ -235,10 +229,8 @@ def query_chat(
     request = _query_request(configuration, requirement)
     if order == _PASSAGE_FIRST:
         return _shared_chat(passage, f"Task WRITE. A person ({persona}) is looking for the passage. {request}")
-    kind = configuration.question_type
-    example = _looking_for(_EXAMPLE_PASSAGE, _EXAMPLE_PERSONA, _example_request(kind))
-    answer = {"query": EXAMPLE_QUERIES[kind]}
-    return example_chat(_QUERY_TASK, example, answer, _looking_for(passage, persona, request))
+    example = _looking_for(_QUERY_EXAMPLE[0], _QUERY_EXAMPLE[1], _query_request(*_QUERY_EXAMPLE[2:4]))
+    return example_chat(_QUERY_TASK, example, {"query": EXAMPLE_QUERY}, _looking_for(passage, persona, request))
 
 
 def _shared_chat(passage: str, request: str) -> list[Message]:
@@ -258,11 +250,10 @@ def _shared_instructions() -> str:
     for text, personas, configuration in _CONFIGURATION_EXAMPLES[:_EXAMPLES_SHOWN]:
         listed = "; ".join(_numbered(personas))
         parts.append(f"Example. Passage: {text} People: {listed} Answer: {_configuration_answer(configuration)}")
+    text, persona, configuration, requirement, query = _QUERY_EXAMPLE
+    request = _query_request(configuration, requirement)
     parts.append(f"Task WRITE. {_QUERY_TASK}")
-    parts.append(f"Example. Passage: {_EXAMPLE_PASSAGE} Person: {_EXAMPLE_PERSONA}.")
-    parts += [
-        f"{_example_request(kind)} Answer: {compact_json({'query': query})}" for kind, query in EXAMPLE_QUERIES.items()
-    ]
+    parts.append(f"Example. Passage: {text} Person: {persona}. {request} Answer: {compact_json({'query': query})}")
     return "\n\n".join(parts)
 
 
@@ -287,10 +278,6 @@ def _query_request(configuration: Configuration, requirement: Requirement) -> st
         f"({requirement.words} words, {requirement.language_name}, {configuration.difficulty} level: "
         f"{DIFFICULTIES[configuration.difficulty]})."
     )
-
-
-def _example_request(question_type: str) -> str:
-    return _query_request(Configuration(0, question_type, "high_school"), _EXAMPLE_REQUIREMENT)
 
 
 def _looking_for(passage: str, persona: str, request: str) -> str:
@@ -356,9 +343,9 @@ def parse_query(answer: str, passage: str, persona: str, words: str) -> Query | 
 
 
 def _copies_prompt(query: str, persona: str) -> bool:
-    for example in map(plain, EXAMPLE_QUERIES.values()):
-        if example in query or difflib.SequenceMatcher(None, query, example).ratio() > _COPIED_RATIO:
-            return True
-    prompt_texts = (*map(plain, (_QUERY_TASK, _EXAMPLE_PASSAGE, _EXAMPLE_PERSONA)), persona)
+    example = plain(EXAMPLE_QUERY)
+    if example in query or difflib.SequenceMatcher(None, query, example).ratio() > _COPIED_RATIO:
+        return True
+    prompt_texts = (*map(plain, (_QUERY_TASK, *_QUERY_EXAMPLE[:2])), persona)
     long_enough = query.count(" ") >= 3  # a word or two of the prompt may be the subject
     return long_enough and any(query in text or (text and text in query) for text in prompt_texts)
