@@ -17,7 +17,8 @@ from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import start
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.pipeline.report import print_report, write_summary
-from qwen3emb.pipeline.stages import STAGES, Stage, identity, selected, stage_folder, stage_states, writable_folder
+from qwen3emb.pipeline.selection import selected
+from qwen3emb.pipeline.stages import STAGES, Stage, identity, stage_folder, stage_states, writable_folder
 from qwen3emb.text.evaluation_sets import planned_sets
 
 __all__ = ["main", "parse", "run_pipeline"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import data
-from benchmarks.quality.side import THREADS, TRIAL_STEPS, steps_that_fit
+from benchmarks.quality.side import THREADS, TRIAL_STEPS, peer_arguments, steps_that_fit, trained_in_time
 
 END_TOKEN = "<|im_end|>"
 QUERY_TOKENS = 64
@@ -113,20 +113,10 @@ def theirs(
         body = sentence_model(model, settings, prompt)
         body.model_card_data.generate_widget_examples = False  # no part of a training
         arguments = SentenceTransformerTrainingArguments(
-            output_dir=str(folder / "run"),
-            max_steps=steps,
+            **peer_arguments(folder, steps, settings, seed),
             per_device_train_batch_size=settings["batch"],
-            learning_rate=settings["lr"],
-            warmup_steps=max(1, steps // 10),
-            bf16=settings["precision"] == "bf16",
-            use_cpu=True,
             batch_sampler=BatchSamplers.NO_DUPLICATES,
             prompts={"anchor": prompt},
-            seed=seed,
-            data_seed=seed,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
         )
         loss = MultipleNegativesRankingLoss(body)
         trainer = SentenceTransformerTrainer(body, arguments, Dataset.from_dict(columns), loss=loss)
@@ -134,10 +124,7 @@ def theirs(
         trainer.train()
         return body, time.monotonic() - start
 
-    _, taken = trained(TRIAL_STEPS)
-    steps = steps_that_fit(taken, seconds if trial else seconds - (time.monotonic() - began))
-    body, stepping = trained(steps)
-    spent = stepping if trial else time.monotonic() - began
+    body, steps, stepping, spent = trained_in_time(trained, seconds, began, trial)
     body.bfloat16().save_pretrained(str(folder / "merged"))  # as ours is stored
     return _figures(steps, stepping, spent, settings) | {"model": str(folder / "merged")}
 

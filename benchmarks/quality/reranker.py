@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import data
-from benchmarks.quality.side import THREADS, TRIAL_STEPS, steps_that_fit
+from benchmarks.quality.side import THREADS, TRIAL_STEPS, peer_arguments, steps_that_fit, trained_in_time
 
 QUERIES = 8  # of each step, on both sides
 QUERY_TOKENS, DOCUMENT_TOKENS, TEMPLATE_TOKENS = 48, 160, 112
@@ -105,18 +105,8 @@ def theirs(
         body = cross_encoder(model, settings["head"])
         body.model_card_data.generate_widget_examples = False  # no part of a training
         arguments = CrossEncoderTrainingArguments(
-            output_dir=str(folder / "run"),
-            max_steps=steps,
+            **peer_arguments(folder, steps, settings, seed),
             per_device_train_batch_size=QUERIES * group if settings["loss"] == "bce" else QUERIES,
-            learning_rate=settings["lr"],
-            warmup_steps=max(1, steps // 10),
-            bf16=settings["precision"] == "bf16",
-            use_cpu=True,
-            seed=seed,
-            data_seed=seed,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
         )
         loss = kinds[settings["loss"]](body)
         trainer = CrossEncoderTrainer(body, arguments, Dataset.from_dict(columns), loss=loss)
@@ -124,10 +114,7 @@ def theirs(
         trainer.train()
         return body, time.monotonic() - start
 
-    _, taken = trained(TRIAL_STEPS)
-    steps = steps_that_fit(taken, seconds if trial else seconds - (time.monotonic() - began))
-    body, stepping = trained(steps)
-    spent = stepping if trial else time.monotonic() - began
+    body, steps, stepping, spent = trained_in_time(trained, seconds, began, trial)
     body.bfloat16()  # as ours is stored
 
     def scored(query: str, documents: list[str]) -> np.ndarray:

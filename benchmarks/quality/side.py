@@ -13,11 +13,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["THREADS", "TRIAL_STEPS", "finished", "order", "steps_that_fit"]
+__all__ = ["THREADS", "TRIAL_STEPS", "finished", "order", "peer_arguments", "steps_that_fit", "trained_in_time"]
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 2
@@ -29,6 +30,43 @@ _LIMIT = 3600  # seconds until a side counts as stuck
 def steps_that_fit(trial_seconds: float, left: float, least: int = 1) -> int:
     """Steps in `left` seconds, where `TRIAL_STEPS` took `trial_seconds`; at least `least`."""
     return max(least, int(left * (1 - _RESERVE) * TRIAL_STEPS / max(trial_seconds, 1e-3)))
+
+
+def peer_arguments(folder: Path, steps: int, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What the arguments of both of the peer's trainers have in common; no output but the model."""
+    return {
+        "output_dir": str(folder / "run"),
+        "max_steps": steps,
+        "learning_rate": settings["lr"],
+        "warmup_steps": max(1, steps // 10),
+        "bf16": settings["precision"] == "bf16",
+        "use_cpu": True,
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+def trained_in_time(
+    train: Callable[[int], tuple[Any, float]], seconds: float, began: float, trial: bool
+) -> tuple[Any, int, float, float]:
+    """The peer's model after as many steps as fit.
+
+    Args:
+        train: number of steps -> (model, seconds that they took).
+        seconds: for the steps alone in a trial, else for everything since `began`.
+        began: of the monotonic clock.
+        trial: see `seconds`.
+
+    Returns:
+        (the model, its steps, seconds of these steps, seconds that count).
+    """
+    _, taken = train(TRIAL_STEPS)
+    steps = steps_that_fit(taken, seconds if trial else seconds - (time.monotonic() - began))
+    model, stepping = train(steps)
+    return model, steps, stepping, stepping if trial else time.monotonic() - began
 
 
 def finished(command: Sequence[str], what: str, **options: Any) -> subprocess.CompletedProcess[str]:

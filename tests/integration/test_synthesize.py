@@ -26,7 +26,7 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.model.fetch import fetch_model
 from qwen3emb.pipeline.stages import identity, stage_folder
 from qwen3emb.synthesis.tally import Tally
-from qwen3emb.synthesis.tasks.retrieval import DIFFICULTIES, QUESTION_TYPES
+from qwen3emb.synthesis.tasks.retrieval_prompts import DIFFICULTIES, QUESTION_TYPES
 
 pytestmark = pytest.mark.integration
 
@@ -260,7 +260,7 @@ def test_a_row_that_ends_engines_is_found_among_its_neighbours() -> None:
 ASK = """
 import json, sys
 from qwen3emb.config.data import SynthesizeConfig
-from qwen3emb.synthesis.tasks.retrieval import query_schema
+from qwen3emb.synthesis.tasks.retrieval_prompts import query_schema
 from qwen3emb.synthesis.engine import Question, VllmEngine
 from qwen3emb.synthesis.writer import QueryWriter
 tasks = {"retrieval": 1.0, "bitext": 1.0, "sts": 1.0, "classification": 1.0}

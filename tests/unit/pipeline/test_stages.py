@@ -13,13 +13,13 @@ import pytest
 from qwen3emb.config.run import load_config
 from qwen3emb.core.artifact import StageResult, State, complete, start
 from qwen3emb.core.errors import UserError
+from qwen3emb.pipeline.selection import selected
 from qwen3emb.pipeline.stages import (
     STAGES,
     Stage,
     identity,
     needs,
     reuse_stages,
-    selected,
     stage_folder,
     stage_states,
     writable_folder,

@@ -13,7 +13,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.synthesis.chat import ChatForm, ChatRefused, chat_form, defused
 from qwen3emb.synthesis.engine import Question, VllmEngine
 from qwen3emb.synthesis.tasks.item import Requirement
-from qwen3emb.synthesis.tasks.retrieval import Configuration, query_chat
+from qwen3emb.synthesis.tasks.retrieval_prompts import Configuration, query_chat
 
 TURN = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
 EACH = "{% for message in messages %}" + TURN + "{% endfor %}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qwen3emb.synthesis.question_type import wrong_type
-from qwen3emb.synthesis.tasks.retrieval import EXAMPLE_QUERY, QUESTION_TYPES
+from qwen3emb.synthesis.tasks.retrieval_prompts import EXAMPLE_QUERY, QUESTION_TYPES
 
 KEYWORDS = [
     "clamp number range python",

@@ -9,16 +9,14 @@ import pytest
 from qwen3emb.core.errors import UserError
 from qwen3emb.synthesis.chat import longest_text
 from qwen3emb.synthesis.tasks.item import Requirement
-from qwen3emb.synthesis.tasks.retrieval import (
+from qwen3emb.synthesis.tasks.retrieval import Query, parse_configuration, parse_query
+from qwen3emb.synthesis.tasks.retrieval_prompts import (
     DIFFICULTIES,
     EXAMPLE_QUERY,
     QUESTION_TYPES,
     Configuration,
-    Query,
     configuration_chat,
     configuration_schema,
-    parse_configuration,
-    parse_query,
     query_chat,
     query_schema,
 )
