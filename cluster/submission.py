@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 import shlex
 import sys
 import time
@@ -182,21 +183,25 @@ def submit(
 ) -> str:
     """Submit a shell command and return the job's id.
 
-    A head that just started accepts connections before its agent is there, so the submission is repeated.
+    A head that just started accepts connections before its agent is there or answers, so the submission is repeated;
+    as it has its id from the start, it is one job however often it is sent.
 
     Raises:
         StageFailure: the cluster takes no job within `wait_seconds`.
     """
-    patience = _retrying(wait_seconds, _not_ready)
+    job = f"raysubmit_{secrets.token_hex(8)}"
+    order = {"entrypoint": entrypoint, "runtime_env": runtime_env, "metadata": {"name": name}, "submission_id": job}
     try:
-        return patience(client.submit_job, entrypoint=entrypoint, runtime_env=runtime_env, metadata={"name": name})
+        _retrying(wait_seconds, _may_pass)(client.submit_job, **order)
     except (RuntimeError, ConnectionError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise StageFailure(f"{name}: the cluster did not take the job: {reason}") from error
+        reason = str(error).strip(". \n").splitlines()[-1]
+        if f"{job} already exists" not in str(error):  # else the first attempt came through, only its answer did not
+            raise StageFailure(f"{name}: the cluster did not take the job: {reason}") from error
+    return job
 
 
-def _not_ready(error: BaseException) -> bool:
-    return isinstance(error, ConnectionError) or "No available agent" in str(error)
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError | ConnectionError) and not _FINAL.search(str(error))
 
 
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object] = sys.stderr.write) -> None:

@@ -1,4 +1,4 @@
-"""Following a job whose server fails for a while, or for good: over real HTTP, without a cluster."""
+"""Submitting and following a job whose server fails for a while, or for good: over real HTTP, without a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tenacity import wait_none
 
 from cluster import submission
-from cluster.submission import connect, exit_code, follow
+from cluster.submission import connect, exit_code, follow, submit
 from qwen3emb.core.errors import StageFailure
 
 pytestmark = pytest.mark.integration
@@ -22,13 +22,15 @@ LOG = "first line\nsecond line\n"
 
 
 class JobServer:
-    """Answers like Ray's job server; `status` decides what the n-th question for the job's status gets."""
+    """Answers like Ray's job server: `status` to the n-th question for the job's status, `taken` to the n-th order."""
 
     def __init__(self) -> None:
         import ray
 
         self.status: Callable[[int], tuple[int, str]] = lambda n: (200, "SUCCEEDED")
         self.asked = self.stopped = 0
+        self.taken: Callable[[int, str], tuple[int, str]] = lambda n, job: (200, "")
+        self.jobs: list[str] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,7 +47,13 @@ class JobServer:
                 return self.say(code, job | ({"driver_exit_code": 3} if status == "FAILED" else {}))
 
             def do_POST(self) -> None:
-                outer.stopped += self.path.endswith("/stop")
+                content = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
+                if not self.path.endswith("/stop"):
+                    job = content["submission_id"]
+                    outer.jobs.append(job)
+                    code, words = outer.taken(len(outer.jobs) - 1, job)
+                    return self.say(code, {"submission_id": job, "job_id": job} if code == 200 else {"error": words})
+                outer.stopped += 1
                 self.say(200, {"stopped": True})
 
             def say(self, code: int, content: dict[str, Any]) -> None:
@@ -109,3 +117,17 @@ def test_ctrl_c_stops_the_job(server: JobServer) -> None:
     with pytest.raises(KeyboardInterrupt):
         follow(connect(server.address), JOB, interrupted)
     assert server.stopped == 1
+
+
+def test_an_order_is_one_job_however_often_it_is_sent(server: JobServer) -> None:
+    client = connect(server.address)
+    server.taken = lambda n, job: (500, "No available agent") if n == 0 else (400, f"Job {job} already exists.\n")
+    job = submit(client, "true", {}, "corpus")
+    assert server.jobs == [job, job]
+
+
+def test_an_order_that_is_refused_is_not_sent_again(server: JobServer) -> None:
+    server.taken = lambda n, job: (400, "no such field")
+    with pytest.raises(StageFailure, match=r"corpus: the cluster did not take the job: .*no such field"):
+        submit(connect(server.address), "true", {}, "corpus")
+    assert len(server.jobs) == 1

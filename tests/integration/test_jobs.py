@@ -253,10 +253,12 @@ def ended_by(number: signal.Signals, options: list[str], place: Path) -> None:
     # As from a terminal: a test run in the background has SIGINT ignored, which children inherit.
     with subprocess.Popen(command, **how, preexec_fn=_interruptible) as pipeline:
         assert pipeline.stderr is not None
+        said = ""
         for line in pipeline.stderr:
+            said += line
             if "Running entrypoint" in line:
                 break
-        assert heads(place)
+        assert heads(place), said
         pipeline.send_signal(number)
         pipeline.stderr.read()
         code = pipeline.wait(60)
