@@ -43,16 +43,14 @@ def _written(config: dict[str, Any], file: Path) -> Path:
 
 
 def _test_set(storage: Path, options: Options) -> Path:
-    """SciFact's folder; to try the part out, a BEIR folder with a little of it."""
-    if not options.small:
-        return DATA / "scifact"
-    folder, few = storage / "small", of(options.split("test"))
+    """A BEIR folder of the test split."""
+    folder, test = storage / "test", of(options.split("test"))
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
-    corpus = [{"_id": d, "title": title, "text": text} for d, (title, text) in few.corpus.items()]
-    queries = [{"_id": q, "text": text} for q, text in few.queries.items()]
+    corpus = [{"_id": d, "title": title, "text": text} for d, (title, text) in test.corpus.items()]
+    queries = [{"_id": q, "text": text} for q, text in test.queries.items()]
     for name, rows in (("corpus", corpus), ("queries", queries)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    lines = [f"{q}\t{d}\t{grade}\n" for q, grades in few.qrels.items() for d, grade in grades.items()]
+    lines = [f"{q}\t{d}\t{grade}\n" for q, grades in test.qrels.items() for d, grade in grades.items()]
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
     return folder
 

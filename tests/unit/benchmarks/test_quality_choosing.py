@@ -137,6 +137,18 @@ def test_hard_negatives_are_no_answers_and_the_dev_split_is_not_trained_on(share
     assert len(data.labelled(most=300)) == 300
 
 
+def test_the_smaller_test_split_keeps_all_answers_and_what_bm25_confuses_with_them(shared_data: Path) -> None:
+    from benchmarks.quality import data
+
+    whole, part = data.of("test/whole"), data.of("test")
+    assert part.queries == whole.queries and part.qrels == whole.qrels
+    assert len(part.corpus) == data.TEST_DOCUMENTS and part.corpus.items() <= whole.corpus.items()
+    assert {d for grades in part.qrels.values() for d in grades} <= part.corpus.keys()
+    for found in list(data.candidates(whole, 2).values()):
+        assert set(found) <= part.corpus.keys()
+    assert len(data.of("reranked").queries) == 60 and len(data.of("dev/whole").queries) == 40
+
+
 def test_synthetic_pairs_leave_out_what_is_measured_on(shared_data: Path, tmp_path: Path) -> None:
     from benchmarks.quality import data
 
