@@ -36,9 +36,8 @@ class EvaluateConfig(Section):
     """Whole input length of the reranker."""
     rerank_weight: float | None = Field(default=1.0, ge=0, le=1)
     """Share of the reranker's score in the final order, against the embedding's, both standardised per query; 1 = the
-    reranker alone decides (the paper's); null = of the shares whose gain on the dev set is sure (95 %
-    interval, widened for the choice among eleven shares, above zero) the best, else 0; the reranker alone is reported
-    beside it."""
+    reranker alone decides (the paper's); null = the best of eleven shares on the dev set, where such a choice gains on
+    queries that it has not seen (docs/evaluation.md), else 0; the reranker alone is reported beside it."""
     rerank_dev_top: int = Field(default=20, ge=2)
     """Documents per dev query that are reranked to find that share."""
     recall_at: list[int] = Field(default=[1, 10, 100], min_length=1)

@@ -203,10 +203,10 @@ def _dev_weight(e: Evaluation) -> float:
     dev = read_set(e.ctx, found)
     first = _embedded(e, dev, "dev", (e.ctx.inputs["merge"] / "embedding").uri, None)
     choice = chosen_weight(dev.data, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
-    gain = f"nDCG@10 {choice.gain:+.4f}, 95 % of {choice.low:+.4f} to {choice.high:+.4f} over all shares"
+    gain = f"nDCG@10 {choice.gain:+.4f}; {choice.unseen:+.4f} on queries it was not chosen on, error {choice.error:.4f}"
     e.say(
         f"evaluate: the reranker's share is {choice.weight}: of ten above none, {choice.best} is best on "
-        f"{choice.queries} dev queries ({gain}){'' if choice.weight else ', not clearly better than none'}"
+        f"{choice.queries} dev queries ({gain}){'' if choice.weight else ', which is not enough'}"
     )
     e.ctx.out.write_json(WEIGHT, {"rerank_weight": choice.weight, "chosen_on": "dev", **asdict(choice)})
     return choice.weight
