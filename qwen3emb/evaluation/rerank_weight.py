@@ -11,7 +11,7 @@ from qwen3emb.evaluation.ranking import Ranking, ranking_per_query, reranked
 from qwen3emb.metrics.bootstrap import gain_on_unseen
 from qwen3emb.text.retrieval_set import RetrievalSet
 
-__all__ = ["WeightChoice", "best_weight", "chosen_share", "chosen_weight"]
+__all__ = ["WeightChoice", "chosen_share", "chosen_weight"]
 
 _GRID = [round(0.1 * n, 1) for n in range(11)]
 _ROUNDS = 4000
@@ -38,11 +38,6 @@ class WeightChoice:
     unseen: float
     error: float
     queries: int
-
-
-def best_weight(data: RetrievalSet, first: Ranking, scores: Sequence[np.ndarray]) -> float:
-    """The `weight` of `chosen_weight`."""
-    return chosen_weight(data, first, scores).weight
 
 
 def chosen_weight(data: RetrievalSet, first: Ranking, scores: Sequence[np.ndarray]) -> WeightChoice:

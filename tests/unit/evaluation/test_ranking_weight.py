@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen3emb.evaluation.ranking import Ranking, ranking_metrics, reranked
-from qwen3emb.evaluation.rerank_weight import best_weight, chosen_share, chosen_weight
+from qwen3emb.evaluation.rerank_weight import chosen_share, chosen_weight
 from qwen3emb.text.retrieval_set import RetrievalSet
 
 QUERIES, DOCUMENTS = 12, 4
@@ -16,6 +16,10 @@ DATA = RetrievalSet(
     {f"q{i}": {f"d{i % DOCUMENTS}": 1} for i in range(QUERIES)},
 )
 FIRST = Ranking(np.tile(np.arange(DOCUMENTS), (QUERIES, 1)), np.tile(np.linspace(0.9, 0.6, DOCUMENTS), (QUERIES, 1)))
+
+
+def best_weight(data: RetrievalSet, first: Ranking, judged: list[np.ndarray]) -> float:
+    return chosen_weight(data, first, judged).weight
 
 
 def scores(right: set[int], wrong: set[int] = frozenset()) -> list[np.ndarray]:
