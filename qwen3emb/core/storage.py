@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +11,9 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from qwen3emb.core.errors import UserError
+from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.location import checked_name, checked_place, encoded, is_uri, joined, parent_and_name, redacted
 
 __all__ = ["Storage", "absolute_uri", "external_fingerprint", "files_fingerprint", "project_root"]
@@ -198,8 +201,11 @@ class Storage:
     def local(self, name: str = "") -> Path:
         """A local folder with the content of `name`; downloaded once to a temporary cache where storage is remote.
 
-        Several processes of a machine may call it at once: the folder appears when it is complete, and another one
-        when the files on storage have changed.
+        Several processes of a machine may call it at once: one of them downloads, the others wait for it. The folder
+        appears when it is complete, and another one when the files on storage have changed.
+
+        Raises:
+            StageFailure: another process of this machine has been downloading it for hours.
         """
         if self.is_local:
             return Path(self.path(name))
@@ -209,13 +215,23 @@ class Storage:
         cache = Path(tempfile.gettempdir()) / f"qwen3emb-cache-{os.getuid()}"  # another user's cannot be written to
         if not (cache / key).is_dir():
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
-            pafs.copy_files(self.path(name), str(partial), source_filesystem=self.filesystem)
-            try:
-                partial.rename(cache / key)
-            except OSError:  # another process was faster
-                shutil.rmtree(partial)
+            with _alone(cache / f".{key}.lock", f"{self} is being fetched"):
+                if not (cache / key).is_dir():
+                    self._download(name, cache / key)
         return cache / key
+
+    def _download(self, name: str, target: Path) -> None:
+        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
+        try:
+            pafs.copy_files(self.path(name), str(partial), source_filesystem=self.filesystem)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def upload_file(self, file: Path, name: str) -> None:
+        """Copy a local file to `name`."""
+        self.filesystem.create_dir(posixpath.dirname(self.path(name)), recursive=True)
+        pafs.copy_files(str(file), self.path(name), destination_filesystem=self.filesystem)
 
     def upload(self, folder: Path, name: str) -> None:
         """Copy the files of a local folder into `name`; where the folder is `name` itself, nothing is copied."""
@@ -223,6 +239,28 @@ class Storage:
             return
         self.filesystem.create_dir(self.path(name), recursive=True)
         pafs.copy_files(str(folder), self.path(name), destination_filesystem=self.filesystem)
+
+
+_PATIENCE = 4 * 3600.0  # seconds for which another process of this machine may download
+_LOOK = 0.2
+
+
+@contextmanager
+def _alone(lock: Path, what: str) -> Iterator[None]:
+    """Hold a lock of this machine; the kernel frees it when its holder ends, however it ends."""
+    with lock.open("w") as file:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StageFailure(
+                        f"{what} by another process of this machine for {_PATIENCE / 3600:g} hours"
+                    ) from None
+                time.sleep(_LOOK)
+        yield
 
 
 def _opened(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -13,7 +13,7 @@ import torch
 
 from qwen3emb.core.cores import threads_of, usable_cores
 from qwen3emb.core.storage import Storage
-from qwen3emb.model.fetch import is_endpoint
+from qwen3emb.model.fetch import is_endpoint, resolve_model
 from qwen3emb.model.foreign import AnyEncoder, open_encoder
 from qwen3emb.model.reranker import Reranker
 
@@ -87,7 +87,7 @@ class EncodeWorker:
         """
         if self._encoder is None or self._model != model:
             self._encoder = None  # one at a time in memory
-            place = model.uri if is_endpoint(model.uri) else Storage(model.uri).local()
+            place = model.uri if is_endpoint(model.uri) else resolve_model(model.uri)
             torch.set_num_threads(threads_here(*self._pool))  # Ray has set OMP_NUM_THREADS by `num_cpus`, to 1
             self._encoder = open_encoder(place, end_token=model.end_token, dtype=model.dtype)
             self._model = model
@@ -161,7 +161,7 @@ class RerankWorker:
         """
         if self._reranker is None:
             uri, dtype = self._arguments
-            folder = Storage(uri).local()
+            folder = resolve_model(uri)
             torch.set_num_threads(threads_here(*self._pool))
             self._reranker = Reranker(folder, dtype=dtype)
         return self._reranker

@@ -27,7 +27,6 @@ from qwen3emb.evaluation.rerank_weight import chosen_weight
 from qwen3emb.evaluation.sizes import Size, size_rankings, sizes_of
 from qwen3emb.metrics.retrieval import own_documents
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
-from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.text.evaluation_sets import EvaluationSet, first_set
 from qwen3emb.text.instructions import instructions
@@ -126,7 +125,7 @@ def model_rankings(e: Evaluation) -> dict[str, Callable[[], Ranking]]:
     for name in cfg.evaluate.compare:
         stage = "distill" if name == "distilled" else name
         if name == "base":
-            models[name] = str(resolve_model(cfg.models.base)), cfg.models.end_token
+            models[name] = cfg.models.base, cfg.models.end_token
         elif stage in e.ctx.inputs:
             models[name] = final_model(e.ctx.inputs[stage]).uri, None
     rankings: dict[str, Callable[[], Ranking]] = {

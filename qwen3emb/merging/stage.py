@@ -128,7 +128,7 @@ def _further(ctx: StageContext[RunConfig]) -> dict[str, str]:
 
 def _base(work: _Merge) -> Path | None:
     """The base of the task vectors; None where weights themselves are merged."""
-    return Path(work.base) if work.on == "task_vectors" else None
+    return resolve_model(work.base) if work.on == "task_vectors" else None
 
 
 def _of(picked: Picked, work: _Merge) -> _Merge:
@@ -155,7 +155,7 @@ def _work(
     ctx.out.delete(output)  # of a run that was killed
     weights = configured_weights(cfg, len(last), len(further))
     place = (ctx.out / output).uri
-    return _Merge({**last, **further}, str(resolve_model(base)), cfg.on, weights, place, output == RERANKER)
+    return _Merge({**last, **further}, base, cfg.on, weights, place, output == RERANKER)
 
 
 def _probed(

@@ -9,7 +9,6 @@ from qwen3emb.config.run import RunConfig
 from qwen3emb.encoding.dispatch import paced
 from qwen3emb.encoding.pool import Rerankers
 from qwen3emb.mining.rules import MiningPlan, Negatives
-from qwen3emb.model.fetch import resolve_model
 
 __all__ = ["judged_rules", "veto"]
 
@@ -51,7 +50,7 @@ def veto(
     judged = {key: negatives for key, negatives in mined.items() if negatives is not None and negatives.rows}
     queries = [plan.queries[query] for _, query in judged]
     documents = [[plan.documents[row] for row in negatives.rows] for negatives in judged.values()]
-    model = str(resolve_model(rules.model))
+    model = rules.model
     say(f"mine: {sum(map(len, documents))} candidates to be judged by {model}")
     with Rerankers(model, workers=cfg.mine.workers, gpus_per_worker=cfg.cluster.gpus_per_worker) as pool:
         scores = pool.score(

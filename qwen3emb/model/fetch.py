@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3emb.core.errors import UserError
+from qwen3emb.core.location import is_uri
+from qwen3emb.core.storage import Storage
 
 __all__ = ["WHEELS", "cache_dir", "fetch_model", "has_weights", "is_endpoint", "resolve_model"]
 
@@ -56,11 +58,13 @@ def is_endpoint(name: str) -> bool:
 
 
 def resolve_model(name: str) -> Path:
-    """The local directory of a model given as path, wheel name or hub id.
+    """The directory, on this node, of a model given as path, wheel name, hub id or URI; a URI's is fetched once.
 
     Raises:
         UserError: the directory has no weights, or the model has not been fetched yet.
     """
+    if is_uri(name):
+        return _checked(Storage(name).local())
     local = Path(name).expanduser()
     if local.is_dir():
         return _checked(local)

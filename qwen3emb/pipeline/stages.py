@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted, with_secrets_of
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.identity import model_identity, tokenizer_identity
+from qwen3emb.model.mirror import run_model
 from qwen3emb.text.evaluation_sets import asked_passages
 from qwen3emb.text.instructions import given_instructions
 from qwen3emb.text.sources import source_fingerprint
@@ -30,6 +31,7 @@ __all__ = [
     "stage_folder",
     "stage_inputs",
     "stage_states",
+    "with_run_models",
     "writable_folder",
 ]
 
@@ -235,6 +237,30 @@ def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity
         inputs["tokenizer"] = tokenizer_identity(_value(cfg, stage.tokenizer) or cfg.models.base)
     inputs |= dict(_external(cfg, name))
     return Identity(name, __version__, redacted(config), redacted(inputs))
+
+
+def with_run_models(cfg: RunConfig, name: str) -> RunConfig:
+    """The configuration with the models of stage `name` as URIs of the run's copies, which every node can read.
+
+    Models that the run has no copy of yet are copied to its storage.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    stage = STAGES[name]
+    bases = {"models.base"} if _BASES[1] in stage.models else set()
+    tokenizer = (stage.tokenizer if stage.tokenizer and _value(cfg, stage.tokenizer) else "models.base",)
+    for key in sorted({*stage.models, *bases, *(tokenizer if stage.tokenizer else ())}):
+        model = _value(cfg, key)
+        if model and model not in _WORDS.get(key, ()):
+            cfg = _replaced(cfg, key.split("."), run_model(cfg.storage, model))
+    return cfg
+
+
+def _replaced(section: Any, path: Sequence[str], value: str) -> Any:
+    """A copy of a section with another value at a path of fields."""
+    head, *rest = path
+    return section.model_copy(update={head: _replaced(getattr(section, head), rest, value) if rest else value})
 
 
 def _section(cfg: RunConfig, stage: Stage) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from qwen3emb.config.datasets import SYNTHETIC_DATASETS, is_synthetic, trained_as
 from qwen3emb.config.run import RunConfig, require_section, reranker_start
@@ -18,7 +17,6 @@ from qwen3emb.config.training import (
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.records import PAIR, TRAINING_ROW
-from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.stored import final_model
 from qwen3emb.objective.embedding_step import StepSettings
 from qwen3emb.objective.rows import TrainingRow
@@ -50,21 +48,20 @@ def train_weak(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """Stage 1: contrastive training on all synthetic pairs (paper section 4)."""
     table = ctx.inputs["synthesize"].read_table("pairs", PAIR)
     rows = rows_from_pairs(table, graded(trained_as(set(SYNTHETIC_DATASETS))))
-    start = resolve_model(ctx.cfg.models.base)
-    return _train_embedding(ctx, rows, require_section(ctx.cfg.weak), {}, str(start), say)
+    return _train_embedding(ctx, rows, require_section(ctx.cfg.weak), {}, str(ctx.cfg.models.base), say)
 
 
 def train_supervised(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """Stage 2: labelled and filtered synthetic pairs with hard negatives, from the weak model where the run has one."""
     weak = ctx.inputs.get("weak")
-    start = final_model(weak).local() if weak else resolve_model(ctx.cfg.models.base)
-    return _train_on_mined(ctx, ctx.cfg.supervised, str(start), say)
+    start = final_model(weak).uri if weak else str(ctx.cfg.models.base)
+    return _train_on_mined(ctx, ctx.cfg.supervised, start, say)
 
 
 def train_distilled(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     """The supervised model on the same rows, whose documents' order the reranker (or another model) teaches."""
-    start = final_model(ctx.inputs["supervised"]).local()
-    return _train_on_mined(ctx, _distill_section(ctx.cfg), str(start), say)
+    start = final_model(ctx.inputs["supervised"]).uri
+    return _train_on_mined(ctx, _distill_section(ctx.cfg), start, say)
 
 
 def _distill_section(run: RunConfig) -> TrainSupervisedConfig:
@@ -107,8 +104,7 @@ def train_reranker(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     query_instructions = instructions(ctx.cfg, {row.dataset for row in (*chosen.train, *chosen.dev)})
     train = chosen.train
     if cfg.teacher is not None:
-        teacher = str(resolve_model(cfg.teacher.model))
-        judge = Judge(teacher, cfg.teacher.workers, cfg.max_tokens, cfg.max_query_tokens)
+        judge = Judge(cfg.teacher.model, cfg.teacher.workers, cfg.max_tokens, cfg.max_query_tokens)
         train = with_teacher_scores(train, judge, ctx.cfg, query_instructions, ctx.out, say)
     model, trunk = _reranker_start(ctx)
     task = RerankerTask(cfg, model, ctx.cfg.models.instruction, chosen.dev, query_instructions, trunk)
@@ -116,15 +112,16 @@ def train_reranker(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     return StageResult(chosen.rows, len(train), chosen.left_out, metrics)
 
 
-def _reranker_start(ctx: StageContext[RunConfig]) -> tuple[Path, Path | None]:
-    """(the model that a stage of the reranker starts from, the model whose trunk it takes instead of its own)."""
+def _reranker_start(ctx: StageContext[RunConfig]) -> tuple[str, str | None]:
+    """(the model that a stage of the reranker starts from, the one whose trunk it takes instead of its own), as
+    `resolve_model` takes them."""
     start = reranker_start(ctx.cfg, ctx.name)
     if start == "reranker_weak":
-        return Path(final_model(ctx.inputs["reranker_weak"]).local()), None
-    base = Path(resolve_model(ctx.cfg.models.reranker_base or ctx.cfg.models.base))
+        return final_model(ctx.inputs["reranker_weak"]).uri, None
+    base = str(ctx.cfg.models.reranker_base or ctx.cfg.models.base)
     if start == "embedding":
-        return base, Path(final_model(ctx.inputs["supervised"]).local())
-    return (base if start == "base" else Path(resolve_model(start))), None
+        return base, final_model(ctx.inputs["supervised"]).uri
+    return (base if start == "base" else start), None
 
 
 def _train_embedding(
@@ -132,7 +129,7 @@ def _train_embedding(
     rows: list[TrainingRow],
     cfg: TrainEmbeddingConfig,
     sets: dict[str, DatasetConfig],
-    model_dir: str,
+    model: str,
     say: _Say,
 ) -> StageResult:
     present = {row.dataset for row in rows}
@@ -145,7 +142,7 @@ def _train_embedding(
     models = ctx.cfg.models
     task = EmbeddingTask(
         cfg,
-        Path(model_dir),
+        model,
         models.end_token,
         models.instruction,
         dev.read() if dev else None,

@@ -22,6 +22,7 @@ from qwen3emb.export.export import export_embedding, export_reranker
 from qwen3emb.metrics.retrieval import retrieval_metrics
 from qwen3emb.model.contract import Contract
 from qwen3emb.model.encoder import normalised_prefix
+from qwen3emb.model.fetch import resolve_model
 from qwen3emb.model.loading import (
     dtype_of,
     load_causal,
@@ -95,7 +96,7 @@ class EmbeddingTask:
 
     Attributes:
         cfg: the stage's section of the configuration.
-        model_dir: directory of the model that training starts from.
+        model: what training starts from, as `resolve_model` takes it: each node fetches it for itself.
         end_token: token the embedding is read at.
         instruction: of the queries, unless their dataset has one of its own.
         dev: what is searched at each validation.
@@ -103,7 +104,7 @@ class EmbeddingTask:
     """
 
     cfg: TrainEmbeddingConfig
-    model_dir: Path
+    model: str | Path
     end_token: str
     instruction: str
     dev: RetrievalSet | None
@@ -128,9 +129,10 @@ class EmbeddingTask:
         """The decoder to train, its weights in `dtype`."""
         if self.teacher_vectors is not None:
             self.teacher_vectors = self.teacher_vectors.here()
-        self.template = EmbeddingTemplate(load_tokenizer(self.model_dir), self.end_token)
-        trunk = load_trunk(self.model_dir, dtype)
-        require_vocabulary(self.model_dir, trunk, self.template.tokenizer)
+        folder = resolve_model(str(self.model))
+        self.template = EmbeddingTemplate(load_tokenizer(folder), self.end_token)
+        trunk = load_trunk(folder, dtype)
+        require_vocabulary(folder, trunk, self.template.tokenizer)
         return _trainable(trunk, self.cfg.lora)
 
     def rows_at(self, step: int, rows: Sequence[TrainingRow]) -> Sequence[TrainingRow]:
@@ -196,7 +198,7 @@ class EmbeddingTask:
 
     def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
         """Write a model directory."""
-        weights = _to_store(weights, self.cfg, self.model_dir)
+        weights = _to_store(weights, self.cfg, resolve_model(str(self.model)))
         limit = min(config.max_position_embeddings, 32768)
         dims = list(self.cfg.loss.mrl_dims)
         contract = Contract("embedding", self.instruction, self.end_token, limit, config.hidden_size, dims)
@@ -209,19 +211,19 @@ class RerankerTask:
 
     Attributes:
         cfg: the stage's section of the configuration.
-        model_dir: directory of the model that training starts from.
+        model: what training starts from, as `resolve_model` takes it: each node fetches it for itself.
         instruction: of the queries, unless `instructions` has one for their dataset.
         dev: validation rows, whose documents are ranked.
         instructions: dataset -> instruction.
-        trunk_dir: an embedding model whose trunk takes the place of the model's own.
+        trunk: an embedding model, likewise, whose trunk takes the place of the model's own.
     """
 
     cfg: TrainRerankerConfig
-    model_dir: Path
+    model: str | Path
     instruction: str
     dev: Sequence[TrainingRow]
     instructions: Mapping[str, str] = field(default_factory=dict)
-    trunk_dir: Path | None = None
+    trunk: str | Path | None = None
 
     def instruction_of(self, row: TrainingRow) -> str:
         """The instruction of a row's query."""
@@ -243,12 +245,13 @@ class RerankerTask:
 
     def load(self, dtype: str) -> Any:
         """The causal LM to train, its weights in `dtype`."""
-        self.template = RerankTemplate(load_tokenizer(self.model_dir))
+        folder = resolve_model(str(self.model))
+        self.template = RerankTemplate(load_tokenizer(folder))
         self.yes_no = self.template.yes_no
-        model = load_causal(self.model_dir, dtype)
-        require_vocabulary(self.model_dir, model, self.template.tokenizer)
-        if self.trunk_dir is not None:
-            replace_trunk(model, self.trunk_dir, dtype)
+        model = load_causal(folder, dtype)
+        require_vocabulary(folder, model, self.template.tokenizer)
+        if self.trunk is not None:
+            replace_trunk(model, resolve_model(str(self.trunk)), dtype)
         return _trainable(model, self.cfg.lora)
 
     def rows_at(self, step: int, rows: Sequence[TrainingRow]) -> Sequence[TrainingRow]:
@@ -290,7 +293,7 @@ class RerankerTask:
 
     def export(self, output: Path, weights: dict[str, Tensor], config: Any) -> None:
         """Write a model directory."""
-        weights = _to_store(weights, self.cfg, self.model_dir)
+        weights = _to_store(weights, self.cfg, resolve_model(str(self.model)))
         limit = min(config.max_position_embeddings, 32768)
         contract = Contract("reranker", self.instruction, "", limit)
         export_reranker(output, weights, config, self.template.tokenizer, contract)
