@@ -78,7 +78,10 @@ def size_file(size: Size) -> str:
 
 
 class Pools:
-    """The pools of Ray actors of an evaluation: started at first use, then shared by all models."""
+    """The pool of Ray actors of an evaluation, shared by all models: of encoders or of rerankers, one at a time.
+
+    Two pools at once would each hold workers' GPUs, and the second wait for those of the first for ever.
+    """
 
     def __init__(self, workers: int, gpus_per_worker: int) -> None:
         self._options: dict[str, Any] = {"workers": workers, "gpus_per_worker": gpus_per_worker}
@@ -87,6 +90,7 @@ class Pools:
 
     def encoders(self, model: str, end_token: str | None) -> Encoders:
         """Actors that hold this embedding model."""
+        self._end_rerankers()
         if self._encoders is None:
             self._encoders = Encoders(model, end_token=end_token, **self._options)
         else:
@@ -95,6 +99,7 @@ class Pools:
 
     def rerankers(self, model: str) -> Rerankers:
         """Actors that hold the reranker, the only one of an evaluation."""
+        self._end_encoders()
         self._rerankers = self._rerankers or Rerankers(model, **self._options)
         return self._rerankers
 
@@ -102,9 +107,18 @@ class Pools:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pool in (self._encoders, self._rerankers):
-            if pool is not None:
-                pool.close()
+        self._end_encoders()
+        self._end_rerankers()
+
+    def _end_encoders(self) -> None:
+        if self._encoders is not None:
+            self._encoders.close()
+            self._encoders = None
+
+    def _end_rerankers(self) -> None:
+        if self._rerankers is not None:
+            self._rerankers.close()
+            self._rerankers = None
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def _train(job: TrainJob, out: Storage) -> None:
     trainer = _Trainer(
         _worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if job.gpus else "gloo"),
+        # Gathers of vectors on CPUs (validation) and on GPUs (the loss) go each over what knows their device.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if job.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=cfg.num_workers,
             use_gpu=job.gpus > 0,
