@@ -19,15 +19,8 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.exits import guarded
 from qwen3emb.core.lease import held
 from qwen3emb.core.location import redacted
-from qwen3emb.pipeline.stages import (
-    identity,
-    is_enabled,
-    needs,
-    stage_folder,
-    stage_inputs,
-    with_run_models,
-    writable_folder,
-)
+from qwen3emb.pipeline.run_models import with_run_models
+from qwen3emb.pipeline.stages import identity, is_enabled, needs, stage_folder, stage_inputs, writable_folder
 
 __all__ = ["command_line", "guarded", "run_stage", "say", "table_console"]
 
@@ -99,7 +92,7 @@ def _run(name: str, run: _Stage, cfg: RunConfig, arguments: argparse.Namespace) 
             return
         say(f"{name}: {'resuming' if state == 'unfinished' else 'starting'} {out}")
         with connected(cfg.cluster):
-            result = run(StageContext(with_run_models(cfg, name), name, out, stage_inputs(cfg, name)))
+            result = run(StageContext(with_run_models(cfg, name, say), name, out, stage_inputs(cfg, name)))
         if name in _CARDS:
             facts = {"rows_in": result.rows_in, "seconds": round(time.monotonic() - began), "rejected": result.rejected}
             write_card(out, f"Stage {name}", facts | count_rows(out, _CARDS[name]))

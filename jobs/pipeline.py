@@ -17,6 +17,7 @@ from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import start
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.pipeline.report import print_report, write_summary
+from qwen3emb.pipeline.run_models import copy_models_of_this_machine
 from qwen3emb.pipeline.selection import selected
 from qwen3emb.pipeline.stages import STAGES, Stage, identity, stage_folder, stage_states, writable_folder
 from qwen3emb.text.evaluation_sets import planned_sets
@@ -71,7 +72,7 @@ def _run(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) -> 
     if not stages:
         return seconds
     flags = ["--replace"] * arguments.replace + ["--debug"] * arguments.debug
-    with _target(cfg, arguments) as target:
+    with _target(cfg, stages, arguments) as target:
         for stage in stages:
             began = time.monotonic()
             code = target.run(stage.module, [*stage.arguments, *flags])
@@ -84,12 +85,14 @@ def _run(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) -> 
 
 
 @contextmanager
-def _target(cfg: RunConfig, arguments: argparse.Namespace) -> Iterator[Target]:
-    """The configured cluster, else a private head for the time of the block."""
+def _target(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) -> Iterator[Target]:
+    """The configured cluster, which finds the models of the stages on storage; else a private head for the block."""
     address = cfg.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         say(f"pipeline: submitting to {address}")
-        yield cluster_target(connect(address), cfg, arguments.config, arguments.set)
+        target = cluster_target(connect(address), cfg, arguments.config, arguments.set)
+        copy_models_of_this_machine(cfg, [stage.name for stage in stages], say)
+        yield target
         return
     say("pipeline: starting a private Ray head")
     with private_head(cfg.cluster) as head:

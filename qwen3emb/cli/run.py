@@ -125,8 +125,12 @@ def submit(
         if not cluster_address:
             raise UserError("submit: which cluster? Give --address http://HOST:8265, or set RAY_ADDRESS")
         from cluster.submission import cluster_target, connect, exit_code, follow
+        from qwen3emb.pipeline.run_models import copy_models_of_this_machine
+        from qwen3emb.pipeline.stages import STAGES, is_enabled
 
         target = cluster_target(connect(cluster_address), cfg, str(config), overrides or [])
+        names = [stage] if stage else [name for name in STAGES if is_enabled(cfg, name)]
+        copy_models_of_this_machine(cfg, names, lambda line: print(line, file=sys.stderr, flush=True))
         job = target.start(module, [*arguments, *["--replace"] * replace, *["--debug"] * debug])
         print(job, flush=True)
         if not wait:

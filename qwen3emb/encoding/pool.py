@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import Progress, WorkerPool
 from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, RerankWorker, actor_options
 from qwen3emb.model.endpoint import notes_lines
-from qwen3emb.model.fetch import is_endpoint
+from qwen3emb.model.fetch import is_endpoint, model_place
 
 __all__ = ["Encoders", "Rerankers", "instruction_of_rows"]
 
@@ -41,7 +40,7 @@ class Encoders(WorkerPool):
         """Start the actors and load the model in each.
 
         Args:
-            model_dir: directory, URI or address of the model (see `model.foreign`).
+            model_dir: directory, name, URI or address of the model (see `model.foreign`).
             end_token: token the embedding is read at; needed for directories that qwen3emb did not export.
             dtype: of the weights; default that of `model.loading.compute_dtype`.
             workers: actors. On CPU those of a node share its cores (`workers.threads_here`).
@@ -60,7 +59,7 @@ class Encoders(WorkerPool):
         Raises:
             UserError: the model cannot be loaded; the actors are ended.
         """
-        place = model_dir if is_endpoint(model_dir) else Storage(model_dir).uri
+        place = model_place(model_dir)
         self._model = ModelPlace(place, end_token, dtype)
         self.label = f"embedding with {place}"
         self.dimensions = int(self.ask_all("dimensions", self._model)[0])
@@ -115,7 +114,7 @@ class Rerankers(WorkerPool):
         self, model_dir: str, *, dtype: str | None = None, workers: int = 1, gpus_per_worker: float = 0
     ) -> None:
         """Start the actors and load the model in each; arguments and errors as of `Encoders`."""
-        uri = Storage(model_dir).uri
+        uri = model_place(model_dir)
         arguments, options = (uri, dtype, workers, gpus_per_worker), actor_options(gpus_per_worker)
         super().__init__(RerankWorker, arguments, workers, f"reranking with {uri}", retries=_RETRIES, **options)
         self.context = int(self.ask_all("context")[0])

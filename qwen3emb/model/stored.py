@@ -6,10 +6,9 @@ from typing import Any
 
 from qwen3emb.core.artifact import read_record
 from qwen3emb.core.errors import UserError
-from qwen3emb.core.location import is_uri
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.contract import CONTRACT_FILE
-from qwen3emb.model.fetch import is_endpoint, resolve_model
+from qwen3emb.model.fetch import is_endpoint, model_place
 
 __all__ = ["WEAK", "checkpoint_label", "checkpoints", "final_model", "named_model", "scoring_model"]
 
@@ -71,7 +70,7 @@ def named_model(name: str, end_token: str) -> tuple[str, str | None]:
     """
     if is_endpoint(name):
         return name, None
-    folder = Storage(name if is_uri(name) else str(resolve_model(name)))
+    folder = Storage(model_place(name))
     # The contract of an exported model names its end token; None takes that one.
     return folder.uri, None if folder.exists(CONTRACT_FILE) else end_token
 

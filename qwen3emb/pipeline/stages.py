@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,14 @@ from qwen3emb.core.artifact import Identity, State, state_of
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import redacted, with_secrets_of
 from qwen3emb.core.storage import Storage
-from qwen3emb.model.identity import model_identity, tokenizer_identity
-from qwen3emb.model.mirror import run_model
+from qwen3emb.model.mirror import run_identity, run_tokenizer_identity
 from qwen3emb.text.evaluation_sets import asked_passages
 from qwen3emb.text.instructions import given_instructions
 from qwen3emb.text.sources import source_fingerprint
 
 __all__ = [
     "STAGES",
+    "WORDS",
     "Stage",
     "identity",
     "is_enabled",
@@ -31,7 +31,7 @@ __all__ = [
     "stage_folder",
     "stage_inputs",
     "stage_states",
-    "with_run_models",
+    "value_at",
     "writable_folder",
 ]
 
@@ -70,7 +70,7 @@ class Stage:
 
 
 _BASES = ("models.base", "models.reranker_base")
-_WORDS = {
+WORDS = {
     **dict.fromkeys(("filter.model", "mine.model"), ("weak",)),
     **dict.fromkeys(("reranker.start", f"{_RERANKER_WEAK}.start"), ("base", "embedding")),
     "distill.teacher.model": (RERANKER,),
@@ -224,43 +224,21 @@ def identity(cfg: RunConfig, name: str, known: dict[str, Identity] | None = None
 def _identity(cfg: RunConfig, name: str, known: dict[str, Identity]) -> Identity:
     stage = STAGES[name]
     config: dict[str, Any] = {stage.section: _section(cfg, stage)}
-    config |= {key: _value(cfg, key) for key in (*stage.reads, *_also_read(cfg, name))}
+    config |= {key: value_at(cfg, key) for key in (*stage.reads, *_also_read(cfg, name))}
     instructions = given_instructions(cfg, name)
     config |= {"instructions": instructions} if instructions else {}
     inputs = {need: identity(cfg, need, known).fingerprint for need in needs(cfg, name)}
-    named = {key: _value(cfg, key) for key in stage.models}
+    named = {key: value_at(cfg, key) for key in stage.models}
     named |= {"models.reranker_base": cfg.models.reranker_base or cfg.models.base} if _BASES[1] in named else {}
     inputs |= {
-        key: model if model in _WORDS.get(key, ()) else model_identity(model) for key, model in named.items() if model
+        key: model if model in WORDS.get(key, ()) else run_identity(cfg.storage, model)
+        for key, model in named.items()
+        if model
     }
     if stage.tokenizer:
-        inputs["tokenizer"] = tokenizer_identity(_value(cfg, stage.tokenizer) or cfg.models.base)
+        inputs["tokenizer"] = run_tokenizer_identity(cfg.storage, value_at(cfg, stage.tokenizer) or cfg.models.base)
     inputs |= dict(_external(cfg, name))
     return Identity(name, __version__, redacted(config), redacted(inputs))
-
-
-def with_run_models(cfg: RunConfig, name: str) -> RunConfig:
-    """The configuration with the models of stage `name` as URIs of the run's copies, which every node can read.
-
-    Models that the run has no copy of yet are copied to its storage.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    stage = STAGES[name]
-    bases = {"models.base"} if _BASES[1] in stage.models else set()
-    tokenizer = (stage.tokenizer if stage.tokenizer and _value(cfg, stage.tokenizer) else "models.base",)
-    for key in sorted({*stage.models, *bases, *(tokenizer if stage.tokenizer else ())}):
-        model = _value(cfg, key)
-        if model and model not in _WORDS.get(key, ()):
-            cfg = _replaced(cfg, key.split("."), run_model(cfg.storage, model))
-    return cfg
-
-
-def _replaced(section: Any, path: Sequence[str], value: str) -> Any:
-    """A copy of a section with another value at a path of fields."""
-    head, *rest = path
-    return section.model_copy(update={head: _replaced(getattr(section, head), rest, value) if rest else value})
 
 
 def _section(cfg: RunConfig, stage: Stage) -> dict[str, Any]:
@@ -295,7 +273,7 @@ def _significant(section: Section, skipped: set[str]) -> dict[str, Any]:
     return fields
 
 
-def _value(cfg: RunConfig, key: str) -> Any:
+def value_at(cfg: RunConfig, key: str) -> Any:
     """The value of a dotted key, None where its section is missing; for `labelled.*.FIELD` dataset -> value."""
     if key.startswith("labelled.*."):
         return {

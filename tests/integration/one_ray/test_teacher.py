@@ -122,15 +122,15 @@ def test_the_reranker_starts_from_its_weak_stage_where_there_is_one(
     metrics = {"model": "checkpoints/step_000001", "checkpoints": ["checkpoints/step_000001"]}
     complete(weak, identity(cfg, "reranker_weak"), StageResult(0, 0, {}, metrics), 0.0)
 
-    def begins(cfg: RunConfig, stage: str) -> tuple[Path, Path | None]:
+    def begins(cfg: RunConfig, stage: str) -> tuple[str, str | None]:
         return _reranker_start(StageContext(cfg, stage, stage_folder(cfg, stage), stage_inputs(cfg, stage)))
 
-    assert begins(cfg, "reranker") == (Path(weak.local("checkpoints/step_000001")), None)
+    assert begins(cfg, "reranker") == ((weak / "checkpoints/step_000001").uri, None)
     base = config(tmp_path, minimal_run, tiny_qwen3, reranker=section | {"start": "base"})
-    assert begins(base, "reranker") == (tiny_qwen3, None)
+    assert begins(base, "reranker") == (str(tiny_qwen3), None)
     without = config(tmp_path, minimal_run, tiny_qwen3, reranker=section)
     embedding = stage_folder(without, "supervised")
     start(embedding, identity(without, "supervised"))
     complete(embedding, identity(without, "supervised"), StageResult(0, 0, {}, metrics), 0.0)
-    trunk = Path(embedding.local("checkpoints/step_000001"))
-    assert begins(without, "reranker") == (tiny_qwen3, trunk)
+    trunk = (embedding / "checkpoints/step_000001").uri
+    assert begins(without, "reranker") == (str(tiny_qwen3), trunk)

@@ -9,8 +9,10 @@ import pytest
 from qwen3emb.config.run import load_config
 from qwen3emb.core.errors import UserError
 from qwen3emb.model.fetch import resolve_model
-from qwen3emb.model.mirror import run_model
-from qwen3emb.pipeline.stages import identity, with_run_models
+from qwen3emb.model.identity import model_identity
+from qwen3emb.model.mirror import run_identity, run_model, run_tokenizer_identity
+from qwen3emb.pipeline.run_models import with_run_models
+from qwen3emb.pipeline.stages import identity
 
 
 def model(folder: Path, weights: bytes = b"w" * (1 << 20)) -> Path:
@@ -39,7 +41,7 @@ def test_a_model_is_copied_once_whole_and_without_pickles(tmp_path: Path) -> Non
     before = (Path(copy) / small).stat().st_mtime_ns
     assert run_model(storage, str(source)) == copy and (Path(copy) / small).stat().st_mtime_ns == before
     label = Path(copy).name
-    assert sorted(path.name for path in Path(storage, "models").iterdir()) == [label, f"{label}.json"]
+    assert sorted(path.name for path in Path(storage, "models").iterdir()) == [label, f"{label}.json", "named"]
 
 
 def test_a_copy_that_was_not_finished_is_made_again(tmp_path: Path) -> None:
@@ -47,7 +49,32 @@ def test_a_copy_that_was_not_finished_is_made_again(tmp_path: Path) -> None:
     label = Path(run_model(storage, str(source))).name
     (tmp_path / "run" / "models" / f"{label}.json").unlink()
     assert Path(run_model(storage, str(source))).name == label
-    assert sorted(path.name for path in (tmp_path / "run" / "models").iterdir()) == [label, f"{label}.json"]
+    assert sorted(path.name for path in (tmp_path / "run" / "models").iterdir()) == [label, f"{label}.json", "named"]
+
+
+def test_a_driver_on_a_machine_without_the_model_finds_the_runs_copy(tmp_path: Path) -> None:
+    storage, source = str(tmp_path / "run"), model(tmp_path / "mine")
+    whole, tokenizer = run_identity(storage, str(source)), run_tokenizer_identity(storage, str(source))
+    assert whole == model_identity(str(source))
+    copy = run_model(storage, str(source))
+    source.rename(tmp_path / "elsewhere")
+    assert run_model(storage, str(source)) == copy
+    assert run_identity(storage, str(source)) == run_identity(storage, copy) == whole
+    assert run_tokenizer_identity(storage, str(source)) == run_tokenizer_identity(storage, copy) == tokenizer
+    variant = f"{storage}/ablation/no_weak"
+    assert run_model(variant, str(source)) == copy, "a variant of an ablation shares the run's models"
+    with pytest.raises(UserError, match="no such directory"):
+        run_identity(str(tmp_path / "other run"), str(source))
+
+
+def test_the_latest_copy_of_a_name_counts(tmp_path: Path) -> None:
+    storage, source = str(tmp_path / "run"), model(tmp_path / "mine")
+    first = run_model(storage, str(source))
+    (source / "config.json").write_text('{"a": 1}')
+    second = run_model(storage, str(source))
+    assert first != second
+    source.rename(tmp_path / "elsewhere")
+    assert run_model(storage, str(source)) == second
 
 
 def test_two_models_of_one_name_have_two_copies(tmp_path: Path) -> None:
