@@ -7,6 +7,8 @@ same piece, so a piece must be safe to compute twice.
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +19,7 @@ from ray.exceptions import GetTimeoutError
 
 from qwen3emb.core.errors import StageFailure
 
-__all__ = ["Progress", "WorkerPool", "dispatch", "gather", "paced"]
+__all__ = ["START_SECONDS", "Progress", "WorkerPool", "dispatch", "gather", "late", "paced", "within_limits"]
 
 Progress = Callable[[int, int], None]
 """Called with (pieces done, pieces in all)."""
@@ -28,6 +30,7 @@ START_SECONDS = 3600.0
 PIECE_SECONDS = 24 * 3600.0
 """How long no piece of work may come back."""
 
+_LOOK_SECONDS = 5.0
 _END = object()
 
 
@@ -60,7 +63,81 @@ def gather(references: Sequence[Any], label: str, seconds: float = PIECE_SECONDS
     try:
         return list(ray.get(list(references), timeout=seconds))
     except GetTimeoutError:
-        raise _late(label, "no answer", seconds) from None
+        raise late(label, "no answer", seconds) from None
+
+
+def within_limits(
+    results: Iterable[Any],
+    label: str,
+    *,
+    started: Callable[[], bool] = lambda: True,
+    start_seconds: float = START_SECONDS,
+    piece_seconds: float = PIECE_SECONDS,
+) -> Iterator[Any]:
+    """The items of an iterator that waits without a limit of its own, as those of Ray Data do; a thread reads it.
+
+    Args:
+        results: the iterator.
+        label: name of the work in the message about a wait that is too long.
+        started: whether a worker is up; while none is, `start_seconds` count.
+        start_seconds: how long to wait while no worker is up.
+        piece_seconds: how long to wait for the next item once one is.
+
+    Raises:
+        StageFailure: one of the two waits is too long.
+        Exception: what the iterator raises.
+    """
+    items: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=1)
+    abandoned = threading.Event()
+    threading.Thread(target=_read_into, args=(results, items, abandoned), name=label, daemon=True).start()
+    try:
+        while True:
+            item, error = _next_within(items, label, started, start_seconds, piece_seconds)
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+    finally:
+        abandoned.set()
+
+
+def _read_into(results: Iterable[Any], items: queue.Queue[Any], abandoned: threading.Event) -> None:
+    """Put every item into the queue, then the end or the error, as long as somebody takes them."""
+
+    def put(item: Any, error: BaseException | None = None) -> bool:
+        while not abandoned.is_set():
+            try:
+                items.put((item, error), timeout=_LOOK_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    try:
+        for item in results:
+            if not put(item):
+                return
+    except BaseException as error:  # raised again in the thread that reads the queue
+        put(None, error)
+    else:
+        put(_END)
+
+
+def _next_within(
+    items: queue.Queue[Any], label: str, started: Callable[[], bool], start_seconds: float, piece_seconds: float
+) -> Any:
+    began = time.monotonic()
+    while True:
+        is_up = started()
+        limit = piece_seconds if is_up else start_seconds
+        left = limit - (time.monotonic() - began)
+        if left <= 0:
+            raise late(label, "no piece of work was finished" if is_up else "no worker was up", limit)
+        try:
+            return items.get(timeout=min(left, _LOOK_SECONDS))
+        except queue.Empty:
+            continue
 
 
 def dispatch(
@@ -102,12 +179,12 @@ def dispatch(
             ready, _ = ray.wait(hopes, timeout=piece_seconds if running else start_seconds)
             if not ready:
                 if running:
-                    raise _late(label, "no piece of work was finished", piece_seconds)
-                raise _late(label, f"none of {len(workers)} workers was up", start_seconds)
+                    raise late(label, "no piece of work was finished", piece_seconds)
+                raise late(label, f"none of {len(workers)} workers was up", start_seconds)
             [first] = ready
             is_result = first in running
             free.append(running.pop(first) if is_result else starting.pop(first))
-            result = ray.get(first)
+            [result] = gather([first], label, piece_seconds)  # there already, unless its node was just lost
             if is_result:
                 yield result
     finally:
@@ -185,7 +262,8 @@ class WorkerPool:
         self.close()
 
 
-def _late(label: str, missing: str, seconds: float) -> StageFailure:
+def late(label: str, missing: str, seconds: float) -> StageFailure:
+    """The error of a wait that took too long: what was missing, what the cluster has, what to change."""
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return StageFailure(
         f"{label}: {missing} within {_span(seconds)}; the cluster has {has.get('CPU', 0):g} CPUs and "

@@ -28,7 +28,7 @@ from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import REJECT
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
-from qwen3emb.encoding.dispatch import Progress
+from qwen3emb.encoding.dispatch import START_SECONDS, Progress, within_limits
 from qwen3emb.encoding.quantised import shortened
 from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, worker_resources
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
@@ -172,7 +172,8 @@ def _survey(rows: Any, indexed: set[str]) -> Survey:
     """
     survey = Survey()
     first: dict[str, tuple[str, int]] = {}
-    for batch in rows.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow"):
+    batches = rows.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow")
+    for batch in within_limits(batches, "index: reading", piece_seconds=START_SECONDS):
         for row in batch.to_pylist():
             survey.rows += 1
             place = (row["source"], row["row"])
@@ -215,7 +216,8 @@ def _embed(rows: Any, cfg: RunConfig, model: str, out: Storage, survey: Survey, 
         .map_batches(_write, fn_args=(out.uri,), batch_format="pyarrow", batch_size=None, **_TINY)
     )
     done = 0
-    for batch in embedded.iter_batches(batch_size=None, batch_format="pyarrow"):
+    written = embedded.iter_batches(batch_size=None, batch_format="pyarrow")
+    for batch in within_limits(written, "index: embedding"):
         done += sum(batch.column("rows").to_pylist())
         if progress:
             progress(done, survey.pending)

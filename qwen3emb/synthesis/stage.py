@@ -32,6 +32,7 @@ from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.records import REJECT
 from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.dispatch import gather, within_limits
 from qwen3emb.synthesis.blocks import Block, BlockPlan, Segment, plan_blocks, read_block
 from qwen3emb.synthesis.drafts import draft_config, draft_folder, passage_document
 from qwen3emb.synthesis.engine import EngineLost, VllmEngine, engine_resources
@@ -39,7 +40,7 @@ from qwen3emb.synthesis.gates import drop_overlapping, drop_repeated
 from qwen3emb.synthesis.personas import index_name, nearest_personas, persona_vectors, read_personas
 from qwen3emb.synthesis.retrieval_model import embedded, retrieval_model
 from qwen3emb.synthesis.sets import write_sets
-from qwen3emb.synthesis.tally import counting, figures, result
+from qwen3emb.synthesis.tally import ANSWER_SECONDS, counting, figures, has_engine, result
 from qwen3emb.synthesis.tasks.item import SynthesisItem, weighted_languages, weighted_words
 from qwen3emb.synthesis.writer import QueryWriter
 from qwen3emb.text.decontamination import EvaluationNgrams
@@ -168,7 +169,8 @@ def _write_blocks(
     total = sum(part.plan.rows * part.cfg.queries_per_passage for part in parts.values())
     left = sum(block.rows * parts[folder].cfg.queries_per_passage for folder, block in missing)
     with counting(say, total - left, total) as tally:
-        for _ in _dataset(ctx, parts, missing, personas, tally).iter_batches(batch_size=None):
+        written = _dataset(ctx, parts, missing, personas, tally).iter_batches(batch_size=None)
+        for _ in within_limits(written, "synthesize", started=lambda: has_engine(tally)):
             pass
         return figures(tally, time.monotonic() - began)
 
@@ -225,7 +227,7 @@ class _Reader:
         self, corpus: str, parts: Mapping[str, _Part], run: str, personas: list[Any], models: ModelsConfig
     ) -> None:
         self._corpus, self._parts, self._run = Storage(corpus), parts, Storage(run)
-        self._personas: list[str] = ray.get(personas[0])
+        self._personas: list[str] = gather(personas, "synthesize: personas", ANSWER_SECONDS)[0]
         self._models = models
         self._model: Any = None
         self._vectors: Any = None
@@ -293,7 +295,7 @@ class _Writer:
 
     def _write(self, writer: QueryWriter, out: Storage, name: str, contents: list[dict[str, Any]]) -> None:
         rows = [row for c in contents for row in writer.items(c["passage"], c["document"], c["personas"])]
-        deaths, guilty = ray.get(self._tally.begin.remote(name))
+        deaths, guilty = _told(self._tally.begin.remote(name))
         for row in rows:
             if row.passage["id"] in guilty and not row.settled:
                 row.fail("engine_died: the engine's process ended while this row was asked")
@@ -303,13 +305,18 @@ class _Writer:
         writer.tokens.clear()
         for start in range(0, len(rows), size):
             if alone:
-                ray.get(self._tally.suspect.remote(name, rows[start].passage["id"]))
+                _told(self._tally.suspect.remote(name, rows[start].passage["id"]))
             writer.write(rows[start : start + size])
             done = _counted(rows[: start + size], writer.tokens, time.monotonic() - began)
             self._tally.put.remote(name, done)
         pairs, rejects = writer.tables(rows)
         out.write_table(_file("rejects", name), rejects)
         out.write_table(_file("pairs", name), pairs)  # last: it says that the block is done
+
+
+def _told(reference: Any) -> Any:
+    """The tally's answer."""
+    return gather([reference], "synthesize: the tally", ANSWER_SECONDS)[0]
 
 
 def _counted(rows: Sequence[SynthesisItem], tokens: Counter[str], seconds: float) -> dict[str, float]:

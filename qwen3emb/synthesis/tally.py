@@ -12,16 +12,22 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
 from qwen3emb.core.records import PAIR, REJECT
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.dispatch import gather
 from qwen3emb.synthesis.gates import word_count
 from qwen3emb.synthesis.tasks.item import item_key
 
-__all__ = ["Tally", "counting", "figures", "result"]
+__all__ = ["ANSWER_SECONDS", "Tally", "counting", "figures", "has_engine", "result"]
 
+ANSWER_SECONDS = 600.0
+"""How long the tally may take to answer: it counts, so only a driver's machine without breath is that slow."""
+
+_LABEL = "synthesize: counting"
 _SECONDS_PER_LINE = 5.0
 _QUIET_LINES = 6  # a line that says nothing new comes every sixth time
 _ASKED_FOR = re.compile(r"wrong_language: .*?, asked for ([\w-]+)")
@@ -78,7 +84,8 @@ def counting(say: Callable[[str], None], done: int, total: int) -> Iterator[Any]
         total: queries in all.
     """
     actor: Any = ray.remote(Tally)
-    tally = actor.options(num_cpus=0).remote()
+    node = ray.get_runtime_context().get_node_id()  # the driver's: it is lost only together with the driver
+    tally = actor.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
     finished = threading.Event()
     watcher = threading.Thread(target=_watch, args=(tally, say, done, total, finished), daemon=True)
     watcher.start()
@@ -94,7 +101,7 @@ def _watch(tally: Any, say: Callable[[str], None], done: int, total: int, finish
     began: float | None = None
     last_line, quiet = "", 0
     while not finished.wait(_SECONDS_PER_LINE):
-        counts = ray.get(tally.total.remote())
+        [counts] = gather([tally.total.remote()], _LABEL, ANSWER_SECONDS)
         pairs, rejects = int(counts.get("pairs", 0)), int(counts.get("rejects", 0))
         news = f"{done + pairs + rejects} of {total} queries" if counts.get("engines") else "the generator is loading"
         began = began or (time.monotonic() if counts.get("engines") else None)
@@ -106,9 +113,15 @@ def _watch(tally: Any, say: Callable[[str], None], done: int, total: int, finish
         say(f"synthesize: {news}" + (f", {rate:.2f} pairs/s, {rejects} rejected" if began else ""))
 
 
+def has_engine(tally: Any) -> bool:
+    """Whether an engine has been loaded."""
+    [counts] = gather([tally.total.remote()], _LABEL, ANSWER_SECONDS)
+    return bool(counts.get("engines"))
+
+
 def figures(tally: Any, seconds: float) -> dict[str, Any]:
     """Metrics of this run, which took `seconds`; a resumed run tells only of its own part."""
-    counts: dict[str, float] = ray.get(tally.total.remote())
+    counts: dict[str, float] = gather([tally.total.remote()], _LABEL, ANSWER_SECONDS)[0]
     busy, prompt = counts.get("seconds", 0.0), counts.get("prompt", 0)
     generated, pairs = counts.get("generated", 0), counts.get("pairs", 0)
     return {

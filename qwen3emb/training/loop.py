@@ -20,12 +20,16 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError
 
 from qwen3emb.config.run import OWN_CLUSTER
 from qwen3emb.config.training import TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.core.cores import fast_bfloat16, threads_of, usable_cores
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.dispatch import late
 from qwen3emb.objective.allocator import give_back, keep_freed
 from qwen3emb.objective.ranks import rank_and_world
 from qwen3emb.objective.rows import TrainingRow
@@ -44,6 +48,9 @@ _RUN_NAME = "ray_train"
 _BAD = "bad_batches.jsonl"
 _FAILED = "failed.json"
 _DTYPE = "dtype.json"
+_STARTS = 6
+"""How often Ray Train asks for all workers at once, each time for as long as the session says (`cluster.session`); left
+alone it asks for ever."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +123,25 @@ def _train(job: TrainJob, out: Storage) -> None:
         run_config=RunConfig(
             name=_RUN_NAME,
             storage_path=out.uri,
-            failure_config=FailureConfig(max_failures=cfg.max_failures),
+            failure_config=FailureConfig(max_failures=cfg.max_failures, controller_failure_limit=_STARTS - 1),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
     try:
-        trainer.fit()
+        trainer.fit()  # its own limits: workers that do not answer for ten minutes, collectives after thirty
+    except ControllerError as error:
+        if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+            raise _no_room(job) from error
+        raise
     except ray.train.TrainingFailedError as error:
         reasons = getattr(error, "worker_failures", None) or {0: error}
         raise next(iter(reasons.values())) from error
+
+
+def _no_room(job: TrainJob) -> StageFailure:
+    seconds = _STARTS * float(os.environ.get(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, 60))
+    each = "1 CPU" + (f" and {job.gpus} GPUs" if job.gpus else "")
+    return late(job.out, f"no room for {job.task.cfg.num_workers} training workers of {each} at once", seconds)
 
 
 class _Trainer(TorchTrainer):

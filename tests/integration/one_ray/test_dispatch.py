@@ -15,8 +15,12 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError, TaskCancelledError
 
+from qwen3emb.config.training import TrainEmbeddingConfig
 from qwen3emb.core.errors import StageFailure, UserError
-from qwen3emb.encoding.dispatch import WorkerPool, dispatch, gather
+from qwen3emb.encoding.dispatch import WorkerPool, dispatch, gather, within_limits
+from qwen3emb.objective.rows import TrainingRow
+from qwen3emb.training.loop import TrainJob, fit
+from qwen3emb.training.tasks import EmbeddingTask
 
 pytestmark = pytest.mark.integration
 
@@ -167,3 +171,50 @@ def test_what_a_piece_raises_is_raised(pool: WorkerPool) -> None:
             one.ask_all("refuse", 5)
         with pytest.raises(ray.exceptions.RayActorError):  # where not all can answer, the pool is ended
             one.ask_all("refuse", 1)
+
+
+def test_an_iterator_that_waits_for_ever_has_limits_of_its_own() -> None:
+    def slow(seconds: float) -> Iterator[int]:
+        yield 1
+        time.sleep(seconds)
+        yield 2
+
+    assert list(within_limits(slow(0), "numbers")) == [1, 2]
+    with pytest.raises(StageFailure, match="numbers: no piece of work was finished within 1 s; the cluster has 4 CPUs"):
+        list(within_limits(slow(30), "numbers", piece_seconds=1))
+    with pytest.raises(StageFailure, match="numbers: no worker was up within 1 s"):
+        list(within_limits(slow(30), "numbers", started=lambda: False, start_seconds=1))
+
+    def failing() -> Iterator[int]:
+        yield 1
+        raise UserError("two is not there")
+
+    taken = within_limits(failing(), "numbers")
+    assert next(taken) == 1
+    with pytest.raises(UserError, match="two is not there"):
+        next(taken)
+
+
+def test_what_is_read_of_an_iterator_within_limits_is_little_more_than_what_is_taken() -> None:
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(50):
+            read.append(number)
+            yield number
+
+    for taken, number in enumerate(within_limits(numbers(), "numbers")):
+        assert number == taken
+        assert len(read) <= taken + 4, "the thread runs ahead"
+
+
+def test_training_workers_that_find_no_room_are_one_sentence(
+    tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "0.5")
+    rows = [TrainingRow(str(i), f"question {i}", f"answer {i}", (), "faq") for i in range(8)]
+    cfg = TrainEmbeddingConfig(steps=1, num_workers=50, batch_size=50)
+    task = EmbeddingTask(cfg, tiny_qwen3, "<|endoftext|>", "find it", None)
+    told = "no room for 50 training workers of 1 CPU at once within 3 s; the cluster has 4 CPUs"
+    with pytest.raises(StageFailure, match=told):
+        fit(TrainJob(task, {"faq": rows}, 0, str(tmp_path), 0))
