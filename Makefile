@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two test processes share two cores; their libraries must not take both for themselves.
 TESTING := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --quiet --numprocesses=2
 
-.PHONY: help install legacy s3 demo test check format serve constraints clean
+.PHONY: help install legacy s3 demo test test-cluster check format serve constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -28,7 +28,10 @@ legacy s3: install
 
 test: install legacy s3 ## unit tests, then integration tests
 	@$(TESTING) --dist=worksteal --durations=5 tests/unit
-	@$(TESTING) --dist=loadgroup --no-loadscope-reorder --durations=10 tests/integration
+	@$(TESTING) --dist=loadgroup --no-loadscope-reorder --durations=10 -m "not cluster" tests/integration tests/multinode
+
+test-cluster: install s3 ## several isolated nodes: faults, autoscaling, the whole demo over S3 (40 minutes)
+	@$(PY) -m pytest --quiet --durations=10 -m cluster tests/multinode
 
 check: install ## ruff, mypy, every example config, generated documentation
 	@$(PY) -m ruff check --quiet .

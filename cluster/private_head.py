@@ -23,7 +23,7 @@ from cluster.session import own_cluster_environment, ray_environment
 from qwen3emb.config.run import ClusterConfig
 from qwen3emb.core.errors import StageFailure
 
-__all__ = ["private_head"]
+__all__ = ["free_ports", "private_head"]
 
 _MARK = "QWEN3EMB_PRIVATE_HEAD"
 _LONGEST_FOLDER = 40
@@ -88,7 +88,7 @@ def _short_folder() -> Path:
 def _started(cluster: ClusterConfig, folder: Path, seconds: float) -> tuple[subprocess.Popen[bytes], str]:
     """The head's process and dashboard address. Three attempts, as a free port may be taken before Ray opens it."""
     for _ in range(3):
-        ports = _free_ports(len(_PORTS))
+        ports = free_ports(len(_PORTS))
         head = _launch(cluster, folder, ports)
         try:
             if _is_reachable(head, ports[1], seconds):
@@ -138,7 +138,8 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on, each another; one may be taken before it is opened."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(s.getsockname()[1]) for s in sockets]
     for opened in sockets:

@@ -40,6 +40,12 @@ _EXCLUDED = [
     ".pytest_cache",
 ]
 
+_CHATTY = (  # a line per closed log, per file that .gitignore names, per package that is there already
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+
 _Answer = TypeVar("_Answer")
 _UNREACHED = (RuntimeError, OSError, ValueError)  # of Ray, of requests, of an answer that is a proxy's page
 _FINAL = re.compile(r"status code 4(?!08|29)\d\d")
@@ -135,7 +141,8 @@ def connect(address: str, wait_seconds: float = 30) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # else one line per closed log
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     missing = (ConnectionError, RuntimeError)
     try:
         with _without_ray_address():

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyarrow import fs as pafs
 
 from jobs.entry import command_line, run_stage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MOTO = ROOT / ".venv-s3"
 
 RunHere = Callable[..., str]
 
 # What takes longest begins first, so that no worker is left alone with it at the end.
 LONGEST = (
+    "test_documents",
     "test_synthesize",
     "score_stages",
     "test_training",
@@ -92,60 +86,3 @@ def run_here() -> RunHere:
         return said.getvalue()
 
     return run
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[dict[str, str]]:
-    """A real S3 server (moto's) as a process of its own: what the environment must hold to use it, bucket `bucket`."""
-    if not (MOTO / "moto").is_dir():
-        pytest.skip("no S3 server: run `make s3`")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "--port", str(port)]
-    server = subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": str(MOTO)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "tester",
-            "AWS_SECRET_ACCESS_KEY": "none",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        _wait_for(server, port)
-        _bucket(port)
-        yield environment
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise RuntimeError(f"the S3 server did not start (exit code {server.poll()})")
-
-
-def _bucket(port: int) -> None:
-    made = pafs.S3FileSystem(
-        access_key="tester",
-        secret_key="none",
-        endpoint_override=f"127.0.0.1:{port}",
-        scheme="http",
-        region="us-east-1",
-        allow_bucket_creation=True,
-    )
-    made.create_dir("bucket")
-
-
-@pytest.fixture
-def s3_here(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process and those it starts use that server for every `s3://`."""
-    for key, value in s3.items():
-        monkeypatch.setenv(key, value)

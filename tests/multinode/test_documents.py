@@ -1,26 +1,34 @@
-"""A run on Markdown files without labels, from the documents to an index and a verdict (examples/documents.yaml)."""
+"""A run on Markdown files without labels, from the documents to an index and a verdict (examples/documents.yaml).
+
+Typed on a laptop whose models and folders no node sees; storage is S3; the head has no CPUs. Where nodes cannot be
+isolated, it runs on this machine alone.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
-from qwen3emb.model.fetch import fetch_model
+from qwen3emb.model.fetch import cache_dir, fetch_model
 from qwen3emb.text.evaluation_sets import evaluation_sets
 from qwen3emb.text.passages import passages_as_corpus
+from tests.multinode.nodes import LAPTOP, why_not
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
+MODELS = {"base", "weak", "supervised", "merged", "reranker", "merged+reranker"}
 SETTINGS = {
-    "corpus": {"sources": [{"kind": "markdown", "path": str(ROOT / "docs")}], "dev_share": 0.2, "heldout_share": 0.3},
+    "corpus": {"sources": [{"kind": "markdown", "path": "docs"}], "dev_share": 0.2, "heldout_share": 0.3},
     "synthesize.max_passages": 6,
     "synthesize.engines": 1,
     "synthesize.max_passage_tokens": 80,
@@ -34,32 +42,46 @@ SETTINGS = {
     "supervised.checkpoint_every": 1,
     "supervised.loss.mrl_dims": [32],
     "weak.loss.mrl_dims": [32],
+    "reranker": {"steps": 1, "negatives": 1, "queries_per_step": 1, "num_workers": 1, "max_tokens": 256},
+    "evaluate.rerank_top": 2,
     "evaluate.workers": 1,
     "index.workers": 1,
 }
 
 
-def run(folder: Path, model: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    settings = SETTINGS | {"storage": str(folder / "run"), "models.base": str(model)}
+def words(storage: str, model: Path, *module: str) -> list[str]:
+    settings = SETTINGS | {"storage": storage, "models.base": str(model)}
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    command = [sys.executable, "-m", words[0], *words[1:], *flags]
-    environment = os.environ | {"RAY_ADDRESS": ""}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900, env=environment)
+    return [sys.executable, "-m", *module, *flags]
 
 
-def test_documents_alone_end_with_a_table_an_index_and_a_verdict(tmp_path: Path, tiny_qwen3: Path) -> None:
+def run_here(command: list[str], seconds: float, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Without other nodes: a private head."""
+    own = os.environ | {"RAY_ADDRESS": ""} | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds, env=own)
+
+
+def test_documents_alone_end_with_a_table_an_index_and_a_verdict(
+    tmp_path: Path, tiny_qwen3: Path, s3_here: None, request: pytest.FixtureRequest
+) -> None:
     try:
         for name in ("smollm2-135m-instruct", "all-minilm-l6-v2"):
             fetch_model(name)
     except UserError as error:
         pytest.skip(f"the real generator is needed: {error}")
-    done = run(tmp_path, tiny_qwen3, "jobs.pipeline", "--config", "examples/documents.yaml")
+    place, run, model, known = str(tmp_path / "run"), run_here, tiny_qwen3, {}
+    if not why_not():
+        cluster = request.getfixturevalue("nodes")(worker=4)
+        place, run, model = f"s3://bucket/{uuid.uuid4().hex}", cluster.type, cluster.folder(LAPTOP) / "base"
+        shutil.copytree(tiny_qwen3, model)
+        known = {"QWEN3EMB_CACHE": str(cache_dir().parent)}  # the laptop's alone
+    done = run(words(place, model, "jobs.pipeline", "--config", "examples/documents.yaml"), 900, **known)
     assert done.returncode == 0, done.stderr[-6000:]
     assert "up to 3 held-out queries and up to 2 dev queries (synthetic queries" in done.stderr
     assert "What each stage bought (held-out documents, synthetic queries)" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("VERDICT: ")
 
-    storage = Storage(str(tmp_path / "run"))
+    storage = Storage(place)
     inputs = {name: storage / name for name in ("corpus", "synthesize")}
     passages = {row["id"]: row["split"] for row in (storage / "corpus").read_table("passages").to_pylist()}
     [heldout] = evaluation_sets(inputs, "heldout")
@@ -73,9 +95,9 @@ def test_documents_alone_end_with_a_table_an_index_and_a_verdict(tmp_path: Path,
 
     results = (storage / "evaluate").read_json("results.json")
     assert (results["set"], results["synthetic_queries"], results["queries"]) == ("synthetic", True, heldout.size)
-    assert results["documents"] == len(passages) and set(results["models"]) == {"base", "weak", "supervised", "merged"}
+    assert results["documents"] == len(passages) and set(results["models"]) == MODELS
     assert (storage / "index").read_json("artifact.json")["rows_out"] == len(passages)
     assert storage.read_json("summary.json")["synthetic_queries"] is True
 
-    again = run(tmp_path, tiny_qwen3, "qwen3emb.cli", "report", "examples/documents.yaml", "--json")
+    again = run(words(place, model, "qwen3emb.cli", "report", "examples/documents.yaml", "--json"), 200, **known)
     assert json.loads(again.stdout)["synthetic_queries"] is True, again.stderr
