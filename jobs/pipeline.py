@@ -32,6 +32,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--from", dest="first", choices=STAGES, metavar="STAGE", help="leave out the stages before")
     parser.add_argument("--until", dest="last", choices=STAGES, metavar="STAGE", help="leave out the stages after")
     parser.add_argument("--only", choices=STAGES, metavar="STAGE", help=f"one of: {', '.join(STAGES)}")
+    parser.add_argument("--no-preflight", dest="preflight", action="store_false", help="do not ask the cluster first")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, start and write nothing")
     return parser.parse_args(words)
 
@@ -91,7 +92,11 @@ def _target(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) 
     if address:
         say(f"pipeline: submitting to {address}")
         target = cluster_target(connect(address), cfg, arguments.config, arguments.set)
-        copy_models_of_this_machine(cfg, [stage.name for stage in stages], say)
+        names = [stage.name for stage in stages]
+        copy_models_of_this_machine(cfg, names, say)
+        if arguments.preflight and (code := target.run("jobs.preflight", names)):
+            kind = UserError if code == UserError.exit_code else StageFailure
+            raise kind("the pipeline was not started, since the preflight failed; its message is above")
         yield target
         return
     say("pipeline: starting a private Ray head")

@@ -41,6 +41,7 @@ WEIGHT = "rerank_weight.json"
 _RUN_DEPTH = 100
 _RERANKED = "merged+reranker"
 _ALONE = "reranker alone"
+_DEV_RUN = "dev_run.parquet"
 _SCORES = "runs/rerank_scores.parquet"
 _Say = Callable[[str], None]
 
@@ -164,6 +165,8 @@ def _merged(e: Evaluation) -> Ranking:
     own, rescore = own_documents(data), e.ctx.cfg.evaluate.rescore
     for size, ranking in size_rankings(vector_sizes(e.ctx)[0], queries, documents, rescore, own):
         e.out.write_table(size_file(size), run_table(data, ranking))
+    if "reranker" in e.ctx.inputs and e.ctx.cfg.evaluate.rerank_weight is None and not e.ctx.out.exists(WEIGHT):
+        _dev_first(e)  # while the encoders are up
     return _ranked(e, data, queries, documents)
 
 
@@ -213,8 +216,8 @@ def _dev_weight(e: Evaluation) -> float:
     if found is None:
         e.say("evaluate: evaluate.rerank_weight is null, but there is no dev set to choose it on: the share is 0")
         return 0.0
-    dev = read_set(e.ctx, found)
-    first = _embedded(e, dev, "dev", (e.ctx.inputs["merge"] / "embedding").uri, None)
+    dev, first = read_set(e.ctx, found), _dev_first(e)
+    assert first is not None
     choice = chosen_weight(dev.data, first, _scores(e, dev, first, e.ctx.cfg.evaluate.rerank_dev_top))
     gain = f"nDCG@10 {choice.gain:+.4f}; {choice.unseen:+.4f} on queries it was not chosen on, error {choice.error:.4f}"
     e.say(
@@ -223,6 +226,18 @@ def _dev_weight(e: Evaluation) -> float:
     )
     e.ctx.out.write_json(WEIGHT, {"rerank_weight": choice.weight, "chosen_on": "dev", **asdict(choice)})
     return choice.weight
+
+
+def _dev_first(e: Evaluation) -> Ranking | None:
+    """The merged model's ranking of the main dev set, kept on storage; None without such a set."""
+    found = first_set(e.ctx.inputs, "dev")
+    if found is None:
+        return None
+    dev = read_set(e.ctx, found)
+    if not e.ctx.out.exists(_DEV_RUN):
+        ranking = _embedded(e, dev, "dev", (e.ctx.inputs["merge"] / "embedding").uri, None)
+        e.ctx.out.write_table(_DEV_RUN, run_table(dev.data, ranking))
+    return read_run(dev.data, e.ctx.out.read_table(_DEV_RUN))
 
 
 def _scores(e: Evaluation, chosen: EvaluatedSet, first: Ranking, top: int) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ from qwen3emb.core.storage import Storage, external_fingerprint
 from qwen3emb.model.fetch import fetch_model, is_endpoint, is_hub_id, resolve_model
 from qwen3emb.model.identity import model_identity, tokenizer_identity
 
-__all__ = ["MODELS", "is_here", "run_identity", "run_model", "run_tokenizer_identity"]
+__all__ = ["MODELS", "is_here", "is_in_run", "run_identity", "run_model", "run_tokenizer_identity"]
 
 MODELS = "models"
 """Folder of the copies, below the run's storage."""
@@ -82,12 +82,19 @@ def run_tokenizer_identity(storage: str, name: str) -> str:
 
 
 def is_here(name: str) -> bool:
-    """Whether the model lies on this machine, so that nothing has to be fetched."""
+    """Whether the model lies in a folder of this machine, so that nothing has to be fetched."""
+    if is_uri(name):
+        return False
     try:
         resolve_model(name)
     except UserError:
         return False
     return True
+
+
+def is_in_run(storage: str, name: str) -> bool:
+    """Whether the model lies on this machine or in the run's storage."""
+    return is_here(name) or _copy_of(storage, name) is not None
 
 
 def _home(storage: str) -> Storage:
