@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from qwen3emb.config.resources import COUNTER
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
 from qwen3emb.core.records import PAIR, REJECT
@@ -78,7 +79,7 @@ def counting(say: Callable[[str], None], done: int, total: int) -> Iterator[Any]
         total: queries in all.
     """
     actor: Any = ray.remote(Tally)
-    tally = actor.options(num_cpus=0).remote()
+    tally = actor.options(**COUNTER.options()).remote()
     finished = threading.Event()
     watcher = threading.Thread(target=_watch, args=(tally, say, done, total, finished), daemon=True)
     watcher.start()

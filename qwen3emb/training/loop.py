@@ -21,6 +21,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from qwen3emb.config.resources import trainer_bundle
 from qwen3emb.config.run import OWN_CLUSTER
 from qwen3emb.config.training import TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.core.cores import fast_bfloat16, threads_of, usable_cores
@@ -111,7 +112,7 @@ def _train(job: TrainJob, out: Storage) -> None:
         scaling_config=ScalingConfig(
             num_workers=cfg.num_workers,
             use_gpu=job.gpus > 0,
-            resources_per_worker={"CPU": 1} | ({"GPU": job.gpus} if job.gpus else {}),
+            resources_per_worker=trainer_bundle(job.gpus).resources(),
         ),
         run_config=RunConfig(
             name=_RUN_NAME,
