@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -96,10 +97,8 @@ def _unlike(cfg: RunConfig, nodes: Sequence[_Node]) -> Iterator[str]:
             return
         yield from _compared(_looked_at(nodes, storage.uri, mark), storage, mark)
     finally:
-        try:
+        with suppress(OSError, UserError):  # what cannot be deleted could not be written either
             storage.delete()
-        except (OSError, UserError):
-            pass  # what cannot be deleted could not be written either
 
 
 _CREDENTIALS = "give its nodes credentials for it, and name an address that they reach (docs/cluster.md)"

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
+from qwen3emb.config.resources import GATEWAY, replica_bundle
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.config.serving import ServeConfig
 from qwen3emb.core.artifact import finished, read_record
@@ -102,9 +103,8 @@ def build(args: dict[str, Any]) -> Any:
 
 def _deployed(name: str, head: Any, model: str, options: ServeConfig, replicas: int) -> Any:
     """A model's deployment: it takes two batches of requests, so that one waits there while the other is computed."""
-    actor = {
-        "num_cpus": options.threads,
-        "num_gpus": options.num_gpus,
+    actor: dict[str, Any] = {
+        **replica_bundle(options).options(),
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(options.threads)}},
     }
     deployment: Any = serve.deployment(
@@ -124,7 +124,7 @@ def _plain(part: Any, options: ServeConfig) -> Any:
     """A deployment without a model; it takes more requests than the models' queues, so that these answer 429."""
     return serve.deployment(
         part,
-        ray_actor_options={"num_cpus": 0.25},
+        ray_actor_options=GATEWAY.options(),
         max_ongoing_requests=4 * (options.max_queued_requests + options.max_batch_size),
         max_queued_requests=options.max_queued_requests,
         backpressure_config=_busy(),

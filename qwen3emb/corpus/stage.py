@@ -33,6 +33,7 @@ import ray
 
 from qwen3emb.config.data import CorpusConfig
 from qwen3emb.config.datasets import DOCSTRINGS
+from qwen3emb.config.resources import TASK
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
@@ -203,7 +204,7 @@ def _read_candidates(
     finished = {name.split("/")[1] for name in out.names(_CANDIDATES, "/done")}
     work = [(name, group) for name, group in units.items() if name not in finished]
     done = sum(len(group) for name, group in units.items() if name in finished)
-    task: Any = ray.remote(_read_unit).options(num_cpus=1)
+    task: Any = ray.remote(_read_unit).options(**TASK.options())
     places = [None] * cfg.workers
     for answer in dispatch(places, lambda _, unit: task.remote(*unit, out.uri, cfg, seed, model), work, "corpus"):
         _raise_again(answer)

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 import torch
 
+from qwen3emb.config.resources import encoder_bundle
 from qwen3emb.core.cores import threads_of, usable_cores
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.fetch import is_endpoint, resolve_model
@@ -23,10 +24,7 @@ __all__ = [
     "RerankWorker",
     "actor_options",
     "threads_here",
-    "worker_resources",
 ]
-
-_CPUS = 0.5
 
 
 def threads_here(workers: int, gpus: float = 0) -> int:
@@ -38,23 +36,18 @@ def threads_here(workers: int, gpus: float = 0) -> int:
         workers: number of workers in the pool.
         gpus: GPUs of each worker; nodes with fewer get no worker.
     """
-    required = {"CPU": _CPUS, "GPU": gpus}
+    required = encoder_bundle(gpus).resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     capable = sum(all(node.get(name, 0) >= amount for name, amount in required.items()) for node in nodes)
     return threads_of(usable_cores(), -(-workers // max(1, capable)))
 
 
-def worker_resources(gpus: float) -> dict[str, Any]:
-    """The Ray resources of an encoding actor, which sets the number of its threads itself (`threads_here`).
-
-    Half a logical CPU each, so that slots stay free for the tasks that feed them.
-    """
-    return {"num_cpus": _CPUS, "num_gpus": gpus}
-
-
 def actor_options(gpus: float) -> dict[str, Any]:
-    """Ray's options of an encoding actor, spread over the nodes as Ray Data spreads its own."""
-    return worker_resources(gpus) | {"scheduling_strategy": "SPREAD"}
+    """Ray's options of an encoding actor, spread over the nodes as Ray Data spreads its own.
+
+    It sets the number of its threads itself (`threads_here`).
+    """
+    return encoder_bundle(gpus).options() | {"scheduling_strategy": "SPREAD"}
 
 
 class ModelPlace(NamedTuple):

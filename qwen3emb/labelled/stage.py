@@ -12,6 +12,7 @@ import ray
 
 from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.labelled import LabelledConfig, LabelledDatasetConfig
+from qwen3emb.config.resources import TASK
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
@@ -50,7 +51,7 @@ def read_datasets(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
     evaluation = evaluation_of(evaluation_texts(ctx.cfg, ctx.inputs), cfg)
     for folder in ("rows", "rejects", ANSWERS, *SPLITS):
         out.delete(folder)  # of a run that was killed
-    task = ray.remote(_one_dataset)
+    task: Any = ray.remote(_one_dataset).options(**TASK.options())
     shared = ray.put(evaluation)
     pending = {name: task.remote(name, dataset, ctx.cfg.seed, out.uri, shared) for name, dataset in sets.items()}
     cards: dict[str, Any] = {}
@@ -90,7 +91,8 @@ def _drop_held_out(out: Storage, names: list[str], cards: dict[str, Any], cfg: L
     queries = held_out_queries(out, names)
     if not queries:
         return
-    task, shared = ray.remote(drop_like_held_out), ray.put(evaluation_of(queries, cfg))
+    task: Any = ray.remote(drop_like_held_out).options(**TASK.options())
+    shared = ray.put(evaluation_of(queries, cfg))
     pending = {name: task.remote(out.uri, name, shared) for name in names}
     for name, reference in pending.items():
         [(dropped, means)] = gather([reference], f"labelled: {name}: held-out queries")
@@ -110,7 +112,8 @@ def _settle_across(
     answers = shared_answers(out, names)
     if not answers:
         return
-    task, shared = ray.remote(drop_false_negatives), ray.put(answers)
+    task: Any = ray.remote(drop_false_negatives).options(**TASK.options())
+    shared = ray.put(answers)
     pending = {name: task.remote(out.uri, name, shared) for name in names}
     for name, reference in pending.items():
         left_out: Counter[str]

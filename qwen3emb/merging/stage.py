@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qwen3emb.config.merging import MergeConfig
+from qwen3emb.config.resources import MERGE_PIECE, TASK, probe_bundle
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
@@ -77,7 +78,7 @@ def merge_models(ctx: StageContext[RunConfig], say: Callable[[str], None]) -> St
     if EMBEDDING not in picked and cfg.method != "slerp":
         weights = _probed(ctx, cfg.method, list(work[EMBEDDING].checkpoints.values()), say)
         work[EMBEDDING] = replace(work[EMBEDDING], weights=weights, method=cfg.method)
-    task = ray.remote(_merge)
+    task: Any = ray.remote(_merge).options(**TASK.options())
     reports = dict(zip(work, gather([task.remote(w) for w in work.values()], "merge"), strict=True))
     choices = {name: found.choice for name, found in picked.items() if found.choice}
     for name, choice in choices.items():
@@ -163,7 +164,7 @@ def _probed(
 ) -> list[float]:
     """The weights of a linear merge, from a Ray task that holds the model."""
     probe = loss_probe(ctx, method, checkpoints)
-    task = ray.remote(probed_weights).options(num_gpus=probe.gpus)
+    task: Any = ray.remote(probed_weights).options(**probe_bundle(probe.gpus).options())
     [(weights, lines)] = gather([task.remote(probe)], "merge: weights by the loss")
     for line in lines:
         say(f"merge: {line}")
@@ -196,7 +197,7 @@ def _on_this_node(pieces: Sequence[Piece]) -> list[list[SlerpReport]]:
     if len(pieces) == 1:
         return [merge_piece(pieces[0])]
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(merge_piece).options(num_cpus=0.5, scheduling_strategy=this_node)
+    task: Any = ray.remote(merge_piece).options(**MERGE_PIECE.options(), scheduling_strategy=this_node)
     return gather([task.remote(piece) for piece in pieces], "merge: pieces of a model")
 
 

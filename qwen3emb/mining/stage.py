@@ -15,6 +15,7 @@ import ray
 from qwen3emb.config.catalogue import chosen_datasets
 from qwen3emb.config.data import MineConfig
 from qwen3emb.config.datasets import DOCSTRINGS, dataset_of
+from qwen3emb.config.resources import TASK
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
@@ -265,7 +266,7 @@ def _mined_blocks(
     """
     cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     size = min(QUERIES_AT_ONCE, max(_LEAST, -(-len(search.queries) // cores)))
-    task: Any = ray.remote(search_shard)
+    task: Any = ray.remote(search_shard).options(**TASK.options())
     done = 0
     pending: list[tuple[QueryBlock, list[Any]]] = []
     waiting = query_blocks(search, size)

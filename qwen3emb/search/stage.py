@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from qwen3emb.config.resources import SMALL_TASK, encoder_bundle
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.artifact import StageResult, read_record
 from qwen3emb.core.context import StageContext
@@ -30,7 +31,7 @@ from qwen3emb.core.rejects import Reject
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import START_SECONDS, Progress, within_limits
 from qwen3emb.encoding.quantised import shortened
-from qwen3emb.encoding.workers import EncodeWorker, ModelPlace, worker_resources
+from qwen3emb.encoding.workers import EncodeWorker, ModelPlace
 from qwen3emb.model.contract import CONTRACT_FILE, Contract
 from qwen3emb.search.index import SHARDS, IndexInfo, finish_index, shard_table
 from qwen3emb.text.documents import document_text
@@ -38,7 +39,7 @@ from qwen3emb.text.readers import read_file
 
 __all__ = ["Survey", "build_index", "corpus_files"]
 
-_TINY: dict[str, Any] = {"num_cpus": 0.25}
+_TINY: dict[str, Any] = SMALL_TASK.options()
 _READ_ROWS = 1024
 _ROW = pa.schema(
     [
@@ -211,7 +212,7 @@ def _embed(rows: Any, cfg: RunConfig, model: str, out: Storage, survey: Survey, 
             compute=ActorPoolStrategy(size=workers),
             batch_format="pyarrow",
             batch_size=None,
-            **worker_resources(gpus),
+            **encoder_bundle(gpus).options(),
         )
         .map_batches(_write, fn_args=(out.uri,), batch_format="pyarrow", batch_size=None, **_TINY)
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3emb.config.data import SynthesizeConfig
+from qwen3emb.config.resources import engine_bundle
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.model.fetch import resolve_model
 from qwen3emb.synthesis.chat import ChatRefused, Message, chat_form, defused
@@ -52,7 +53,7 @@ class Answer:
 
 
 def engine_resources(cfg: SynthesizeConfig, gpus: bool) -> dict[str, Any]:
-    """Ray's options of an actor that holds an engine: `tensor_parallel` GPUs, or `threads` CPUs."""
+    """Ray's options of an actor that holds an engine (`config.resources.engine_bundle`) and its environment."""
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -60,10 +61,9 @@ def engine_resources(cfg: SynthesizeConfig, gpus: bool) -> dict[str, Any]:
         "DO_NOT_TRACK": "1",
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }
-    if gpus:
-        return {"num_cpus": 1, "num_gpus": cfg.tensor_parallel, "runtime_env": {"env_vars": environment}}
-    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(cfg.threads)}
-    return {"num_cpus": cfg.threads, "num_gpus": 0, "runtime_env": {"env_vars": environment}}
+    if not gpus:
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(cfg.threads)}
+    return engine_bundle(cfg, gpus).options() | {"runtime_env": {"env_vars": environment}}
 
 
 class VllmEngine:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from qwen3emb.config.resources import TASK
 from qwen3emb.config.run import ModelsConfig, RunConfig, require_section
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.records import PAIR
@@ -70,7 +71,7 @@ def _ranks(ctx: StageContext[RunConfig], drafts: Sequence[Draft], say: _Say) -> 
         return {}
     models, passages = ctx.cfg.models, ctx.inputs["corpus"] / PASSAGES
     queries, own = ray.put([d.query for d in drafts]), ray.put([d.document for d in drafts])
-    options: dict[str, Any] = {"num_cpus": 1, "runtime_env": {"env_vars": _ENVIRONMENT}}
+    options: dict[str, Any] = {**TASK.options(), "runtime_env": {"env_vars": _ENVIRONMENT}}
     asked: Any = ray.remote(_draft_vectors).options(num_returns=2, **options)
     search: Any = ray.remote(_outranked).options(**options)
     vectors, cosines = gather(list(asked.remote(queries, own, models)), "synthesize: drafts")

@@ -25,6 +25,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from qwen3emb.config.data import SynthesizeConfig
+from qwen3emb.config.resources import ENGINES_PER_READER, READER
 from qwen3emb.config.run import ModelsConfig, RunConfig, require_section
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
@@ -52,8 +53,6 @@ __all__ = ["synthesize"]
 _Say = Callable[[str], None]
 _log = logging.getLogger(__name__)
 _DEATHS = 2  # after so many engines have died with a block, its rows are asked one at a time
-_READER_CPUS = 0.5
-_ENGINES_PER_READER = 4
 
 
 def synthesize(ctx: StageContext[RunConfig], say: _Say) -> StageResult:
@@ -180,7 +179,7 @@ def _dataset(
 ) -> ray.data.Dataset:
     cfg, gpus = require_section(ctx.cfg.synthesize), ctx.cfg.cluster.gpus_per_worker > 0
     resources = engine_resources(cfg, gpus)
-    _check_room(ctx.cfg, resources["num_cpus"] + _READER_CPUS)
+    _check_room(ctx.cfg, resources["num_cpus"] + READER.cpus)
     DataContext.get_current().enable_progress_bars = False
     engines = min(cfg.engines, len(missing))
     work = [{"part": f, "name": b.name, "segments": json.dumps([asdict(s) for s in b.segments])} for f, b in missing]
@@ -191,8 +190,8 @@ def _dataset(
         fn_constructor_args=(corpus, choices, ctx.cfg.storage, [ray.put(personas)], ctx.cfg.models),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=-(-engines // _ENGINES_PER_READER)),
-        num_cpus=_READER_CPUS,
+        compute=ActorPoolStrategy(size=-(-engines // ENGINES_PER_READER)),
+        **READER.options(),
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}},
     )
     return blocks.map_batches(

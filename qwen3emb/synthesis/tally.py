@@ -14,6 +14,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from qwen3emb.config.resources import COUNTER
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
 from qwen3emb.core.records import PAIR, REJECT
@@ -85,7 +86,8 @@ def counting(say: Callable[[str], None], done: int, total: int) -> Iterator[Any]
     """
     actor: Any = ray.remote(Tally)
     node = ray.get_runtime_context().get_node_id()  # the driver's: it is lost only together with the driver
-    tally = actor.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+    pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+    tally = actor.options(**COUNTER.options(), scheduling_strategy=pinned).remote()
     finished = threading.Event()
     watcher = threading.Thread(target=_watch, args=(tally, say, done, total, finished), daemon=True)
     watcher.start()

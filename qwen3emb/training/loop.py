@@ -24,6 +24,7 @@ from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VA
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
+from qwen3emb.config.resources import trainer_bundle
 from qwen3emb.config.run import OWN_CLUSTER
 from qwen3emb.config.training import TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.core.cores import fast_bfloat16, threads_of, usable_cores
@@ -118,7 +119,7 @@ def _train(job: TrainJob, out: Storage) -> None:
         scaling_config=ScalingConfig(
             num_workers=cfg.num_workers,
             use_gpu=job.gpus > 0,
-            resources_per_worker={"CPU": 1} | ({"GPU": job.gpus} if job.gpus else {}),
+            resources_per_worker=trainer_bundle(job.gpus).resources(),
         ),
         run_config=RunConfig(
             name=_RUN_NAME,
