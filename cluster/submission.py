@@ -40,8 +40,9 @@ _EXCLUDED = [
     ".pytest_cache",
 ]
 
-_CHATTY = (  # a line per closed log, per file that .gitignore names, per package that is there already
+_CHATTY = (  # a line per closed log, per file that is left out, per package that is there already
     "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.working_dir",
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )
@@ -142,7 +143,7 @@ def connect(address: str, wait_seconds: float = 30) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     missing = (ConnectionError, RuntimeError)
     try:
         with _without_ray_address():

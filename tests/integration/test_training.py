@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from qwen3emb.config.run import load_config
 from qwen3emb.core.artifact import StageResult, complete, read_record, start
 from qwen3emb.core.records import PAIR, TRAINING_ROW
+from qwen3emb.core.storage import Storage
 from qwen3emb.model.reranker import Reranker
 from qwen3emb.pipeline.stages import identity, stage_folder
 from qwen3emb.text.retrieval_set import RetrievalSet, write_retrieval_set
@@ -31,14 +32,21 @@ STEPS = 8
 OPTIMIZER = {"lr": 1e-3, "warmup_steps": 2, "zero_stage": 2}
 
 
-def write_run(folder: Path, model: Path) -> Path:
-    """A config whose upstream stages are complete, with data small enough for seconds."""
-    (folder / "personas.jsonl").write_text('{"persona": "a tester"}\n')
-    (folder / "texts.jsonl").write_text('{"text": "some text"}\n')
+def write_run(folder: Path, model: Path, home: str = "") -> Path:
+    """A config whose upstream stages are complete, with data small enough for seconds.
+
+    Args:
+        folder: receives the config.
+        model: what all models of the run are.
+        home: URI that receives input and output; default `folder`.
+    """
+    home = home or str(folder)
+    Storage(home).write_bytes("personas.jsonl", b'{"persona": "a tester"}\n')
+    Storage(home).write_bytes("texts.jsonl", b'{"text": "some text"}\n')
     weak = {"steps": STEPS, "batch_size": 4, "num_workers": 2, "checkpoint_every": 2, "threads": 1}
     config = {
         "name": "test",
-        "storage": str(folder / "run"),
+        "storage": f"{home}/run",
         "models": {
             "generator": str(model),
             "base": str(model),
@@ -46,8 +54,8 @@ def write_run(folder: Path, model: Path) -> Path:
             "end_token": "<|endoftext|>",
             "instruction": "find it",
         },
-        "corpus": {"sources": [{"kind": "jsonl", "path": str(folder / "texts.jsonl")}]},
-        "synthesize": {"personas": str(folder / "personas.jsonl")},
+        "corpus": {"sources": [{"kind": "jsonl", "path": f"{home}/texts.jsonl"}]},
+        "synthesize": {"personas": f"{home}/personas.jsonl"},
         "weak": weak | {"optimizer": OPTIMIZER, "loss": {"mrl_dims": [16]}},
         "supervised": weak | {"optimizer": OPTIMIZER},
         "mine": {"negatives": 2},

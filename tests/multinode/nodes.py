@@ -31,6 +31,7 @@ for folder in $HIDDEN; do mount -t tmpfs tmpfs "$folder"; done
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 exec "$@"
 """
+_PROJECT = ("cluster", "docs", "examples", "jobs", "qwen3emb", "serve")
 _AGENTS = (
     "--dashboard-agent-listen-port",
     "--dashboard-agent-grpc-port",
@@ -72,6 +73,9 @@ class Nodes:
         for name in self._names:
             for part in ("home", "tmp"):
                 (self.root / name / part).mkdir(parents=True)
+        self.project = self.root / LAPTOP / "project"
+        for part in _PROJECT:
+            shutil.copytree(ROOT / part, self.project / part, ignore=shutil.ignore_patterns("__pycache__"))
         ports = free_ports(3 + len(_AGENTS))
         self._gcs, dashboard = f"127.0.0.1:{ports[0]}", ports[1]
         self.address = f"http://127.0.0.1:{dashboard}"
@@ -107,14 +111,14 @@ class Nodes:
         return self.root / name
 
     def type(self, words: Sequence[str], seconds: float, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command on the laptop, which finds the cluster in RAY_ADDRESS.
+        """Run a command in the project's folder on the laptop, which finds the cluster in RAY_ADDRESS.
 
         Raises:
             subprocess.TimeoutExpired: it does not end in time.
         """
         return subprocess.run(
             self._isolated(LAPTOP, words),
-            cwd=ROOT,
+            cwd=self.project,
             env=self._hiding(LAPTOP) | {"RAY_ADDRESS": self.address, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
