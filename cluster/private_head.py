@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,10 +20,13 @@ from pathlib import Path
 import psutil
 
 from cluster.session import own_cluster_environment, ray_environment
-from qwen3emb.config.run import ClusterConfig
-from qwen3emb.core.errors import StageFailure
+from qwen3emb.config.run import ClusterConfig, RunConfig
+from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.pipeline.demand import stage_demands
+from qwen3emb.pipeline.fit import unmet
+from qwen3emb.pipeline.supply import NodeType
 
-__all__ = ["free_ports", "private_head"]
+__all__ = ["free_ports", "private_head", "refuse_unmet"]
 
 _MARK = "QWEN3EMB_PRIVATE_HEAD"
 _LONGEST_FOLDER = 40
@@ -38,6 +41,29 @@ _PORTS = (
     "--ray-client-server-port",
     "--metrics-export-port",
 )
+
+
+def refuse_unmet(cfg: RunConfig, stages: Sequence[str]) -> None:
+    """Refuse stages that the Ray started here (a private head or an embedded one) could never hold.
+
+    Raises:
+        UserError: a sentence for each.
+    """
+    here = NodeType("this machine", cfg.cluster.num_cpus, _gpus_here(), 1, 1)
+    problems = unmet([demand for name in stages for demand in stage_demands(cfg, name)], [here])
+    if problems:
+        raise UserError("\n".join([*problems, _LOGICAL] if any("CPU" in line for line in problems) else problems))
+
+
+def _gpus_here() -> int:
+    """GPUs that this process may use. Asked without Ray, which must not be imported before a head's token is set."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+_LOGICAL = "the CPUs of this machine are cluster.num_cpus, logical ones, which may exceed its cores"
 
 
 @contextmanager

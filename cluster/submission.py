@@ -27,7 +27,17 @@ from qwen3emb.core.storage import absolute_uri
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-__all__ = ["Target", "cluster_target", "connect", "exit_code", "follow", "is_this_machine", "local_target", "submit"]
+__all__ = [
+    "Target",
+    "cluster_target",
+    "connect",
+    "exit_code",
+    "follow",
+    "is_this_machine",
+    "local_target",
+    "preflight",
+    "submit",
+]
 
 _EXCLUDED = [
     ".git",
@@ -88,6 +98,18 @@ class Target:
         job = self.start(module, arguments)
         follow(self.client, job)
         return exit_code(self.client, job)
+
+
+def preflight(target: Target, stages: Sequence[str]) -> None:
+    """Ask the cluster whether it can run these stages (`jobs.preflight`, a job of some seconds).
+
+    Raises:
+        UserError: it cannot; the log that was shown has a sentence for each reason.
+        StageFailure: the question failed.
+    """
+    if code := target.run("jobs.preflight", stages):
+        kind = UserError if code == UserError.exit_code else StageFailure
+        raise kind("nothing was started, since the preflight failed; its message is above")
 
 
 def local_target(client: JobSubmissionClient, config: str, overrides: Sequence[str]) -> Target:

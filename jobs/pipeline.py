@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cluster.private_head import private_head
-from cluster.submission import Target, cluster_target, connect, local_target
+from cluster.private_head import private_head, refuse_unmet
+from cluster.submission import Target, cluster_target, connect, local_target, preflight
 from jobs.entry import command_line, guarded, say, table_console
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import start
@@ -94,11 +94,12 @@ def _target(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) 
         target = cluster_target(connect(address), cfg, arguments.config, arguments.set)
         names = [stage.name for stage in stages]
         copy_models_of_this_machine(cfg, names, say)
-        if arguments.preflight and (code := target.run("jobs.preflight", names)):
-            kind = UserError if code == UserError.exit_code else StageFailure
-            raise kind("the pipeline was not started, since the preflight failed; its message is above")
+        if arguments.preflight:
+            preflight(target, names)
         yield target
         return
+    if arguments.preflight:
+        refuse_unmet(cfg, [stage.name for stage in stages])
     say("pipeline: starting a private Ray head")
     with private_head(cfg.cluster) as head:
         yield local_target(connect(head), arguments.config, arguments.set)

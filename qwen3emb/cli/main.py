@@ -11,6 +11,7 @@ from qwen3emb.cli.data import data_app
 from qwen3emb.cli.evaluate import evaluate, promote
 from qwen3emb.cli.export import export
 from qwen3emb.cli.models import embed, fetch_model, search
+from qwen3emb.cli.preflight import preflight
 from qwen3emb.cli.run import ablate, report, run, status, submit
 
 __all__ = ["app"]
@@ -25,6 +26,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "submit": submit,
+    "preflight": preflight,
     "status": status,
     "report": report,
     "ablate": ablate,

@@ -108,12 +108,13 @@ def submit(
     overrides: Overrides = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stream the logs until it ends.")] = True,
     replace: _Replace = False,
+    ask: Annotated[bool, typer.Option("--preflight/--no-preflight", help="Ask the cluster first.")] = True,
     debug: Debug = False,
 ) -> None:
     """Submit the pipeline, or one stage of it, as a job to a Ray cluster; its exit code comes back.
 
-    The current folder is sent along, without what .gitignore names. Relative storage needs a cluster on this
-    machine.
+    The current folder is sent along, without what .gitignore names, and models that only this machine has are copied to
+    the run's storage. Relative storage needs a cluster on this machine.
 
     Example: qwen3emb submit examples/qwen3-0.6b.yaml --address http://head:8265 --stage corpus
     """
@@ -124,14 +125,15 @@ def submit(
         cluster_address = address or cfg.cluster.address or os.environ.get("RAY_ADDRESS")
         if not cluster_address:
             raise UserError("submit: which cluster? Give --address http://HOST:8265, or set RAY_ADDRESS")
-        from cluster.submission import cluster_target, connect, exit_code, follow
-        from qwen3emb.pipeline.run_models import copy_models_of_this_machine
-        from qwen3emb.pipeline.stages import STAGES, is_enabled
+        from cluster.submission import cluster_target, connect, exit_code, follow, preflight
 
         target = cluster_target(connect(cluster_address), cfg, str(config), overrides or [])
-        names = [stage] if stage else [name for name in STAGES if is_enabled(cfg, name)]
-        copy_models_of_this_machine(cfg, names, lambda line: print(line, file=sys.stderr, flush=True))
-        job = target.start(module, [*arguments, *["--replace"] * replace, *["--debug"] * debug])
+        stages = _models_are_there(cfg, stage)
+        if ask:
+            preflight(target, stages)
+        asked = [] if stage else ["--no-preflight"]  # the pipeline would ask once more
+        flags = ["--replace"] * replace + ["--debug"] * debug
+        job = target.start(module, [*arguments, *asked, *flags])
         print(job, flush=True)
         if not wait:
             return 0
@@ -139,6 +141,16 @@ def submit(
         return exit_code(target.client, job)
 
     finish(body, debug)
+
+
+def _models_are_there(cfg: RunConfig, stage: str | None) -> list[str]:
+    """Copy what only this machine has to the run's storage; the stages that are to run."""
+    from qwen3emb.pipeline.run_models import copy_models_of_this_machine
+    from qwen3emb.pipeline.stages import STAGES, is_enabled
+
+    names = [stage] if stage else [name for name in STAGES if is_enabled(cfg, name)]
+    copy_models_of_this_machine(cfg, names, lambda line: print(line, file=sys.stderr, flush=True))
+    return names
 
 
 def status(config: Config, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -129,11 +129,15 @@ class LoraConfig(Section):
     """Linear layers that get an adapter (the follow-up report's)."""
 
 
+_Count = Annotated[int, Field(ge=1)]
+
+
 class _TrainConfig(Section):
     """Keys that both trainings have."""
 
-    num_workers: int = Field(default=2, ge=1)
-    """Ray Train workers = world size."""
+    num_workers: _Count | tuple[_Count, _Count] = 2
+    """Ray Train workers = world size. `[2, 8]`: as many as there is room for, with two at least; when nodes come or go
+    the training goes on from its latest state with another number, on the same global batches."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads per worker; default the cores of its node (affinity and CPU quota) / the workers there."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -142,6 +146,9 @@ class _TrainConfig(Section):
     """Optimizer steps."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Steps between checkpoints, each with validation metrics; 0 = only at the end."""
+    resume_every: int = Field(default=0, ge=0)
+    """Steps between states that a lost training goes on from, beside those of the checkpoints, without validation and
+    without a model directory; 0 = only with the checkpoints. A state is also saved when a node is to be reclaimed."""
     keep_checkpoints: int = Field(default=3, ge=1)
     """Latest checkpoints that are kept, for resuming and for merging."""
     max_failures: int = Field(default=2, ge=-1)
@@ -161,6 +168,18 @@ class _TrainConfig(Section):
     """End early after this many validations in a row that are no better than the best before; 0 = never."""
     lora: LoraConfig | None = None
     """Train low-rank adapters only."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _ordered(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if not isinstance(value, int) and value[0] > value[1]:
+            raise ValueError(f"at least {value[0]} workers and at most {value[1]}; give the smaller number first")
+        return value
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which the training does not begin."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
 
 class DatasetConfig(Section):

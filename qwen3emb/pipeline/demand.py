@@ -125,9 +125,12 @@ def _training(cfg: RunConfig, stage: str) -> list[Demand]:
         return []
     teachers = section.teacher.workers if section.teacher else 0
     bundle, count_key = trainer_bundle(cfg.cluster.gpus_per_worker), f"{stage}.num_workers"
+    least = section.least_workers
     return [
         _pool(cfg, stage, "teacher", teachers, f"{stage}.teacher.workers"),
-        _of(stage, "training worker", section.num_workers, bundle, True, phase=1, size_key=_GPUS, count_key=count_key),
+        _of(
+            stage, "training worker", least, bundle, True, phase=1, size_key=_GPUS, count_key=count_key
+        ),
     ]
 
 

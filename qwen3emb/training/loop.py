@@ -37,7 +37,7 @@ from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.training.checkpoints import checkpoint_name, checkpoint_names, drop_oldest, export_checkpoint, sweep
 from qwen3emb.training.history import History
 from qwen3emb.training.mixture import Mixture
-from qwen3emb.training.resharding import saved_world_size, universal
+from qwen3emb.training.resharding import place_of_node, saved_world_size, universal
 from qwen3emb.training.schedule import learning_rate
 from qwen3emb.training.seeding import seed_step
 from qwen3emb.training.tasks import EmbeddingTask, RerankerTask
@@ -117,7 +117,7 @@ def _train(job: TrainJob, out: Storage) -> None:
         # Gathers of vectors on CPUs (validation) and on GPUs (the loss) go each over what knows their device.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if job.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cfg.num_workers,
+            num_workers=cfg.num_workers,  # a range is elastic: lost workers are done without, new nodes are used
             use_gpu=job.gpus > 0,
             resources_per_worker=trainer_bundle(job.gpus).resources(),
         ),
@@ -142,7 +142,7 @@ def _train(job: TrainJob, out: Storage) -> None:
 def _no_room(job: TrainJob) -> StageFailure:
     seconds = _STARTS * float(os.environ.get(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, 60))
     each = "1 CPU" + (f" and {job.gpus} GPUs" if job.gpus else "")
-    return late(job.out, f"no room for {job.task.cfg.num_workers} training workers of {each} at once", seconds)
+    return late(job.out, f"no room for {job.task.cfg.least_workers} training workers of {each} at once", seconds)
 
 
 class _Trainer(TorchTrainer):
@@ -189,7 +189,7 @@ def _loop(job: TrainJob) -> None:
         model.to(ray.train.torch.get_device())
     engine, history, first = _resumed(model.train(), cfg)
     mixture = job.mixture()
-    began = time.monotonic()
+    began, noticed = time.monotonic(), frozenset[str]()
     for step in range(first, cfg.steps):
         history.add(step, _step(job, engine, mixture, step), time.monotonic() - began)
         if rank_and_world()[0] == 0:
@@ -197,8 +197,20 @@ def _loop(job: TrainJob) -> None:
         due = cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0
         if due or step + 1 == cfg.steps:
             _checkpoint(job, engine, history, step + 1)
+        else:  # every rank comes here or none, as asking for a notice waits for all
+            before, noticed = noticed, _nodes_to_be_reclaimed()
+            if noticed - before or (cfg.resume_every and (step + 1) % cfg.resume_every == 0):
+                _save(engine, history, step + 1)
         if history.stopped:
             break
+
+
+def _nodes_to_be_reclaimed() -> frozenset[str]:
+    """The nodes of this training that the cloud has announced to take away; a barrier of all ranks."""
+    if os.environ.get(OWN_CLUSTER):
+        return frozenset()
+    info = ray.train.get_preemption_info()
+    return frozenset(info.preempted_node_ids) if info else frozenset()
 
 
 def _settled_dtype(job: TrainJob) -> str:
@@ -274,7 +286,9 @@ def _resumed(model: Any, cfg: TrainEmbeddingConfig | TrainRerankerConfig) -> tup
         folder, saved_world, world = Path(state_folder), saved_world_size(Path(state_folder)), rank_and_world()[1]
         resharded = saved_world not in (None, world)
         if resharded:
-            folder = universal(folder, _of_node(Path(scratch)))
+            context = ray.train.get_context()
+            place = place_of_node(Path(scratch), context.get_node_rank(), context.get_local_rank())
+            folder = universal(folder, place)
         engine = build_engine(model, optimizer, universal=resharded)
         state = restore(engine, folder)
         if world > 1:
@@ -297,16 +311,6 @@ def _say_what_differs(cfg: TrainEmbeddingConfig | TrainRerankerConfig, step: int
     )
 
 
-def _of_node(local: Path) -> Path:
-    """The temporary folder of the first rank on this node; `local` is this rank's own, and every rank calls this."""
-    context, world = ray.train.get_context(), rank_and_world()[1]
-    if world == 1:
-        return local
-    places: list[Any] = [None] * world
-    torch.distributed.all_gather_object(places, (context.get_node_rank(), context.get_local_rank(), str(local)))
-    return Path(next(place for node, local, place in places if (node, local) == (context.get_node_rank(), 0)))
-
-
 def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None:
     """Validate, export a model directory, then save the state to resume from and report it to Ray Train.
 
@@ -324,11 +328,20 @@ def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None
         history.show(job.task.cfg.steps, force=True)
     del weights
     give_back()
-    metrics = history.latest()
     if step == job.task.cfg.steps or history.stopped:
-        ray.train.report(metrics)
+        ray.train.report(history.latest())
         return
-    with tempfile.TemporaryDirectory() as folder:
-        save(engine, Path(folder), {"step": step, "history": history.rows, "world": rank_and_world()[1]})
-        state = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=state, checkpoint_dir_name=checkpoint_name(step))
+    _save(engine, history, step)
+
+
+def _save(engine: Any, history: History, step: int) -> None:
+    """Save the state to resume from and report it to Ray Train, which uploads it while the next steps are made."""
+    folder = tempfile.mkdtemp(prefix="qwen3emb-state-")  # Ray Train deletes it when it is on storage
+    save(engine, Path(folder), {"step": step, "history": history.rows, "world": rank_and_world()[1]})
+    state = ray.train.Checkpoint.from_directory(folder)
+    ray.train.report(
+        history.latest(),
+        checkpoint=state,
+        checkpoint_dir_name=checkpoint_name(step),
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+    )

@@ -10,13 +10,14 @@ import os
 from argparse import Namespace
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from qwen3emb.objective.ranks import rank_and_world
 from qwen3emb.training.zero import TAG
 
-__all__ = ["saved_world_size", "universal"]
+__all__ = ["place_of_node", "saved_world_size", "universal"]
 
 _SHARDS = "*zero_pp_rank_*_optim_states.pt"
 
@@ -56,3 +57,19 @@ def _convert(source: Path, target: Path) -> None:
     )
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
         main(arguments)
+
+
+def place_of_node(local: Path, node: int, local_rank: int) -> Path:
+    """The temporary folder of the first rank on this node; every rank calls this.
+
+    Args:
+        local: this rank's own.
+        node: number of this rank's node.
+        local_rank: of this rank on its node.
+    """
+    world = rank_and_world()[1]
+    if world == 1:
+        return local
+    places: list[Any] = [None] * world
+    dist.all_gather_object(places, (node, local_rank, str(local)))
+    return Path(next(place for there, number, place in places if (there, number) == (node, 0)))

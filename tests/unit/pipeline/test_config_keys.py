@@ -59,7 +59,7 @@ TRAINING = {
 }
 SPEED = {
     **{"num_workers": 3, "threads": 2, "max_failures": 1, "activation_checkpointing": True},
-    **{"token_budget": 512, "pack_tokens": 512},
+    **{"token_budget": 512, "pack_tokens": 512, "resume_every": 2},
 }
 EMBEDDING = {
     **TRAINING,
