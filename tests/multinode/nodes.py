@@ -89,9 +89,15 @@ class Nodes:
             self.close()
             raise
 
-    def add(self, name: str, cpus: int) -> None:
-        """Start a node with some logical CPUs."""
-        self._ray(name, [f"--address={self._gcs}", f"--num-cpus={cpus}", *_pairs(_AGENTS, free_ports(len(_AGENTS)))])
+    def add(self, name: str, cpus: int, python: str = sys.executable, **environment: str) -> None:
+        """Start a node with some logical CPUs, another Python, and further variables in its environment."""
+        if name not in self._names:
+            self._names = (*self._names, name)
+            self._namespaces[name] = set()
+            for part in ("home", "tmp"):
+                (self.root / name / part).mkdir(parents=True)
+        ports = _pairs(_AGENTS, free_ports(len(_AGENTS)))
+        self._ray(name, [f"--address={self._gcs}", f"--num-cpus={cpus}", *ports], python, **environment)
 
     def environment(self, name: str) -> dict[str, str]:
         """What the processes of a node have in their environment."""
@@ -127,12 +133,12 @@ class Nodes:
             timeout=seconds,
         )
 
-    def popen(self, name: str, words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def popen(self, name: str, words: Sequence[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
         """Start a command as on the node, its output in `log`."""
         with log.open("ab") as out:
             process = subprocess.Popen(
                 self._isolated(name, words),
-                env=self._hiding(name),
+                env=self._hiding(name) | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -187,11 +193,11 @@ class Nodes:
         hidden = " ".join(f"{self.root}/{other}" for other in self._names if other != name)
         return self.environment(name) | {"HIDDEN": hidden}
 
-    def _ray(self, name: str, words: Sequence[str]) -> None:
-        ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
+    def _ray(self, name: str, words: Sequence[str], python: str = sys.executable, **environment: str) -> None:
+        ray = [python, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
         ray += ["--min-worker-port=0", "--max-worker-port=0", "--node-ip-address=127.0.0.1"]
         ray += ["--disable-usage-stats", f"--object-store-memory={_OBJECT_STORE}", *words]
-        self.popen(name, ray, self.root / f"{name}.log")
+        self.popen(name, ray, self.root / f"{name}.log", **environment)
 
 
 def _namespace(pid: int) -> str:
