@@ -53,16 +53,17 @@ class _Node:
     gpus: float
 
 
-def problems(cfg: RunConfig, names: Sequence[str]) -> list[str]:
+def problems(cfg: RunConfig, names: Sequence[str], have: Sequence[str] = ()) -> list[str]:
     """What would stop these stages of a run on the cluster that this process is connected to, a sentence each.
 
     Args:
         cfg: the run.
         names: of its stages.
+        have: models that will be there when the run starts.
     """
     nodes = list(_nodes())
     demands = [demand for name in names for demand in stage_demands(cfg, name)]
-    return [*unmet(demands, _supply(nodes)), *_unlike(cfg, nodes), *_unreachable(cfg, names)]
+    return [*unmet(demands, _supply(nodes)), *_unlike(cfg, nodes), *_unreachable(cfg, names, have)]
 
 
 def _nodes() -> Iterator[_Node]:
@@ -167,14 +168,14 @@ def _compared(found: Mapping[str, dict[str, str] | str], storage: Storage, mark:
         )
 
 
-def _unreachable(cfg: RunConfig, names: Sequence[str]) -> Iterator[str]:
+def _unreachable(cfg: RunConfig, names: Sequence[str], have: Sequence[str]) -> Iterator[str]:
     """Models that neither this machine, the run's storage nor the hub has."""
     keys: dict[str, str] = {}
     for name in names:
         for key, model in models_of(cfg, name).items():
             keys.setdefault(model, key)
     for model, key in keys.items():
-        if is_endpoint(model) or is_in_run(cfg.storage, model):
+        if model in have or is_endpoint(model) or is_in_run(cfg.storage, model):
             continue
         why = _missing(model)
         if why:

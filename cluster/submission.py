@@ -100,14 +100,19 @@ class Target:
         return exit_code(self.client, job)
 
 
-def preflight(target: Target, stages: Sequence[str]) -> None:
+def preflight(target: Target, stages: Sequence[str], have: Sequence[str] = ()) -> None:
     """Ask the cluster whether it can run these stages (`jobs.preflight`, a job of some seconds).
+
+    Args:
+        target: the cluster.
+        stages: names.
+        have: models that this machine has, and would copy to the run's storage.
 
     Raises:
         UserError: it cannot; the log that was shown has a sentence for each reason.
         StageFailure: the question failed.
     """
-    if code := target.run("jobs.preflight", stages):
+    if code := target.run("jobs.preflight", [*stages, *(word for name in have for word in ("--have", name))]):
         kind = UserError if code == UserError.exit_code else StageFailure
         raise kind("nothing was started, since the preflight failed; its message is above")
 

@@ -21,7 +21,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
     with connected(cfg.cluster):
         from cluster.preflight import problems
 
-        found = problems(cfg, names)
+        found = problems(cfg, names, arguments.have)
     if found:
         raise UserError("\n".join(["preflight: the run would not work here", *(f"- {line}" for line in found)]))
     say(f"preflight: room, storage, versions and models are in order for {', '.join(names)}")
@@ -31,5 +31,6 @@ if __name__ == "__main__":
     parser = command_line(__doc__ or "")
     parser.epilog = "example: python -m jobs.preflight --config examples/qwen3-0.6b.yaml"
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="default all stages of the run")
+    parser.add_argument("--have", action="append", default=[], metavar="MODEL", help="will be copied to the storage")
     arguments = parser.parse_args()
     sys.exit(guarded(lambda: _preflight(arguments), arguments.debug))

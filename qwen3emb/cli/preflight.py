@@ -59,11 +59,15 @@ def _file(cluster_file: Path, config: Path, overrides: list[str]) -> None:
 def _cluster(address: str, config: Path, overrides: list[str]) -> None:
     from cluster.submission import cluster_target, connect
     from cluster.submission import preflight as ask
+    from qwen3emb.model.mirror import is_here
+    from qwen3emb.pipeline.run_models import models_of
     from qwen3emb.pipeline.stages import STAGES, is_enabled
 
     cfg = load_config(config, overrides)
     names = [name for name in STAGES if is_enabled(cfg, name)]
-    ask(cluster_target(connect(address), cfg, str(config), overrides), names)
+    models = {model for name in names for model in models_of(cfg, name).values()}
+    target = cluster_target(connect(address), cfg, str(config), overrides)
+    ask(target, names, sorted(model for model in models if is_here(model)))
 
 
 def _here(config: Path, overrides: list[str]) -> None:

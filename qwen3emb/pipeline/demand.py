@@ -128,9 +128,7 @@ def _training(cfg: RunConfig, stage: str) -> list[Demand]:
     least = section.least_workers
     return [
         _pool(cfg, stage, "teacher", teachers, f"{stage}.teacher.workers"),
-        _of(
-            stage, "training worker", least, bundle, True, phase=1, size_key=_GPUS, count_key=count_key
-        ),
+        _of(stage, "training worker", least, bundle, True, phase=1, size_key=_GPUS, count_key=count_key),
     ]
 
 
