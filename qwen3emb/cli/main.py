@@ -11,7 +11,8 @@ from qwen3emb.cli.data import data_app
 from qwen3emb.cli.evaluate import evaluate, promote
 from qwen3emb.cli.export import export
 from qwen3emb.cli.models import embed, fetch_model, search
-from qwen3emb.cli.run import ablate, report, run, status, submit
+from qwen3emb.cli.run import ablate, report, run, submit
+from qwen3emb.cli.status import status
 
 __all__ = ["app"]
 

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.location import redacted
 
-__all__ = ["INTERRUPTED", "guarded"]
+__all__ = ["INTERRUPTED", "guarded", "sentence"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
+
+_INTERRUPTED = "interrupted; run the same command again to go on from here"
 
 
 def guarded(action: Callable[[], None], debug: bool) -> int:
@@ -24,7 +26,7 @@ def guarded(action: Callable[[], None], debug: bool) -> int:
     try:
         action()
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on from here", file=sys.stderr, flush=True)
+        print(f"error: {_INTERRUPTED}", file=sys.stderr, flush=True)
         return INTERRUPTED
     except Exception as error:
         if debug:
@@ -33,6 +35,11 @@ def guarded(action: Callable[[], None], debug: bool) -> int:
         print(f"error: {redacted(message)}", file=sys.stderr, flush=True)
         return code
     return 0
+
+
+def sentence(error: BaseException) -> str:
+    """What `guarded` says of an error, without passwords."""
+    return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else str(redacted(_verdict(_root_cause(error))[0]))
 
 
 def _verdict(error: BaseException) -> tuple[str, int]:

@@ -25,7 +25,9 @@ from qwen3emb.config.run import OWN_CLUSTER
 from qwen3emb.config.training import TrainEmbeddingConfig, TrainRerankerConfig
 from qwen3emb.core.cores import fast_bfloat16, threads_of, usable_cores
 from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.core.events import current_attempt, note, taking_part
 from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.gauges import export_progress
 from qwen3emb.objective.allocator import give_back, keep_freed
 from qwen3emb.objective.ranks import rank_and_world
 from qwen3emb.objective.rows import TrainingRow
@@ -105,7 +107,7 @@ def _train(job: TrainJob, out: Storage) -> None:
     out.delete(_FAILED)
     trainer = _Trainer(
         _worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "attempt": current_attempt()},
         # Gathers of vectors on CPUs (validation) and on GPUs (the loss) go each over what knows their device.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if job.gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -150,7 +152,8 @@ def _worker(config: dict[str, Any]) -> None:
         before = out.read_json(_FAILED)
         raise (UserError if before["mistake"] else StageFailure)(before["message"])
     try:
-        _loop(job)
+        with taking_part(config["attempt"], _say, export_progress):
+            _loop(job)
     except (UserError, StageFailure) as error:
         out.write_json(_FAILED, {"message": str(error), "mistake": isinstance(error, UserError)})
         raise
@@ -262,6 +265,8 @@ def _resumed(model: Any, cfg: TrainEmbeddingConfig | TrainRerankerConfig) -> tup
         if world > 1:
             torch.distributed.barrier()  # before the converting rank removes its folder
     _say_what_differs(cfg, int(state["step"]), int(state.get("world", world)))
+    if rank_and_world()[0] == 0:
+        note("resumed", reason=f"training goes on after step {state['step']} of {cfg.steps}")
     return engine, History(state["history"]), int(state["step"])
 
 
@@ -271,12 +276,14 @@ def _say_what_differs(cfg: TrainEmbeddingConfig | TrainRerankerConfig, step: int
     if rank or world == before:
         return
     dropped = "; dropout draws other numbers" if cfg.lora and cfg.lora.dropout else ""
-    print(
+    _say(
         f"going on after step {step} with {world} workers instead of {before}: the same global batches, but sums are "
-        f"rounded otherwise{dropped}",
-        file=sys.stderr,
-        flush=True,
+        f"rounded otherwise{dropped}"
     )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def _of_node(local: Path) -> Path:
