@@ -206,9 +206,15 @@ def test_a_finished_run_ends_the_watch_with_0(cfg: RunConfig, run_file: Path) ->
     assert {s["state"] for s in look["stages"]} == {"done"}
 
 
+def interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_the_watch_alone_and_without_a_word(run_file: Path) -> None:
     command = [sys.executable, "-m", "qwen3emb.cli", "status", str(run_file), "--watch", "--json", "--every", "0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    # As from a terminal: a test run in the background has SIGINT ignored, which children inherit.
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible)
     assert process.stdout and json.loads(process.stdout.readline())["ending"] is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
