@@ -15,7 +15,8 @@ __all__ = ["INTERRUPTED", "guarded", "sentence"]
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
 
-_INTERRUPTED = "interrupted; run the same command again to go on from here"
+_AGAIN = "run the same command again to go on from here"
+_INTERRUPTED = f"interrupted; {_AGAIN}"
 
 
 def guarded(action: Callable[[], None], debug: bool) -> int:
@@ -38,8 +39,12 @@ def guarded(action: Callable[[], None], debug: bool) -> int:
 
 
 def sentence(error: BaseException) -> str:
-    """What `guarded` says of an error, without passwords."""
-    return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else str(redacted(_verdict(_root_cause(error))[0]))
+    """What ended a command, without passwords: for an error what `guarded` says of it."""
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    if isinstance(error, SystemExit):  # Ray's, where a job is stopped: the code is the signal's number
+        return f"ended from outside (exit code {error.code}); {_AGAIN}"
+    return str(redacted(_verdict(_root_cause(error))[0]))
 
 
 def _verdict(error: BaseException) -> tuple[str, int]:
