@@ -16,9 +16,12 @@ from qwen3emb.core.artifact import Identity, StageResult, complete, start, state
 from qwen3emb.core.card import count_rows, write_card
 from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
+from qwen3emb.core.events import recording
 from qwen3emb.core.exits import guarded
 from qwen3emb.core.lease import held
 from qwen3emb.core.location import redacted
+from qwen3emb.core.storage import Storage
+from qwen3emb.encoding.gauges import export_progress
 from qwen3emb.pipeline.run_models import with_run_models
 from qwen3emb.pipeline.stages import identity, is_enabled, needs, stage_folder, stage_inputs, writable_folder
 
@@ -85,12 +88,14 @@ def _run(name: str, run: _Stage, cfg: RunConfig, arguments: argparse.Namespace) 
         return
     if current == "different" and not arguments.replace:
         start(out, stage_identity)  # refuses, and says what differs
-    with held(out, say) as lease:
+    run_folder, fingerprint = Storage(cfg.storage), stage_identity.fingerprint
+    with recording(run_folder, name, fingerprint, say, export_progress) as record, held(out, say) as lease:
         state = start(out, stage_identity, arguments.replace)
         if state == "done":  # by another driver, just now
             say(f"{name}: reused {out} ({stage_identity.fingerprint})")
             return
         say(f"{name}: {'resuming' if state == 'unfinished' else 'starting'} {out}")
+        record.begin(resumed=state == "unfinished")
         with connected(cfg.cluster):
             result = run(StageContext(with_run_models(cfg, name, say), name, out, stage_inputs(cfg, name)))
         if name in _CARDS:
@@ -98,11 +103,12 @@ def _run(name: str, run: _Stage, cfg: RunConfig, arguments: argparse.Namespace) 
             write_card(out, f"Stage {name}", facts | count_rows(out, _CARDS[name]))
         lease.check()
         complete(out, stage_identity, result, time.monotonic() - began)
-    _report(name, result)
-
-
-def _report(name: str, result: StageResult) -> None:
-    rejected = ", ".join(f"{n} {reason}" for reason, n in result.rejected.items() if n) or "none"
-    say(f"{name}: {result.rows_in} rows in, {result.rows_out} out, rejected: {rejected}")
+        record.finish(_summary(result), rows_in=result.rows_in, rows_out=result.rows_out)
+    say(f"{name}: {_summary(result)}")
     for key, value in result.metrics.items():
         say(f"{name}: {key} = {value}")
+
+
+def _summary(result: StageResult) -> str:
+    rejected = ", ".join(f"{n} {reason}" for reason, n in result.rejected.items() if n) or "none"
+    return f"{result.rows_in} rows in, {result.rows_out} out, rejected: {rejected}"

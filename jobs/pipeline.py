@@ -16,10 +16,13 @@ from jobs.entry import command_line, guarded, say, table_console
 from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.artifact import start
 from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.core.events import recording
+from qwen3emb.core.storage import Storage
 from qwen3emb.pipeline.report import print_report, write_summary
 from qwen3emb.pipeline.run_models import copy_models_of_this_machine
 from qwen3emb.pipeline.selection import selected
 from qwen3emb.pipeline.stages import STAGES, Stage, identity, stage_folder, stage_states, writable_folder
+from qwen3emb.pipeline.status import PIPELINE
 from qwen3emb.text.evaluation_sets import planned_sets
 
 __all__ = ["main", "parse", "run_pipeline"]
@@ -68,10 +71,18 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
 
 
 def _run(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) -> dict[str, float]:
-    """Submit the stages one after another; the seconds of each, submission included."""
-    seconds: dict[str, float] = {}
+    """Run the stages one after another, and record that it is tried; the seconds of each, submission included."""
     if not stages:
-        return seconds
+        return {}
+    with recording(Storage(cfg.storage), PIPELINE, PIPELINE, say) as record:
+        record.begin(stages=[stage.name for stage in stages])
+        seconds = _submit(cfg, stages, arguments)
+        record.finish(f"the pipeline has run {', '.join(seconds)}")
+    return seconds
+
+
+def _submit(cfg: RunConfig, stages: list[Stage], arguments: argparse.Namespace) -> dict[str, float]:
+    seconds: dict[str, float] = {}
     flags = ["--replace"] * arguments.replace + ["--debug"] * arguments.debug
     with _target(cfg, stages, arguments) as target:
         for stage in stages:

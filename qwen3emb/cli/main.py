@@ -12,7 +12,8 @@ from qwen3emb.cli.evaluate import evaluate, promote
 from qwen3emb.cli.export import export
 from qwen3emb.cli.models import embed, fetch_model, search
 from qwen3emb.cli.preflight import preflight
-from qwen3emb.cli.run import ablate, report, run, status, submit
+from qwen3emb.cli.run import ablate, report, run, submit
+from qwen3emb.cli.status import status
 
 __all__ = ["app"]
 

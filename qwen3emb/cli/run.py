@@ -1,15 +1,14 @@
-"""`qwen3emb run`, `submit`, `status` and `report`."""
+"""`qwen3emb run`, `submit`, `ablate` and `report`."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from qwen3emb.cli.options import Config, Debug, Json, Overrides, finish, print_json
 from qwen3emb.config.run import RunConfig, load_config
@@ -18,7 +17,7 @@ from qwen3emb.core.errors import UserError
 if TYPE_CHECKING:
     from qwen3emb.pipeline.stages import Stage
 
-__all__ = ["ablate", "report", "run", "status", "submit"]
+__all__ = ["ablate", "report", "run", "submit"]
 
 _StageName = Annotated[str | None, typer.Option("--stage", help="One stage alone; default the whole pipeline.")]
 _AtLeast = Annotated[Literal["even", "win"] | None, typer.Option(help="Exit with 1 where the verdict is less.")]
@@ -151,50 +150,6 @@ def _models_are_there(cfg: RunConfig, stage: str | None) -> list[str]:
     names = [stage] if stage else [name for name in STAGES if is_enabled(cfg, name)]
     copy_models_of_this_machine(cfg, names, lambda line: print(line, file=sys.stderr, flush=True))
     return names
-
-
-def status(config: Config, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Where every stage of a run stands: new, unfinished, done, or different (made by another configuration).
-
-    Example: qwen3emb status examples/demo.yaml
-    """
-
-    def body() -> None:
-        rows = _states(load_config(config, overrides))
-        if as_json:
-            print_json(rows)
-            return
-        table = Table()
-        for name in ("stage", "state", "rows", "rejected", "seconds", "fingerprint"):
-            table.add_column(name, justify="right" if name in ("rows", "rejected", "seconds") else "left")
-        for row in rows:
-            table.add_row(*("" if row[str(c.header)] is None else str(row[str(c.header)]) for c in table.columns))
-        Console().print(table)
-
-    finish(body, debug)
-
-
-def _states(cfg: RunConfig) -> list[dict[str, Any]]:
-    """One row per stage; figures are None where the stage is not complete."""
-    from qwen3emb.core.artifact import finished, read_record
-    from qwen3emb.pipeline.stages import identity, stage_folder, stage_states
-
-    rows = []
-    known: dict[str, Any] = {}
-    for stage, state in stage_states(cfg):
-        folder = stage_folder(cfg, stage.name)
-        record = read_record(folder) if finished(folder) else {}
-        rows.append(
-            {
-                "stage": stage.name,
-                "state": state,
-                "rows": record.get("rows_out"),
-                "rejected": sum(record["rejected"].values()) if record else None,
-                "seconds": record.get("seconds"),
-                "fingerprint": record.get("fingerprint") or identity(cfg, stage.name, known).fingerprint,
-            }
-        )
-    return rows
 
 
 def report(

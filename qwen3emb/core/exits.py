@@ -10,10 +10,13 @@ from collections.abc import Callable
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.location import redacted
 
-__all__ = ["INTERRUPTED", "guarded"]
+__all__ = ["INTERRUPTED", "guarded", "sentence"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
+
+_AGAIN = "run the same command again to go on from here"
+_INTERRUPTED = f"interrupted; {_AGAIN}"
 
 
 def guarded(action: Callable[[], None], debug: bool) -> int:
@@ -24,7 +27,7 @@ def guarded(action: Callable[[], None], debug: bool) -> int:
     try:
         action()
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on from here", file=sys.stderr, flush=True)
+        print(f"error: {_INTERRUPTED}", file=sys.stderr, flush=True)
         return INTERRUPTED
     except Exception as error:
         if debug:
@@ -33,6 +36,15 @@ def guarded(action: Callable[[], None], debug: bool) -> int:
         print(f"error: {redacted(message)}", file=sys.stderr, flush=True)
         return code
     return 0
+
+
+def sentence(error: BaseException) -> str:
+    """What ended a command, without passwords: for an error what `guarded` says of it."""
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    if isinstance(error, SystemExit):  # Ray's, where a job is stopped: the code is the signal's number
+        return f"ended from outside (exit code {error.code}); {_AGAIN}"
+    return str(redacted(_verdict(_root_cause(error))[0]))
 
 
 def _verdict(error: BaseException) -> tuple[str, int]:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 from qwen3emb.core.errors import StageFailure, UserError
 from qwen3emb.core.storage import Storage
 
-__all__ = ["LEASE", "Lease", "held"]
+__all__ = ["EXPIRY", "LEASE", "Holder", "Lease", "held", "holder_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +121,33 @@ class Lease:
         except OSError:
             pass
         return True
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder, for those who only watch.
+
+    Attributes:
+        who: the driver, in words.
+        host: its machine, where the lease can be read.
+        renewed: when the lease was last written, in seconds since the epoch by the storage's clock.
+        ended: known to have ended without letting go: a process of this machine that is gone.
+    """
+
+    who: str
+    host: str | None
+    renewed: float
+    ended: bool
+
+
+def holder_of(folder: Storage) -> Holder | None:
+    """The driver that a folder's lease names, alive or not; None where there is no lease."""
+    written = folder.filesystem.get_file_info(folder.path(LEASE)).mtime_ns
+    lease = _parsed(folder)
+    if written is None or lease is None:
+        return None
+    who = _who(lease) if lease else "a driver whose lease is damaged"
+    return Holder(who, lease.get("host"), written / 1e9, _is_dead(lease))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from qwen3emb.core.errors import StageFailure
+from qwen3emb.core.events import report as report_progress
 
 __all__ = ["START_SECONDS", "Progress", "WorkerPool", "dispatch", "gather", "late", "paced", "within_limits"]
 
@@ -35,11 +36,16 @@ _END = object()
 
 
 def paced(say: Callable[[str], None], label: str, seconds: float = 5.0) -> Progress:
-    """A callback for (done, total): says `LABEL: DONE of TOTAL` once in `seconds` at most, and at the end."""
+    """A callback for (done, total): says `LABEL: DONE of TOTAL` once in `seconds` at most, and at the end.
+
+    The run's events are told too, of the work that the label names after `STAGE: `.
+    """
     last = time.monotonic()
+    work = label.partition(": ")[2] or label
 
     def report(done: int, total: int) -> None:
         nonlocal last
+        report_progress(work, done, total)
         now = time.monotonic()
         if done >= total or now - last >= seconds:
             last = now

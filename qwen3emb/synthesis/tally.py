@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from qwen3emb.config.resources import COUNTER
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.card import write_card
+from qwen3emb.core.events import report
 from qwen3emb.core.records import PAIR, REJECT
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import gather
@@ -105,6 +106,8 @@ def _watch(tally: Any, say: Callable[[str], None], done: int, total: int, finish
     while not finished.wait(_SECONDS_PER_LINE):
         [counts] = gather([tally.total.remote()], _LABEL, ANSWER_SECONDS)
         pairs, rejects = int(counts.get("pairs", 0)), int(counts.get("rejects", 0))
+        if counts.get("engines"):
+            report("queries", done + pairs + rejects, total, rejected=rejects)
         news = f"{done + pairs + rejects} of {total} queries" if counts.get("engines") else "the generator is loading"
         began = began or (time.monotonic() if counts.get("engines") else None)
         quiet = quiet + 1 if news == last_line else 0

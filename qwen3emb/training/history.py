@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from qwen3emb.core.events import report
 from qwen3emb.core.storage import Storage
 from qwen3emb.training.tensorboard import OF_THE_DATA, write_events
 
@@ -103,7 +104,7 @@ class History:
         return summaries
 
     def show(self, steps: int, force: bool = False) -> None:
-        """A progress line on standard error, at most every few seconds."""
+        """A progress line on standard error and in the run's events, at most every few seconds."""
         now = time.monotonic()
         if not force and now - self._shown < _EVERY_SECONDS and self.steps() not in (1, steps):
             return
@@ -113,6 +114,9 @@ class History:
         per_step = seconds / max(1, len(recent))
         rate = row["rows"] / per_step if per_step else 0.0
         tokens = sum(r["tokens"] for r in recent) / max(1e-9, seconds)
+        figures = {"step": row["step"], "loss": row["loss"], "tokens_per_second_per_worker": round(tokens, 1)}
+        figures |= {name: value for name, value in row.items() if name.startswith("dev_")}
+        report("rows trained", row["step"] * row["rows"], steps * row["rows"], **figures)
         loss = math.nan if row["loss"] is None else row["loss"]
         dev = " ".join(f"{k} {v:.3f}" for k, v in row.items() if k.startswith("dev_"))
         print(

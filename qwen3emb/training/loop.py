@@ -27,16 +27,19 @@ from ray.train.v2.api.exceptions import ControllerError
 from qwen3emb.config.resources import trainer_bundle
 from qwen3emb.config.run import OWN_CLUSTER
 from qwen3emb.config.training import TrainEmbeddingConfig, TrainRerankerConfig
-from qwen3emb.core.cores import fast_bfloat16, threads_of, usable_cores
+from qwen3emb.core.cores import threads_of, usable_cores
 from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.core.events import current_attempt, note, taking_part
 from qwen3emb.core.storage import Storage
 from qwen3emb.encoding.dispatch import late
+from qwen3emb.encoding.gauges import export_progress
 from qwen3emb.objective.allocator import give_back, keep_freed
 from qwen3emb.objective.ranks import rank_and_world
 from qwen3emb.objective.rows import TrainingRow
 from qwen3emb.training.checkpoints import checkpoint_name, checkpoint_names, drop_oldest, export_checkpoint, sweep
 from qwen3emb.training.history import History
 from qwen3emb.training.mixture import Mixture
+from qwen3emb.training.precision import settled_dtype
 from qwen3emb.training.resharding import place_of_node, saved_world_size, universal
 from qwen3emb.training.schedule import learning_rate
 from qwen3emb.training.seeding import seed_step
@@ -48,7 +51,6 @@ __all__ = ["TrainJob", "fit"]
 _RUN_NAME = "ray_train"
 _BAD = "bad_batches.jsonl"
 _FAILED = "failed.json"
-_DTYPE = "dtype.json"
 _STARTS = 6
 """How often Ray Train asks for all workers at once, each time for as long as the session says (`cluster.session`); left
 alone it asks for ever."""
@@ -113,7 +115,7 @@ def _train(job: TrainJob, out: Storage) -> None:
     out.delete(_FAILED)
     trainer = _Trainer(
         _worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "attempt": current_attempt()},
         # Gathers of vectors on CPUs (validation) and on GPUs (the loss) go each over what knows their device.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if job.gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -168,7 +170,8 @@ def _worker(config: dict[str, Any]) -> None:
         before = out.read_json(_FAILED)
         raise (UserError if before["mistake"] else StageFailure)(before["message"])
     try:
-        _loop(job)
+        with taking_part(config["attempt"], _say, export_progress):
+            _loop(job)
     except (UserError, StageFailure) as error:
         out.write_json(_FAILED, {"message": str(error), "mistake": isinstance(error, UserError)})
         raise
@@ -182,7 +185,7 @@ def _loop(job: TrainJob) -> None:
     torch.set_num_threads(cfg.threads or threads_of(usable_cores(), local_workers))
     torch.manual_seed(job.seed)  # of what loading draws, the same on every rank: adapters
     keep_freed()
-    model = job.task.load(_settled_dtype(job))
+    model = job.task.load(settled_dtype(cfg.optimizer.dtype, bool(job.gpus), Storage(job.out)))
     if cfg.activation_checkpointing:
         model.gradient_checkpointing_enable()
     if job.gpus:
@@ -211,24 +214,6 @@ def _nodes_to_be_reclaimed() -> frozenset[str]:
         return frozenset()
     info = ray.train.get_preemption_info()
     return frozenset(info.preempted_node_ids) if info else frozenset()
-
-
-def _settled_dtype(job: TrainJob) -> str:
-    """What `optimizer.dtype` stands for. `auto` is decided by the first rank when a training starts, and kept in its
-    folder, so that all ranks and every resumed run compute alike, whatever CPUs they are on."""
-    chosen: str = job.task.cfg.optimizer.dtype
-    if chosen != "auto":
-        return chosen
-    if job.gpus:
-        return "bfloat16"
-    out, (rank, world), answer = Storage(job.out), rank_and_world(), [""]
-    if rank == 0:
-        if not out.exists(_DTYPE):
-            out.write_json(_DTYPE, {"dtype": "bfloat16" if fast_bfloat16() else "float32"})
-        answer = [out.read_json(_DTYPE)["dtype"]]
-    if world > 1:
-        torch.distributed.broadcast_object_list(answer)
-    return answer[0]
 
 
 def _quieten() -> None:
@@ -294,6 +279,8 @@ def _resumed(model: Any, cfg: TrainEmbeddingConfig | TrainRerankerConfig) -> tup
         if world > 1:
             torch.distributed.barrier()  # before the converting rank removes its folder
     _say_what_differs(cfg, int(state["step"]), int(state.get("world", world)))
+    if rank_and_world()[0] == 0:
+        note("resumed", reason=f"training goes on after step {state['step']} of {cfg.steps}")
     return engine, History(state["history"]), int(state["step"])
 
 
@@ -303,12 +290,14 @@ def _say_what_differs(cfg: TrainEmbeddingConfig | TrainRerankerConfig, step: int
     if rank or world == before:
         return
     dropped = "; dropout draws other numbers" if cfg.lora and cfg.lora.dropout else ""
-    print(
+    _say(
         f"going on after step {step} with {world} workers instead of {before}: the same global batches, but sums are "
-        f"rounded otherwise{dropped}",
-        file=sys.stderr,
-        flush=True,
+        f"rounded otherwise{dropped}"
     )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def _checkpoint(job: TrainJob, engine: Any, history: History, step: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qwen3emb.core.artifact import finished, read_record
+from qwen3emb.core.event_files import all_events
 from qwen3emb.core.lease import LEASE
 from qwen3emb.core.storage import Storage
 
@@ -67,6 +68,9 @@ def test_a_stage_on_s3_goes_on_after_a_kill_and_gives_what_a_local_one_gives(
     assert "corpus: resuming" in run(*words)
     assert not folder.exists(LEASE) and not folder.exists("candidates")
     assert "corpus: reused" in run(*words)
+    happened = [(event["event"], event["attempt"]) for event in all_events(Storage(f"{home}/run{OPTIONS}"))]
+    assert happened[0] == ("started", 1) and happened[-1] == ("finished", 2)
+    assert [kind for kind in happened if kind[0] != "progress"] == [happened[0], ("resumed", 2), happened[-1]]
 
     run(*command(str(tmp_path / "run"), str(tmp_path / "in put"), tiny_qwen3))
     local = Storage(str(tmp_path / "run" / "corpus"))

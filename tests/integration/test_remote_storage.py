@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 
 from qwen3emb.core.artifact import Identity, StageResult, complete, read_record, start, state_of
 from qwen3emb.core.errors import UserError
-from qwen3emb.core.lease import LEASE, held
+from qwen3emb.core.event_files import all_events, trails
+from qwen3emb.core.events import current_attempt, recording, report, taking_part
+from qwen3emb.core.lease import LEASE, held, holder_of
 from qwen3emb.core.storage import Storage, external_fingerprint
 from qwen3emb.synthesis.personas import read_personas
 
@@ -169,3 +172,22 @@ def test_a_lease_on_s3_is_for_one_driver_and_the_dead_let_go(folder: Storage) ->
         mine.check()
         assert folder.names() == [LEASE]
     assert folder.names() == []
+
+
+def test_events_and_leases_on_s3_tell_where_a_stage_stands(folder: Storage) -> None:
+    stage = folder / "mine"
+    assert holder_of(stage) is None and all_events(folder) == []
+    for resumed in (False, True):
+        with recording(folder, "mine", "0123456789abcdef", print) as record, held(stage, print):
+            record.begin(resumed)
+            with taking_part(current_attempt(), print):
+                report("queries embedded", 1, 2)
+            holder = holder_of(stage)
+            assert holder and not holder.ended and abs(time.time() - holder.renewed) < 600
+            record.finish("done")
+    assert holder_of(stage) is None
+    first, second = trails(folder)["mine"]
+    assert (first.attempt.number, second.attempt.number) == (1, 2)
+    assert len(second.files) == 2 and abs(time.time() - second.written) < 600
+    one = ["progress", "finished"]
+    assert [event["event"] for event in all_events(folder)] == ["started", *one, "resumed", *one]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from qwen3emb.core.errors import StageFailure, UserError
-from qwen3emb.core.exits import guarded
+from qwen3emb.core.exits import guarded, sentence
 
 
 class WorkerError(Exception):
@@ -68,3 +68,15 @@ def test_success_is_0_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
 def test_debug_shows_the_stack_trace(capsys: pytest.CaptureFixture[str]) -> None:
     guarded(raising(UserError("row 3")), debug=True)
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (WorkerError(UserError("s3://me:word@bucket/x: no rows")), "s3://***@bucket/x: no rows"),
+        (KeyboardInterrupt(), "interrupted; run the same command again to go on from here"),
+        (SystemExit(15), "ended from outside (exit code 15); run the same command again to go on from here"),
+    ],
+)
+def test_an_ending_can_be_kept_as_a_sentence(error: BaseException, said: str) -> None:
+    assert sentence(error) == said
