@@ -6,6 +6,7 @@ hidden from it. So a path of one node handed to another is a missing file, as on
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -13,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from cluster.private_head import free_ports
 
@@ -38,6 +41,13 @@ _AGENTS = (
     "--runtime-env-agent-port",
     "--metrics-export-port",
 )
+_AUTOSCALER = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+}
 _OBJECT_STORE = 300_000_000  # bytes, below the node's /dev/shm
 
 
@@ -58,13 +68,21 @@ class Nodes:
     The laptop is no node of Ray: it is where a user types.
     """
 
-    def __init__(self, names: Sequence[str], environment: Mapping[str, str], head_cpus: int = 0) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        environment: Mapping[str, str],
+        head_cpus: int = 0,
+        grows_to: int = 0,
+    ) -> None:
         """Start the head.
 
         Args:
             names: of all nodes that there will be beside the head, whose folders are hidden from one another.
             environment: further variables of every node, e.g. of an S3 server.
             head_cpus: logical CPUs of the head; none, as in the cloud, where it runs drivers and nothing else.
+            grows_to: most nodes with 1 CPU that Ray's autoscaler adds by itself, on the head's side of the isolation;
+                they end after three seconds without work.
         """
         self.root = Path(tempfile.mkdtemp(prefix="n-", dir="/tmp"))  # short: Ray's sockets lie below it
         self._names, self._environment = ("head", LAPTOP, *names), dict(environment)
@@ -82,8 +100,12 @@ class Nodes:
         words = ["--head", f"--port={ports[0]}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
         words += [f"--ray-client-server-port={ports[2]}", f"--num-cpus={head_cpus}", "--include-dashboard=true"]
         words += [f"--temp-dir={self.root}/head/ray", *_pairs(_AGENTS, ports[3:])]
+        known = {}
+        if grows_to:
+            words.append(f"--autoscaling-config={self._autoscaling(grows_to)}")
+            known = _AUTOSCALER
         try:
-            self._ray("head", words)
+            self._ray("head", words, **known)
             _wait_for_port(dashboard)
         except BaseException:
             self.close()
@@ -185,6 +207,36 @@ class Nodes:
     def __exit__(self, *_: object) -> None:
         """End the nodes."""
         self.close()
+
+    def _autoscaling(self, most: int) -> Path:
+        """A file for Ray's own provider of nodes that are processes of this machine."""
+        provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+        config = {
+            "cluster_name": "fake",
+            "max_workers": most,
+            "idle_timeout_minutes": 0.05,
+            "provider": {
+                "type": "external",
+                "module": provider,
+                "gcs_address": self._gcs,
+                "launch_multiple": True,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+            },
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": most},
+            },
+        }
+        file = self.root / "autoscaling.json"
+        file.write_text(json.dumps(config))
+        return file
+
+    def up(self) -> int:
+        """Nodes that the head counts as alive, without itself."""
+        with urllib.request.urlopen(f"{self.address}/nodes?view=summary", timeout=10) as answer:
+            summary = json.load(answer)["data"]["summary"]
+        return sum(node["raylet"]["state"] == "ALIVE" for node in summary) - 1
 
     def _isolated(self, name: str, words: Sequence[str]) -> list[str]:
         return ["unshare", "--mount", "--propagation", "private", "bash", "-c", _SHELL, name, *words]
