@@ -50,12 +50,14 @@ def three(faulty: tuple[dict[str, str], Path]) -> Iterator[Callable[[], Nodes]]:
         pytest.skip(why_not())
     clusters: list[Nodes] = []
 
-    def whole(anew: bool = False) -> Nodes:
-        if anew or not clusters:
+    def whole(anew: bool = False, cpus: int = 2) -> Nodes:
+        if anew and clusters:
+            clusters.pop().close()
+        if not clusters:
             clusters.append(Nodes(["b", "c"], faulty[0]))
         for name in ("b", "c"):
             if not clusters[-1].processes(name):
-                clusters[-1].add(name, 2)
+                clusters[-1].add(name, cpus)
         return clusters[-1]
 
     yield whole
@@ -86,9 +88,9 @@ def prepared(cluster: Nodes, model: Path) -> tuple[str, Storage]:
     return f"{name}/run.yaml", Storage(f"{home}/run")
 
 
-def submit(cluster: Nodes, config: str, stage: str) -> Done:
+def submit(cluster: Nodes, config: str, stage: str, *sets: str) -> Done:
     words = [sys.executable, "-m", "qwen3emb.cli", "submit", config, "--stage", stage, "--no-preflight"]
-    return cluster.type(words, 900)
+    return cluster.type([*words, *(word for one in sets for word in ("--set", one))], 900)
 
 
 def until(holds: Callable[[], object], seconds: float, job: Future[Done]) -> None:
@@ -266,11 +268,35 @@ def test_a_lost_head(
     for name in ("head", "b", "c"):
         cluster.lose(name)
     assert job.result().returncode == 1
+    written = (cluster.project / config).read_text()
     other = three(anew=True)
     (other.project / Path(config).parent).mkdir()
-    (other.project / config).write_text((cluster.project / config).read_text())
+    (other.project / config).write_text(written)
     again = submit(other, config, "weak")
     assert again.returncode == 0, again.stderr[-4000:]
     assert f"step 1/{STEPS} " not in again.stderr, "it began again instead of going on"
     assert_same(undisturbed[0], storage)
     table("head", "weak", 0, "", f"{time.monotonic() - began - undisturbed[1]:.0f}")
+
+
+def test_an_elastic_training_goes_on_with_the_workers_that_are_left(
+    three: Callable[..., Nodes],
+    undisturbed: tuple[Storage, float],
+    tiny_qwen3: Path,
+    background: ThreadPoolExecutor,
+    table: Callable[..., None],
+) -> None:
+    """One worker on each node; the sums of one worker are rounded otherwise than those of two."""
+    cluster = three(anew=True, cpus=1)
+    config, storage = prepared(cluster, tiny_qwen3)
+    job = background.submit(submit, cluster, config, "weak", "weak.num_workers=[1, 2]", "weak.resume_every=1")
+    until(lambda: resumable(storage), 300, job)
+    cluster.lose("b")
+    done = job.result()
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "with 1 workers instead of 2" in done.stderr, done.stderr[-4000:]
+    one, other = weights(undisturbed[0]), weights(storage)
+    assert all(torch.allclose(one[name].float(), other[name].float(), atol=2e-3) for name in one)
+    steps = [json.loads(line)["step"] for line in storage.read_bytes("weak/metrics.jsonl").splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+    table("node of an elastic training", "weak", 0, f"{max(0, steps_said(done) - STEPS)} steps", "")
