@@ -26,7 +26,7 @@ from tests.multinode.nodes import LAPTOP, why_not
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = {"base", "weak", "supervised", "merged", "reranker", "merged+reranker"}
+MODELS = {"base", "weak", "supervised", "merged", "merged+reranker"}
 SETTINGS = {
     "corpus": {"sources": [{"kind": "markdown", "path": "docs"}], "dev_share": 0.2, "heldout_share": 0.3},
     "synthesize.max_passages": 6,
