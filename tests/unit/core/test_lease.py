@@ -40,7 +40,14 @@ sys.exit(guarded(body, False))
 
 def driver(folder: Path, seconds: float, beat: float = 15, expiry: float = 75) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", DRIVER, str(folder), *map(str, (seconds, beat, expiry))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # As from a terminal: a test run in the background has SIGINT ignored, which children inherit.
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
+    )
+
+
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
