@@ -16,7 +16,7 @@ import yaml
 
 from qwen3emb.core.errors import UserError
 
-__all__ = ["HEAD_GROUP", "NodeType", "read_node_types", "unfilled"]
+__all__ = ["HEAD_GROUP", "NodeType", "placeholders", "read_node_types", "serves_only", "unfilled"]
 
 HEAD_GROUP = "headgroup"
 """KubeRay's name of the head's group."""
@@ -72,20 +72,38 @@ def read_node_types(path: str | Path) -> list[NodeType]:
     )
 
 
-def unfilled(path: str | Path) -> list[str]:
-    """A sentence for each value of a YAML file that still holds a placeholder such as `YOUR-BUCKET`.
+def serves_only(path: str | Path) -> bool:
+    """Whether the file is a RayService, on whose cluster no stage of a run is meant to run.
 
     Raises:
         UserError: the file cannot be read.
     """
+    return any(document.get("kind") == "RayService" for document in _documents(path))
+
+
+def unfilled(path: str | Path) -> list[str]:
+    """A sentence for each placeholder such as `YOUR-BUCKET` that a cluster file still holds; see `placeholders`.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return placeholders({f"[{i}]": d for i, d in enumerate(_documents(path))}, str(path))
+
+
+def placeholders(content: Mapping[str, Any], name: str) -> list[str]:
+    """A sentence for each placeholder in keys and values, however deep.
+
+    Args:
+        content: of a file, e.g. `RunConfig.model_dump()`.
+        name: of the file.
+    """
     places: dict[str, list[str]] = {}
-    for document in _documents(path):
-        for place, text in _texts(document):
-            for name in _UNFILLED.findall(text):
-                places.setdefault(name, []).append(place)
+    for place, text in _texts(content):
+        for word in _UNFILLED.findall(text):
+            places.setdefault(word, []).append(re.sub(r"^\[\d+\]\.", "", place))
     return [
-        f"{path}: replace {name} in {_listed(where)} by {_MEANINGS.get(name, 'a value of yours')} (docs/cluster.md)"
-        for name, where in places.items()
+        f"{name}: replace {word} in {_listed(where)} by {_MEANINGS.get(word, 'a value of yours')} (docs/cluster.md)"
+        for word, where in places.items()
     ]
 
 
