@@ -11,6 +11,7 @@ for CPU nodes ends there; docs/cluster.md). The cores of a GPU node belong to it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from qwen3emb.config.data import SynthesizeConfig
 from qwen3emb.config.serving import ServeConfig
@@ -39,7 +40,7 @@ class Bundle:
     cpus: float
     gpus: float = 0
 
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Any]:
         """Ray's options of a task or actor."""
         return {"num_cpus": self.cpus} | ({"num_gpus": self.gpus} if self.gpus else {})
 

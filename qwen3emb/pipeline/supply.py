@@ -178,8 +178,8 @@ def _of_group(group: dict[str, Any], name: str, counts: tuple[int, int], path: s
     gpus = own.get("GPU", params.get("num-gpus", _limit(container, "gpu")))
     if cpus is None:
         raise UserError(f"{path}: group {name} does not say how many CPUs a pod has; give the container a limit of cpu")
-    amounts = (_whole(value, f"{path}: group {name}") for value in (cpus, gpus or 0))
-    return NodeType(name, *amounts, *counts)
+    place = f"{path}: group {name}"
+    return NodeType(name, _whole(cpus, place), _whole(gpus or 0, place), *counts)
 
 
 def _limit(container: dict[str, Any], resource: str) -> Any:
