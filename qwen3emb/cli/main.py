@@ -11,6 +11,7 @@ from qwen3emb.cli.data import data_app
 from qwen3emb.cli.evaluate import evaluate, promote
 from qwen3emb.cli.export import export
 from qwen3emb.cli.models import embed, fetch_model, search
+from qwen3emb.cli.plan import plan
 from qwen3emb.cli.run import ablate, report, run, status, submit
 
 __all__ = ["app"]
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "plan": plan,
     "run": run,
     "submit": submit,
     "status": status,
