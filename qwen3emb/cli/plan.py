@@ -22,7 +22,7 @@ _DEFAULT_GPU = "h100"
 
 def plan(
     config: Config,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="h100, h200, a100, a100-40, l40s, l4 or a10g.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="h100 (default), h200, a100, a100-40, l40s or l4.")] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs that there are.")] = None,
     prices: Annotated[Path | None, typer.Option("--prices", help="YAML: a GPU's name, price of its hour.")] = None,
     assume: Annotated[

@@ -41,7 +41,6 @@ GPUS = {
         Gpu("a100-40", 40e9, 312e12, 0, 1.555e12),
         Gpu("l40s", 48e9, 362e12, 733e12, 0.864e12),
         Gpu("l4", 24e9, 121e12, 242e12, 0.3e12),
-        Gpu("a10g", 24e9, 70e12, 0, 0.6e12),
     )
 }
 """SXM forms where there are several."""

@@ -19,7 +19,7 @@ from qwen3emb.pipeline.planning.work import StageEstimate
 EXAMPLES = Path(__file__).parents[4] / "examples"
 
 # `rows_out` and tokens (prompt_tokens + generated_tokens; the sum over metrics.jsonl) in the records of a run of
-# examples/demo.yaml, of the commit "Docs: at a constant rate the demo's supervised stage ends higher ..." on two cores.
+# examples/demo.yaml of version 0.2.0 on two cores.
 ROWS = {
     "corpus": 1440,
     "synthesize": 103,
