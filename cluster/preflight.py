@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qwen3emb import __version__
+from qwen3emb.config.resources import COUNTER
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import is_uri, redacted
@@ -67,7 +68,7 @@ def problems(cfg: RunConfig, names: Sequence[str], have: Sequence[str] = ()) -> 
 
 
 def _nodes() -> Iterator[_Node]:
-    for node in ray.nodes():
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
         if node["Alive"]:
             has, labels = node["Resources"], node.get("Labels") or {}
             name = f"{'the head' if _HEAD in has else 'node'} {node['NodeManagerHostname']} ({node['NodeID'][:8]})"
@@ -77,7 +78,7 @@ def _nodes() -> Iterator[_Node]:
 def _supply(nodes: Sequence[_Node]) -> list[NodeType]:
     """The nodes that are up, and those that the autoscaler may add to each group."""
     there = [NodeType(node.name, node.cpus, node.gpus, 1, 1) for node in nodes]
-    config = ray._private.state.state.get_cluster_config()
+    config = ray._private.state.state.get_cluster_config()  # what an autoscaler has told the head
     for group in config.node_group_configs if config else ():
         most = _UNLIMITED if group.max_count < 0 else group.max_count
         more = most - sum(node.group == group.name for node in nodes)
@@ -111,7 +112,7 @@ def _looked_at(nodes: Sequence[_Node], uri: str, mark: str) -> dict[str, dict[st
     asked = {}
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        asked[node.name] = look.options(num_cpus=0, scheduling_strategy=here).remote(uri, node.id, mark)
+        asked[node.name] = look.options(**COUNTER.options(), scheduling_strategy=here).remote(uri, node.id, mark)
     found: dict[str, dict[str, str] | str] = {}
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_SECONDS)
     for name, reference in asked.items():

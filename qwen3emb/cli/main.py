@@ -11,6 +11,7 @@ from qwen3emb.cli.data import data_app
 from qwen3emb.cli.evaluate import evaluate, promote
 from qwen3emb.cli.export import export
 from qwen3emb.cli.models import embed, fetch_model, search
+from qwen3emb.cli.plan import plan
 from qwen3emb.cli.preflight import preflight
 from qwen3emb.cli.run import ablate, report, run, submit
 from qwen3emb.cli.status import status
@@ -25,9 +26,10 @@ app = typer.Typer(
 )
 
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "plan": plan,
+    "preflight": preflight,
     "run": run,
     "submit": submit,
-    "preflight": preflight,
     "status": status,
     "report": report,
     "ablate": ablate,

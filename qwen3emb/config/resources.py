@@ -59,7 +59,7 @@ MERGE_PIECE = Bundle(0.5)
 """A part of a model's tensors, merged beside the task that waits for it."""
 
 COUNTER = Bundle(0)
-"""An actor that counts what others do."""
+"""What takes no room: an actor that counts what others do, a task that looks at its node."""
 
 READER = Bundle(0.5)
 """An actor of `synthesize` that reads passages and finds their personas."""

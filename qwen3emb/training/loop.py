@@ -119,14 +119,17 @@ def _train(job: TrainJob, out: Storage) -> None:
         # Gathers of vectors on CPUs (validation) and on GPUs (the loss) go each over what knows their device.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if job.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cfg.num_workers,  # a range is elastic: lost workers are done without, new nodes are used
+            # A range is elastic: lost workers are done without, new nodes are used.
+            num_workers=cfg.num_workers,  # type: ignore[arg-type]  # mypy reads the signature of Ray Train v1
             use_gpu=job.gpus > 0,
             resources_per_worker=trainer_bundle(job.gpus).resources(),
         ),
         run_config=RunConfig(
             name=_RUN_NAME,
             storage_path=out.uri,
-            failure_config=FailureConfig(max_failures=cfg.max_failures, controller_failure_limit=_STARTS - 1),
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # likewise
+                max_failures=cfg.max_failures, controller_failure_limit=_STARTS - 1
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )

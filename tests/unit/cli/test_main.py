@@ -19,7 +19,7 @@ from qwen3emb.core.artifact import StageResult, complete, start
 from qwen3emb.metrics.verdict import compare
 from qwen3emb.pipeline.stages import STAGES, identity, stage_folder
 
-COMMANDS = ["run", "submit", "status", "report", "ablate", "embed", "search", "fetch-model", "check-config"]
+COMMANDS = ["plan", "run", "submit", "status", "report", "ablate", "embed", "search", "fetch-model", "check-config"]
 METRICS = {"ndcg@10": {"base": 0.1, "merged": 0.6}, "mrr@10": {"base": 0.2, "merged": 0.7}}
 
 

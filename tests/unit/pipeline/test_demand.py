@@ -120,6 +120,7 @@ SOURCE = {
     "evaluation/harness.py: Encoders options": [],  # `qwen3emb evaluate`, which is no stage
     "evaluation/harness.py: Rerankers options": [],
     "encoding/dispatch.py: worker options": [],  # `WorkerPool`, for the two pools below
+    "cluster/preflight.py: _look COUNTER": [],  # `qwen3emb preflight`, which is no stage
     "encoding/pool.py: EncodeWorker x workers options": [],
     "encoding/pool.py: RerankWorker x workers options": [],
     "search/stage.py: _read _TINY": [("index", "task")],
