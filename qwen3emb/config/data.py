@@ -179,6 +179,9 @@ class SynthesizeConfig(Section):
     """vLLM engine replicas."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs per engine."""
+    reader_gpus: int = Field(default=0, ge=0)
+    """GPUs of each of the actors that find candidate personas, one for four engines; 0 = one CPU core, which is enough
+    for a small `models.retrieval` and far too slow for one of 0.6B parameters (`qwen3emb plan` says so)."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Engine weights."""
     kv_cache_gb: float = Field(default=1.0, gt=0)

@@ -21,13 +21,13 @@ __all__ = [
     "ENGINES_PER_READER",
     "GATEWAY",
     "MERGE_PIECE",
-    "READER",
     "SMALL_TASK",
     "TASK",
     "Bundle",
     "encoder_bundle",
     "engine_bundle",
     "probe_bundle",
+    "reader_bundle",
     "replica_bundle",
     "trainer_bundle",
 ]
@@ -61,9 +61,6 @@ MERGE_PIECE = Bundle(0.5)
 COUNTER = Bundle(0)
 """What takes no room: an actor that counts what others do, a task that looks at its node."""
 
-READER = Bundle(0.5)
-"""An actor of `synthesize` that reads passages and finds their personas."""
-
 ENGINES_PER_READER = 4
 
 GATEWAY = Bundle(0.25)
@@ -73,6 +70,11 @@ GATEWAY = Bundle(0.25)
 def engine_bundle(cfg: SynthesizeConfig, gpus: bool) -> Bundle:
     """An actor with a vLLM engine: `tensor_parallel` GPUs of one node, or `threads` CPUs."""
     return Bundle(0, cfg.tensor_parallel) if gpus else Bundle(cfg.threads)
+
+
+def reader_bundle(cfg: SynthesizeConfig) -> Bundle:
+    """An actor of `synthesize` that reads passages and finds their personas."""
+    return Bundle(0, cfg.reader_gpus) if cfg.reader_gpus else Bundle(0.5)
 
 
 def encoder_bundle(gpus: float) -> Bundle:

@@ -44,7 +44,7 @@ __all__ = [
 OPERATIONAL = {
     *("workers", "threads", "engines", "kv_cache_gb", "max_failures", "max_num_seqs", "batch_size"),
     *("num_workers", "token_budget", "pack_tokens", "loss_tile", "activation_checkpointing", "shard_rows"),
-    "resume_every",
+    *("resume_every", "reader_gpus"),
 }
 
 OWN_CLUSTER = "QWEN3EMB_OWN_CLUSTER"

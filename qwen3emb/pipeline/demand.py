@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from qwen3emb.config.resources import (
     ENGINES_PER_READER,
     GATEWAY,
-    READER,
     SMALL_TASK,
     TASK,
     Bundle,
     encoder_bundle,
     engine_bundle,
     probe_bundle,
+    reader_bundle,
     replica_bundle,
     trainer_bundle,
 )
@@ -113,7 +113,10 @@ def _synthesize(cfg: RunConfig) -> list[Demand]:
     drafts = cfg.evaluate.workers if asked_passages(cfg) else 0
     return [
         _of("synthesize", "engine", section.engines, bundle, size_key=size_key, count_key="synthesize.engines"),
-        _of("synthesize", "reader", -(-section.engines // ENGINES_PER_READER), READER),
+        _of(
+            *("synthesize", "reader", -(-section.engines // ENGINES_PER_READER), reader_bundle(section)),
+            size_key="synthesize.reader_gpus" if section.reader_gpus else "",
+        ),
         _of("synthesize", "ranking task", drafts, TASK, phase=1, count_key="evaluate.workers"),
     ]
 

@@ -11,6 +11,7 @@ from qwen3emb.pipeline.supply import NodeType
 __all__ = ["unmet"]
 
 _SLACK = 1e-9
+_GPUS = "cluster.gpus_per_worker"
 
 
 def unmet(demands: Sequence[Demand], node_types: Sequence[NodeType]) -> list[str]:
@@ -98,7 +99,7 @@ def _too_small(demand: Demand, nodes: Sequence[NodeType]) -> str:
     has = 0.0 if largest is None else largest.gpus if unit == "GPU" else largest.cpus
     add = f"use nodes with {_number(asked, unit)}"
     if largest is None or not has:
-        off = f"set {demand.size_key} to 0 to run on CPUs, or " if demand.size_key == "cluster.gpus_per_worker" else ""
+        off = f"set {demand.size_key} to 0 to run on CPUs, or " if unit == "GPU" and demand.size_key == _GPUS else ""
         return f"no node type has a {unit}: {off}{add}"
     lower = f"set {demand.size_key} to {int(has)}, or " if demand.size_key and has >= 1 else ""
     return f"the largest node type {largest.name} has {has:g}: {lower}{add}"

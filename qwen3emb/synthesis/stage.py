@@ -25,7 +25,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from qwen3emb.config.data import SynthesizeConfig
-from qwen3emb.config.resources import ENGINES_PER_READER, READER
+from qwen3emb.config.resources import ENGINES_PER_READER, reader_bundle
 from qwen3emb.config.run import ModelsConfig, RunConfig, require_section
 from qwen3emb.core.artifact import StageResult
 from qwen3emb.core.context import StageContext
@@ -179,7 +179,7 @@ def _dataset(
 ) -> ray.data.Dataset:
     cfg, gpus = require_section(ctx.cfg.synthesize), ctx.cfg.cluster.gpus_per_worker > 0
     resources = engine_resources(cfg, gpus)
-    _check_room(ctx.cfg, resources["num_cpus"] + READER.cpus)
+    _check_room(ctx.cfg, resources["num_cpus"] + reader_bundle(cfg).cpus)
     DataContext.get_current().enable_progress_bars = False
     engines = min(cfg.engines, len(missing))
     work = [{"part": f, "name": b.name, "segments": json.dumps([asdict(s) for s in b.segments])} for f, b in missing]
@@ -191,8 +191,8 @@ def _dataset(
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=-(-engines // ENGINES_PER_READER)),
-        **READER.options(),
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}},
+        **reader_bundle(cfg).options(),
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"} | ({} if cfg.reader_gpus else {"CUDA_VISIBLE_DEVICES": ""})},
     )
     return blocks.map_batches(
         _Writer,

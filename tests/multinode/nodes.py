@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -106,7 +107,7 @@ class Nodes:
             known = _AUTOSCALER
         try:
             self._ray("head", words, **known)
-            _wait_for_port(dashboard)
+            self._until(lambda: bool(self._alive()), "the head")
         except BaseException:
             self.close()
             raise
@@ -118,8 +119,10 @@ class Nodes:
             self._namespaces[name] = set()
             for part in ("home", "tmp"):
                 (self.root / name / part).mkdir(parents=True)
-        ports = _pairs(_AGENTS, free_ports(len(_AGENTS)))
-        self._ray(name, [f"--address={self._gcs}", f"--num-cpus={cpus}", *ports], python, **environment)
+        ports, mark = _pairs(_AGENTS, free_ports(len(_AGENTS))), f"{name}-{secrets.token_hex(4)}"
+        words = [f"--address={self._gcs}", f"--num-cpus={cpus}", f"--labels=start={mark}", *ports]
+        self._ray(name, words, python, **environment)
+        self._until(lambda: any(labels.get("start") == mark for labels in self._alive()), f"node {name}")
 
     def environment(self, name: str) -> dict[str, str]:
         """What the processes of a node have in their environment."""
@@ -234,9 +237,23 @@ class Nodes:
 
     def up(self) -> int:
         """Nodes that the head counts as alive, without itself."""
+        return len(self._alive()) - 1
+
+    def _alive(self) -> list[dict[str, str]]:
+        """The labels of each node that the head counts as alive."""
         with urllib.request.urlopen(f"{self.address}/nodes?view=summary", timeout=10) as answer:
             summary = json.load(answer)["data"]["summary"]
-        return sum(node["raylet"]["state"] == "ALIVE" for node in summary) - 1
+        return [node["raylet"].get("labels") or {} for node in summary if node["raylet"].get("state") == "ALIVE"]
+
+    def _until(self, holds: Callable[[], bool], what: str, seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            with suppress(OSError):
+                if holds():
+                    return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{what} is not there after {seconds:g} s\n{self.log()}")
+            time.sleep(0.2)
 
     def _isolated(self, name: str, words: Sequence[str]) -> list[str]:
         return ["unshare", "--mount", "--propagation", "private", "bash", "-c", _SHELL, name, *words]
@@ -262,13 +279,3 @@ def _namespace(pid: int) -> str:
 
 def _pairs(options: Sequence[str], ports: Sequence[int]) -> list[str]:
     return [f"{option}={port}" for option, port in zip(options, ports, strict=True)]
-
-
-def _wait_for_port(port: int, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"no Ray head after {seconds:g} s")

@@ -26,7 +26,7 @@ def gpu_demand(cfg: RunConfig) -> int:
     each = cfg.cluster.gpus_per_worker
     engines = cfg.synthesize.engines * cfg.synthesize.tensor_parallel if cfg.synthesize and each else 0
     trainings = [getattr(cfg, name) for name in ("weak", "supervised", "distill", *_RERANKERS)]
-    workers = [section.num_workers for section in trainings if section]
+    workers = [section.least_workers for section in trainings if section]
     workers += [section.workers for section in (cfg.filter, cfg.mine, cfg.evaluate, cfg.index)]
     return max(engines, each * int(max(workers)))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qwen3emb.config.data import SynthesizeConfig
+from qwen3emb.config.resources import ENGINES_PER_READER
 from qwen3emb.config.run import require_section
 from qwen3emb.pipeline.planning.datasets import DatasetSize, passage_lengths, task_shares
 from qwen3emb.pipeline.planning.flops import Tokens, forward_flops
@@ -20,7 +21,6 @@ from qwen3emb.text.evaluation_sets import asked_passages
 
 __all__ = ["SCORING"]
 
-_ENGINES_PER_READER = 4  # as in synthesis.stage
 _READ_CHARACTERS = 4000  # of a passage, by the model that finds personas (synthesis.retrieval_model)
 
 
@@ -57,7 +57,8 @@ def _synthesize(p: Planner) -> StageEstimate:
             "synthesize", pairs, name, tokens, notes=["the generator is a server: its time is not counted"]
         )
     flops = again * sum(times * generation_flops(shape, r.prompt, r.answer) for times, r in work)
-    gpus = cfg.engines * cfg.tensor_parallel * (p.gpu is not None)
+    readers = math.ceil(cfg.engines / ENGINES_PER_READER) * cfg.reader_gpus
+    gpus = (cfg.engines * cfg.tensor_parallel + readers) * (p.gpu is not None)
     estimate = StageEstimate("synthesize", pairs, name, tokens, flops, gpus)
     if p.gpu is None:
         seconds = _on_cores(p, cfg, flops) + p.assumed.start_seconds
@@ -94,17 +95,18 @@ def _with_engines(p: Planner, cfg: SynthesizeConfig, estimate: StageEstimate, en
     personas = _persona_seconds(p, cfg)
     generated = estimate.seconds or 0.0
     if personas > generated:
-        readers = math.ceil(cfg.engines / _ENGINES_PER_READER)
+        readers, each = math.ceil(cfg.engines / ENGINES_PER_READER), "GPU" if cfg.reader_gpus else "CPU core"
         notes.append(
-            f"synthesize: {readers} reader{'s' * (readers > 1)} with one CPU core each find personas for all passages "
-            f"with {p.cfg.models.retrieval}, which takes {personas / 3600:,.0f} h and longer than the generator's "
-            f"{generated / 3600:,.1f} h: take a smaller models.retrieval, or a server"
+            f"synthesize: {readers} reader{'s' * (readers > 1)} with one {each} each "
+            f"find personas for all passages with {p.cfg.models.retrieval}, which takes {personas / 3600:,.0f} h and "
+            f"longer than the generator's {generated / 3600:,.1f} h: set synthesize.reader_gpus, take a smaller "
+            "models.retrieval, or a server"
         )
     return replace(estimate, seconds=start + max(generated, personas), memory=memory, problems=problems, notes=notes)
 
 
 def _persona_seconds(p: Planner, cfg: SynthesizeConfig) -> float:
-    """The readers encode the passages on one CPU core each, beside the engines."""
+    """The readers encode the passages on one CPU core each or on their GPUs, beside the engines."""
     shape = p.shape(str(p.cfg.models.retrieval))
     if shape is None:
         return 0.0
@@ -115,8 +117,10 @@ def _persona_seconds(p: Planner, cfg: SynthesizeConfig) -> float:
         passage_lengths(p.cfg, p.assumed),
         int(min(context, _READ_CHARACTERS / p.assumed.characters_per_token)),
     )
-    readers = math.ceil(cfg.engines / _ENGINES_PER_READER)
-    return forward_flops(shape, tokens) / (min(readers, p.cores) * p.assumed.cpu_gflops * 1e9)
+    readers, flops = math.ceil(cfg.engines / ENGINES_PER_READER), forward_flops(shape, tokens)
+    if p.gpu is not None and cfg.reader_gpus:
+        return p.seconds(flops, readers)
+    return flops / (min(readers, p.cores) * p.assumed.cpu_gflops * 1e9)
 
 
 def _encoding(

@@ -71,7 +71,7 @@ def embedding_estimate(p: Planner, name: str) -> StageEstimate:
     teacher, note = _teacher(p, cfg, sum(rows.values()), datasets, settings)
     seconds = (estimate.seconds or 0) + teacher
     estimate = replace(estimate, rows=sum(rows.values()), seconds=seconds, notes=[*estimate.notes, *note])
-    return p.checked(estimate, f"{name}.num_workers")
+    return p.checked(estimate, f"{name}.least_workers")
 
 
 def _hard_negatives(cfg: TrainEmbeddingConfig) -> int:
@@ -107,8 +107,8 @@ def _embedding_step(
     limits = own.max_query_tokens or cfg.max_query_tokens, own.max_document_tokens or cfg.max_document_tokens
     instruction = p.cfg.models.instruction if own.instruction is None else own.instruction
     pack = min(cfg.pack_tokens, cfg.token_budget)
-    share_of_rank = count / cfg.num_workers * d.query.capped(limits[0])
-    packs = min(count, cfg.num_workers * math.ceil(share_of_rank / pack)) if count else 1
+    share_of_rank = count / cfg.least_workers * d.query.capped(limits[0])
+    packs = min(count, cfg.least_workers * math.ceil(share_of_rank / pack)) if count else 1
     tokens = p.queries(count, d.query, limits[0], instruction, packs)
     tokens += p.documents(count * (1 + negatives), d.document, limits[1])
     return _Step(share, tokens, longest=max(limits), texts=count * (2 + negatives))
@@ -175,7 +175,7 @@ def reranker_estimate(p: Planner, name: str) -> StageEstimate:
     notes = [*estimate.notes]
     if cfg.teacher:
         notes.append(f"the time of its teacher {cfg.teacher.model} is not counted")
-    return p.checked(replace(estimate, rows=sum(rows.values()), notes=notes), f"{name}.num_workers")
+    return p.checked(replace(estimate, rows=sum(rows.values()), notes=notes), f"{name}.least_workers")
 
 
 def _reranker_step(p: Planner, cfg: TrainRerankerConfig, d: DatasetSize, share: float, rows: float) -> _Step:
@@ -199,9 +199,9 @@ def _training(
         passes = _passes(cfg, step, shape, head)
         flops += cfg.steps * step.share * training_flops(shape, step.tokens, passes, step.answers)
         tokens += cfg.steps * step.share * step.tokens.count
-    gpus = p.demand(cfg.num_workers)
+    gpus = p.demand(cfg.least_workers)
     weights = p.width * shape.parameters(head)
-    seconds = p.seconds(flops, cfg.num_workers, training=True) + p.start_seconds(weights)
+    seconds = p.seconds(flops, cfg.least_workers, training=True) + p.start_seconds(weights)
     memory = _memory(p, cfg, shape, steps, head)
     model = p.cfg.models.reranker_base or p.cfg.models.base if head else p.cfg.models.base
     return StageEstimate(name, 0, model, tokens, flops, gpus, seconds, memory)
@@ -210,7 +210,7 @@ def _training(
 def _passes(cfg: _TrainConfig, step: _Step, shape: ModelShape, head: bool) -> Passes:
     adapters = Adapters(cfg.lora.rank, cfg.lora.modules) if cfg.lora else None
     # The reranker's loss is a sum over queries and needs no cache.
-    cached = not head and step.tokens.count / cfg.num_workers > cfg.token_budget
+    cached = not head and step.tokens.count / cfg.least_workers > cfg.token_budget
     return Passes(cached, cfg.activation_checkpointing, adapters)
 
 
@@ -220,7 +220,7 @@ def _memory(p: Planner, cfg: _TrainConfig, shape: ModelShape, steps: Sequence[_S
     trainable = float(shape.adapter_parameters(cfg.lora.rank, cfg.lora.modules)) if cfg.lora else parameters
     total = parameters + (trainable if cfg.lora else 0)
     width = 4 if cfg.optimizer.dtype == "float32" else p.width
-    fixed = training_memory(Trained(total, trainable), cfg.optimizer, cfg.num_workers, width)
+    fixed = training_memory(Trained(total, trainable), cfg.optimizer, cfg.least_workers, width)
     kept = max((_kept_tokens(cfg, step, head) for step in steps), default=0.0)
     longest = max((step.longest for step in steps), default=0.0)
     one_pass = max(min(cfg.pack_tokens, cfg.token_budget), longest)
@@ -231,7 +231,7 @@ def _memory(p: Planner, cfg: _TrainConfig, shape: ModelShape, steps: Sequence[_S
 
 def _kept_tokens(cfg: _TrainConfig, step: _Step, head: bool) -> float:
     """Tokens whose activations a worker keeps at once: its whole share within the budget, else one pass."""
-    share, one_pass = step.tokens.count / cfg.num_workers, min(cfg.pack_tokens, cfg.token_budget)
+    share, one_pass = step.tokens.count / cfg.least_workers, min(cfg.pack_tokens, cfg.token_budget)
     if head:  # one pass after the other, of whole trees
         return max(step.longest, min(one_pass, share))
     return share if share <= cfg.token_budget else max(one_pass, step.longest)

@@ -89,7 +89,7 @@ SOURCE = {
     "labelled/stage.py: _one_dataset TASK": [("labelled", "task")],
     "labelled/stage.py: drop_like_held_out TASK": [("labelled", "task")],
     "labelled/stage.py: drop_false_negatives TASK": [("labelled", "task")],
-    "synthesis/stage.py: _Reader x -(-engines // ENGINES_PER_READER) READER": [("synthesize", "reader")],
+    "synthesis/stage.py: _Reader x -(-engines // ENGINES_PER_READER) reader_bundle(cfg)": [("synthesize", "reader")],
     "synthesis/stage.py: _Writer x engines resources": [("synthesize", "engine")],
     "synthesis/sets.py: _draft_vectors options": [("synthesize", "ranking task")],
     "synthesis/sets.py: _outranked options": [("synthesize", "ranking task")],
@@ -149,6 +149,12 @@ def test_without_gpus_the_same_is_asked_for_in_cpus() -> None:
     found = everything(run_of(cluster={}, serve={"embedder_replicas": 2, "threads": 3}))
     assert not any(d.gpus for d in found.values())
     assert {k: (found[k].count, found[k].cpus, found[k].gpus) for k in ON_CPUS} == ON_CPUS
+
+
+def test_readers_on_gpus_ask_for_them() -> None:
+    found = everything(run_of(synthesize={"personas": "p.jsonl", "engines": 9, "reader_gpus": 2}))
+    reader = found["synthesize", "reader"]
+    assert (reader.count, reader.cpus, reader.gpus) == (3, 0, 2)
 
 
 def test_nothing_that_holds_gpus_asks_for_cpus() -> None:
