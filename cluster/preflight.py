@@ -6,15 +6,20 @@ node cannot write or read, versions that differ from node to node, models that n
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
+from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -29,15 +34,18 @@ from qwen3emb.model.mirror import is_in_run
 from qwen3emb.pipeline.demand import stage_demands
 from qwen3emb.pipeline.fit import unmet
 from qwen3emb.pipeline.run_models import models_of
-from qwen3emb.pipeline.supply import NodeType
+from qwen3emb.pipeline.supply import NodeType, node_types_of, read_node_types
 
 __all__ = ["problems"]
+
+_log = logging.getLogger(__name__)
 
 _FOLDER = "preflight"
 _VERSIONS = ("ray", "torch", "vllm", "deepspeed", "pyarrow", "transformers")
 _ANSWER_SECONDS = 180.0  # a worker's process has to be started there, and the project unpacked
 _HUB_SECONDS = 20.0
-_UNLIMITED = 1000  # nodes; a group without a limit of its own
+_CONFIG = "--autoscaling-config="
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _SHOWN = 3
 _HEAD = "node:__internal_head__"
 _GROUP = "ray.io/node-group"
@@ -78,14 +86,32 @@ def _nodes() -> Iterator[_Node]:
 def _supply(nodes: Sequence[_Node]) -> list[NodeType]:
     """The nodes that are up, and those that the autoscaler may add to each group."""
     there = [NodeType(node.name, node.cpus, node.gpus, 1, 1) for node in nodes]
-    config = ray._private.state.state.get_cluster_config()  # what an autoscaler has told the head
-    for group in config.node_group_configs if config else ():
-        most = _UNLIMITED if group.max_count < 0 else group.max_count
-        more = most - sum(node.group == group.name for node in nodes)
-        cpus, gpus = (float(group.resources.get(kind, 0)) for kind in ("CPU", "GPU"))
-        if more > 0:
-            there.append(NodeType(group.name, cpus, gpus, 0, more))
+    for group in _groups():
+        more = group.max_count - sum(node.group == group.name for node in nodes)
+        if more > 0 and (group.cpus or group.gpus):
+            there.append(replace(group, min_count=0, max_count=more))
     return there
+
+
+def _groups() -> list[NodeType]:
+    """The groups that this cluster's autoscaler adds nodes to; none where nothing grows by itself.
+
+    Ray keeps them to itself, but its autoscaler runs beside this driver, on the head: started by `ray up` it names its
+    file on its command line, and KubeRay's reads the cluster's own record.
+    """
+    for process in psutil.process_iter(["cmdline"]):
+        for word in process.info["cmdline"] or ():
+            if word.startswith(_CONFIG) and Path(word.removeprefix(_CONFIG)).is_file():
+                return read_node_types(word.removeprefix(_CONFIG))
+    name = os.environ.get("RAY_CLUSTER_NAME")
+    if not (name and _NAMESPACE.is_file()):
+        return []
+    try:
+        record = KubernetesHttpApiClient(_NAMESPACE.read_text().strip()).get(f"rayclusters/{name}")
+    except Exception as error:  # whatever its client raises; the nodes that are up are known all the same
+        _log.warning("preflight: KubeRay does not say how far %s may grow: %s", name, _line(error))
+        return []
+    return node_types_of({"kind": "RayCluster", "apiVersion": "ray.io/v1"} | record, f"RayCluster {name}")
 
 
 def _unlike(cfg: RunConfig, nodes: Sequence[_Node]) -> Iterator[str]:

@@ -16,7 +16,7 @@ import yaml
 
 from qwen3emb.core.errors import UserError
 
-__all__ = ["HEAD_GROUP", "NodeType", "placeholders", "read_node_types", "serves_only", "unfilled"]
+__all__ = ["HEAD_GROUP", "NodeType", "node_types_of", "placeholders", "read_node_types", "serves_only", "unfilled"]
 
 HEAD_GROUP = "headgroup"
 """KubeRay's name of the head's group."""
@@ -62,14 +62,29 @@ def read_node_types(path: str | Path) -> list[NodeType]:
         UserError: it cannot be read, is of neither kind, or does not say what a node offers.
     """
     for document in _documents(path):
-        if "available_node_types" in document:
-            return list(_of_launcher(document, path))
-        keys = _SPECS.get(str(document.get("kind")))
-        if keys and str(document.get("apiVersion", "")).startswith("ray.io/"):
-            return list(_of_kuberay(document, keys, path))
+        if found := node_types_of(document, path):
+            return found
     raise UserError(
         f"{path}: neither a file for `ray up` (available_node_types) nor a RayCluster, RayJob or RayService of KubeRay"
     )
+
+
+def node_types_of(document: dict[str, Any], place: str | Path) -> list[NodeType]:
+    """The node types of one document, the head's first; none where it is of neither kind.
+
+    Args:
+        document: as parsed.
+        place: where it comes from, for messages.
+
+    Raises:
+        UserError: it does not say what a node offers.
+    """
+    if "available_node_types" in document:
+        return list(_of_launcher(document, place))
+    keys = _SPECS.get(str(document.get("kind")))
+    if keys and str(document.get("apiVersion", "")).startswith("ray.io/"):
+        return list(_of_kuberay(document, keys, place))
+    return []
 
 
 def serves_only(path: str | Path) -> bool:

@@ -83,7 +83,8 @@ class Nodes:
             environment: further variables of every node, e.g. of an S3 server.
             head_cpus: logical CPUs of the head; none, as in the cloud, where it runs drivers and nothing else.
             grows_to: most nodes with 1 CPU that Ray's autoscaler adds by itself, on the head's side of the isolation;
-                they end after three seconds without work.
+                they end after a quarter of a minute without work (they share folders, so that one that ends in the middle of
+                a job would take the job's files with it).
         """
         self.root = Path(tempfile.mkdtemp(prefix="n-", dir="/tmp"))  # short: Ray's sockets lie below it
         self._names, self._environment = ("head", LAPTOP, *names), dict(environment)
@@ -214,10 +215,20 @@ class Nodes:
     def _autoscaling(self, most: int) -> Path:
         """A file for Ray's own provider of nodes that are processes of this machine."""
         provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-        config = {
+        commands = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+        commands += ("head_start_ray_commands", "worker_start_ray_commands")
+        config = {key: [] for key in commands} | {
             "cluster_name": "fake",
+            "upscaling_speed": 1.0,
+            "docker": {},
+            "auth": {},
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "rsync_exclude": [],
+            "rsync_filter": [],
             "max_workers": most,
-            "idle_timeout_minutes": 0.05,
+            "idle_timeout_minutes": 0.25,
             "provider": {
                 "type": "external",
                 "module": provider,
