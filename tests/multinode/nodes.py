@@ -25,7 +25,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from cluster.private_head import free_ports
 
-__all__ = ["LAPTOP", "Nodes", "why_not"]
+__all__ = ["LAPTOP", "ROOT", "Nodes", "why_not"]
 
 LAPTOP = "laptop"
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,8 +83,7 @@ class Nodes:
             environment: further variables of every node, e.g. of an S3 server.
             head_cpus: logical CPUs of the head; none, as in the cloud, where it runs drivers and nothing else.
             grows_to: most nodes with 1 CPU that Ray's autoscaler adds by itself, on the head's side of the isolation;
-                they end after a quarter of a minute without work (they share folders, so that one that ends in the middle of
-                a job would take the job's files with it).
+                they end after a quarter of a minute without work.
         """
         self.root = Path(tempfile.mkdtemp(prefix="n-", dir="/tmp"))  # short: Ray's sockets lie below it
         self._names, self._environment = ("head", LAPTOP, *names), dict(environment)
