@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 _SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please slow down.</Message></Error>"
-_OF_ONE_HOP = {"connection", "transfer-encoding", "keep-alive"}
+_OF_ONE_HOP = {"connection", "transfer-encoding", "keep-alive", "expect", "content-length"}
 _lock = threading.Lock()
 
 
@@ -27,19 +27,22 @@ class _Proxy(BaseHTTPRequestHandler):
     control = Path()
 
     def _forward(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         wanted = json.loads(self.control.read_text())
         time.sleep(random.uniform(0, 2 * wanted.get("delay", 0)))
         if random.random() < wanted.get("errors", 0):
             self._refuse()
             return
         connection = http.client.HTTPConnection(self.upstream, timeout=120)
-        connection.request(self.command, self.path, body, dict(self.headers))
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_ONE_HOP}
+        if body or self.command in ("PUT", "POST"):
+            headers["Content-Length"] = str(len(body))
+        connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
         content = answer.read()
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
-            if name.lower() not in _OF_ONE_HOP and (name.lower() != "content-length" or self.command == "HEAD"):
+            if name.lower() not in _OF_ONE_HOP or (name.lower() == "content-length" and self.command == "HEAD"):
                 self.send_header(name, value)
         if self.command != "HEAD":
             self.send_header("Content-Length", str(len(content)))
@@ -48,6 +51,18 @@ class _Proxy(BaseHTTPRequestHandler):
         connection.close()
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward
+
+    def _body(self) -> bytes:
+        """The whole body, also of a request that is sent in chunks."""
+        if "chunked" not in (self.headers.get("Transfer-Encoding") or ""):
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # trailers
+            pass
+        return body
 
     def _refuse(self) -> None:
         with _lock:

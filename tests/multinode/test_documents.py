@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen3emb.core.artifact import read_record
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.storage import Storage
 from qwen3emb.model.fetch import cache_dir, fetch_model
@@ -82,6 +84,9 @@ def test_documents_alone_end_with_a_table_an_index_and_a_verdict(
     assert done.stdout.splitlines()[-1].startswith("VERDICT: ")
 
     storage = Storage(place)
+    for name, seconds in re.findall(r"(\w+): done in (\d+) s", done.stderr):
+        own = read_record(storage / name)["seconds"]
+        print(f"{name}: {seconds} s as a job, {own:.0f} s its own work")
     inputs = {name: storage / name for name in ("corpus", "synthesize")}
     passages = {row["id"]: row["split"] for row in (storage / "corpus").read_table("passages").to_pylist()}
     [heldout] = evaluation_sets(inputs, "heldout")

@@ -16,7 +16,7 @@ from qwen3emb.core.event_files import all_events
 from qwen3emb.core.lease import LEASE
 from qwen3emb.core.storage import Storage
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = "?region=us-east-1"
