@@ -62,7 +62,7 @@ def plan(
         if as_json:
             print_json(json_of(estimates, terms, comparisons))
             return 0 if fits else 1
-        console = Console()
+        console = Console(width=max(Console().width, 120))  # so that tables are not cut in a file or narrow terminal
         tables = [work_table(estimates, terms), memory_table(estimates, terms)]
         for table in [*tables, *([comparison_table(comparisons)] if comparisons is not None else [])]:
             console.print(table)
