@@ -14,6 +14,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 _SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please slow down.</Message></Error>"
@@ -78,11 +79,18 @@ class _Proxy(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is no fault of the proxy."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def main() -> None:
     """Serve until killed."""
     port, upstream, control = sys.argv[1:]
     _Proxy.upstream, _Proxy.control = urlsplit(upstream).netloc, Path(control)
-    ThreadingHTTPServer(("127.0.0.1", int(port)), _Proxy).serve_forever()
+    _Server(("127.0.0.1", int(port)), _Proxy).serve_forever()
 
 
 if __name__ == "__main__":
