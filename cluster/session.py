@@ -23,7 +23,6 @@ def ray_environment() -> dict[str, str]:
     defaults = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_TRAIN_V2_ENABLED": "1",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # nodes that an autoscaler adds take minutes
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
         "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # a line for every resource it asks for
         "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",  # and for every checkpoint

@@ -296,14 +296,14 @@ async def _tail(client: JobSubmissionClient, job: str, skip: int, write: Callabl
 
 
 def exit_code(client: JobSubmissionClient, job: str) -> int:
-    """The exit code of the ended job's command; 1 where the cluster lost it.
+    """The exit code of the ended job's command; 1 where the cluster lost it, or something killed it.
 
     Raises:
         StageFailure: the job server does not answer any more.
     """
     details = _retried(client, job, lambda: client.get_job_info(job))
     code = details.driver_exit_code
-    if code is None:
+    if code is None or code < 0:
         print(f"error: job {job} {details.status}: {details.message}", file=sys.stderr, flush=True)
         return 1
     return int(code)

@@ -51,9 +51,9 @@ __all__ = ["TrainJob", "fit"]
 _RUN_NAME = "ray_train"
 _BAD = "bad_batches.jsonl"
 _FAILED = "failed.json"
-_STARTS = 6
-"""How often Ray Train asks for all workers at once, each time for as long as the session says (`cluster.session`); left
-alone it asks for ever."""
+_STARTS = 60
+"""How often Ray Train asks for all workers at once, a minute each time; left alone it asks for ever. A minute, since an
+elastic training asks for as many as it last saw room for, and looks again only then."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def test_room_storage_and_models(nodes: Callable[..., Nodes], models: str, tiny_
 
     without_gpus = asked(cluster, models, "cluster.gpus_per_worker=1")
     refused(without_gpus, "stage supervised asks for 1 training worker with 1 GPU on one node; no node type has a GPU")
-    refused(asked(cluster, models, storage="s3://nobody-made-this-bucket/run"), "nobody-made-this-bucket")
+    refused(asked(cluster, models, storage="s3://nobody-made-this-bucket/run"), "cannot be written from the head")
     others = [f"models.generator={tiny_qwen3}", f"models.retrieval={tiny_qwen3}"]
     nobody = asked(cluster, "models.base=/not/here", *others)
     refused(nobody, "models.base /not/here: not on the head and not in the run's storage")

@@ -211,7 +211,7 @@ def test_what_is_read_of_an_iterator_within_limits_is_little_more_than_what_is_t
 def test_training_workers_that_find_no_room_are_one_sentence(
     tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "0.5")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "0.05")
     rows = [TrainingRow(str(i), f"question {i}", f"answer {i}", (), "faq") for i in range(8)]
     cfg = TrainEmbeddingConfig(steps=1, num_workers=50, batch_size=50)
     task = EmbeddingTask(cfg, tiny_qwen3, "<|endoftext|>", "find it", None)
