@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 
 from qwen3emb.config.run import RunConfig
 from qwen3emb.core.cores import usable_cores
 from qwen3emb.core.errors import UserError
+from qwen3emb.pipeline.demand import run_demands
 from qwen3emb.pipeline.planning.assumptions import Assumptions
 from qwen3emb.pipeline.planning.datasets import corpus_size, dataset_sizes
 from qwen3emb.pipeline.planning.hardware import Gpu
@@ -22,13 +24,11 @@ _RERANKERS = ("reranker", "reranker_weak")
 
 
 def gpu_demand(cfg: RunConfig) -> int:
-    """The most GPUs that any stage asks for."""
-    each = cfg.cluster.gpus_per_worker
-    engines = cfg.synthesize.engines * cfg.synthesize.tensor_parallel if cfg.synthesize and each else 0
-    trainings = [getattr(cfg, name) for name in ("weak", "supervised", "distill", *_RERANKERS)]
-    workers = [section.least_workers for section in trainings if section]
-    workers += [section.workers for section in (cfg.filter, cfg.mine, cfg.evaluate, cfg.index)]
-    return max(engines, each * int(max(workers)))
+    """The most GPUs that any stage asks for at a time."""
+    asked: Counter[tuple[str, int]] = Counter()
+    for demand in run_demands(cfg):
+        asked[demand.stage, demand.phase] += int(demand.count * demand.gpus)
+    return max(asked.values(), default=0)
 
 
 def planned(

@@ -71,7 +71,7 @@ def embedding_estimate(p: Planner, name: str) -> StageEstimate:
     teacher, note = _teacher(p, cfg, sum(rows.values()), datasets, settings)
     seconds = (estimate.seconds or 0) + teacher
     estimate = replace(estimate, rows=sum(rows.values()), seconds=seconds, notes=[*estimate.notes, *note])
-    return p.checked(estimate, f"{name}.least_workers")
+    return p.checked(estimate, f"{name}.num_workers")
 
 
 def _hard_negatives(cfg: TrainEmbeddingConfig) -> int:
@@ -175,7 +175,7 @@ def reranker_estimate(p: Planner, name: str) -> StageEstimate:
     notes = [*estimate.notes]
     if cfg.teacher:
         notes.append(f"the time of its teacher {cfg.teacher.model} is not counted")
-    return p.checked(replace(estimate, rows=sum(rows.values()), notes=notes), f"{name}.least_workers")
+    return p.checked(replace(estimate, rows=sum(rows.values()), notes=notes), f"{name}.num_workers")
 
 
 def _reranker_step(p: Planner, cfg: TrainRerankerConfig, d: DatasetSize, share: float, rows: float) -> _Step:

@@ -133,8 +133,10 @@ def test_hours_and_the_cores_beside_the_gpus() -> None:
     assert fast.flops == slow.flops
     assert fast.gpu_hours == pytest.approx(32 * (fast.seconds or 0) / 3600)
     assert (slow.seconds or 0) / (fast.seconds or 1) == pytest.approx(2, rel=0.02)
-    notes = plan(config("qwen3-8b"), "h100")["synthesize"].notes
-    assert any("2 readers with one CPU core each find personas" in note for note in notes)
+    quick, late = (plan(config("qwen3-8b", f"synthesize.reader_gpus={n}"), "h100")["synthesize"] for n in (1, 0))
+    assert any("2 readers with one CPU core each find personas" in note for note in late.notes)
+    assert not any("readers" in note for note in quick.notes)
+    assert (quick.gpus, late.gpus) == (8 * 2 + 2, 8 * 2) and (late.seconds or 0) > 100 * (quick.seconds or 0)
 
 
 @pytest.mark.parametrize(
