@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import posixpath
+import re
 import secrets
 import shutil
 import socket
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from qwen3emb.core.errors import StageFailure, UserError
+from qwen3emb.core.alone import alone
+from qwen3emb.core.errors import UserError
 from qwen3emb.core.location import checked_name, checked_place, encoded, is_uri, joined, parent_and_name, redacted
 
-__all__ = ["Storage", "absolute_uri", "external_fingerprint", "files_fingerprint", "project_root"]
+__all__ = ["Storage", "absolute_uri", "external_fingerprint", "files_fingerprint", "input_uri", "project_root"]
 
 _TEMPORARY = ".tmp-"
 _HASHED_FILE, _HASHED_FOLDER = 64 << 20, 512 << 20  # bytes: half a second, and a few
@@ -62,7 +61,7 @@ def absolute_uri(uri: str) -> str:
     """`uri` itself where it has a scheme or is absolute, else the path under `project_root()`.
 
     A relative file that lies in the current folder is taken from there, so that a Ray job reads the personas
-    that were uploaded with its working directory; folders are not, since they may be outputs.
+    that were uploaded with its working directory; folders are not, since they may be outputs (`input_uri` takes them).
     """
     if is_uri(checked_place(uri)):
         return uri
@@ -70,6 +69,30 @@ def absolute_uri(uri: str) -> str:
     if path.is_file():
         return str(path.resolve())
     return str(path if path.is_absolute() else (project_root() / path).resolve())
+
+
+def input_uri(place: str) -> str:
+    """`absolute_uri` of a file, folder or pattern that is only read; what the current folder has is taken from there.
+
+    So a Ray job reads what was sent along with it, on every node, which has the same folder at the same place.
+
+    Raises:
+        UserError: it is relative, in a Ray job, and was not sent along.
+    """
+    if is_uri(checked_place(place)) or Path(place).expanduser().is_absolute():
+        return absolute_uri(place)
+    fixed = _PATTERN.split(place)[0]
+    if (Path(place) if fixed == place else Path(posixpath.dirname(fixed) or ".")).exists():  # a pattern's folder
+        return str(Path(os.path.abspath(place)))
+    try:
+        return absolute_uri(place)
+    except UserError as error:
+        raise UserError(
+            f"{place}: not in the folder that was sent to the cluster (what .gitignore names stays behind); give a URI"
+        ) from error
+
+
+_PATTERN = re.compile(r"[*?\[]")
 
 
 class Storage:
@@ -215,7 +238,7 @@ class Storage:
         cache = Path(tempfile.gettempdir()) / f"qwen3emb-cache-{os.getuid()}"  # another user's cannot be written to
         if not (cache / key).is_dir():
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _alone(cache / f".{key}.lock", f"{self} is being fetched"):
+            with alone(cache / f".{key}.lock", f"{self} is being fetched"):
                 if not (cache / key).is_dir():
                     self._download(name, cache / key)
         return cache / key
@@ -239,28 +262,6 @@ class Storage:
             return
         self.filesystem.create_dir(self.path(name), recursive=True)
         pafs.copy_files(str(folder), self.path(name), destination_filesystem=self.filesystem)
-
-
-_PATIENCE = 4 * 3600.0  # seconds for which another process of this machine may download
-_LOOK = 0.2
-
-
-@contextmanager
-def _alone(lock: Path, what: str) -> Iterator[None]:
-    """Hold a lock of this machine; the kernel frees it when its holder ends, however it ends."""
-    with lock.open("w") as file:
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StageFailure(
-                        f"{what} by another process of this machine for {_PATIENCE / 3600:g} hours"
-                    ) from None
-                time.sleep(_LOOK)
-        yield
 
 
 def _opened(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from qwen3emb.config.data import SourceConfig
 from qwen3emb.core.draws import chosen_by_hash
 from qwen3emb.core.errors import UserError
-from qwen3emb.core.storage import absolute_uri
+from qwen3emb.core.storage import input_uri
 from qwen3emb.corpus.python_source import module_name
 from qwen3emb.text.files import file_prefixes, list_files
 
@@ -67,7 +67,7 @@ def corpus_files(sources: Sequence[SourceConfig], seed: int) -> list[CorpusFile]
 def _source_files(source: SourceConfig, seed: int) -> tuple[str, list[str]]:
     """(root that names are relative to, sorted paths) of one source."""
     word = source.path if source.kind == "python" and source.path in _INSTALLED else None
-    place = sysconfig.get_paths()[_INSTALLED[word]] if word else absolute_uri(source.path)
+    place = sysconfig.get_paths()[_INSTALLED[word]] if word else input_uri(source.path)
     paths = list_files(place, source.kind)
     root = _root(place, paths)
     relative = {path: _plain(path)[len(root) :].lstrip("/") for path in paths}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from qwen3emb.config.labelled import LabelledDatasetConfig
 from qwen3emb.core.rejects import Reject, escaped
-from qwen3emb.core.storage import Storage, absolute_uri
+from qwen3emb.core.storage import Storage, input_uri
 from qwen3emb.labelled.row import STAGE, LabelledRow
 from qwen3emb.text.beir import BadRow, BeirData, read_beir_data
 from qwen3emb.text.documents import document_text
@@ -25,7 +25,7 @@ def beir_rows(name: str, cfg: LabelledDatasetConfig) -> Iterator[LabelledRow | R
     """
     rejects: list[Reject] = []
     beir = read_beir_data(
-        Storage(absolute_uri(cfg.path)), cfg.split, clean_text, lambda bad: rejects.append(_bad(name, bad))
+        Storage(input_uri(cfg.path)), cfg.split, clean_text, lambda bad: rejects.append(_bad(name, bad))
     )
     yield from rejects
     for query, judged in beir.qrels.items():
@@ -38,7 +38,7 @@ def beir_documents(cfg: LabelledDatasetConfig) -> list[str]:
     Raises:
         UserError: as `beir_rows`.
     """
-    beir = read_beir_data(Storage(absolute_uri(cfg.path)), cfg.split, clean_text, lambda bad: None)
+    beir = read_beir_data(Storage(input_uri(cfg.path)), cfg.split, clean_text, lambda bad: None)
     return [text for text in (document_text(*document) for document in beir.corpus.values()) if text]
 
 

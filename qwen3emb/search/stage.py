@@ -28,7 +28,7 @@ from qwen3emb.core.context import StageContext
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import REJECT
 from qwen3emb.core.rejects import Reject
-from qwen3emb.core.storage import Storage
+from qwen3emb.core.storage import Storage, input_uri
 from qwen3emb.encoding.dispatch import START_SECONDS, Progress, within_limits
 from qwen3emb.encoding.quantised import shortened
 from qwen3emb.encoding.workers import EncodeWorker, ModelPlace
@@ -87,7 +87,7 @@ def corpus_files(source: str, corpus: Storage) -> tuple[str, str, list[str]]:
         if not names:
             raise UserError(f"{corpus.uri}/passages: no passages there; run the stage `corpus` first")
         return "parquet", "id", [(corpus / name).uri for name in names]
-    folder = Storage(source)
+    folder = Storage(input_uri(source))
     for name in ("corpus.jsonl", "corpus.jsonl.gz"):
         if folder.exists(name):
             return "jsonl", "_id", [(folder / name).uri]

@@ -9,7 +9,7 @@ import pyarrow as pa
 from qwen3emb.config.serving import EvaluateConfig
 from qwen3emb.core.errors import UserError
 from qwen3emb.core.records import CORPUS, QRELS, QUERIES
-from qwen3emb.core.storage import Storage
+from qwen3emb.core.storage import Storage, input_uri
 from qwen3emb.text.beir import BadRow, BeirData, exact_text, read_beir_data
 from qwen3emb.text.documents import document_text
 from qwen3emb.text.passages import passages_as_corpus
@@ -159,7 +159,8 @@ def named_set(cfg: EvaluateConfig) -> RetrievalSet:
     Raises:
         UserError: it is missing or empty.
     """
-    folder, data = Storage(cfg.dataset), read_beir(Storage(cfg.dataset), cfg.split)
+    folder = Storage(input_uri(cfg.dataset))
+    data = read_beir(folder, cfg.split)
     advice = "set evaluate.dataset and evaluate.split to a set with judged queries, or to `heldout`"
     check_retrieval_set(data, folder, f"qrels/{cfg.split}", advice)
     return data

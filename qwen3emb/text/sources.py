@@ -7,7 +7,7 @@ import re
 import sysconfig
 
 from qwen3emb.core.location import is_uri, redacted
-from qwen3emb.core.storage import Storage, absolute_uri, external_fingerprint, files_fingerprint
+from qwen3emb.core.storage import Storage, external_fingerprint, files_fingerprint, input_uri
 from qwen3emb.text.files import list_files, resolve
 
 __all__ = ["source_fingerprint"]
@@ -32,7 +32,7 @@ def source_fingerprint(place: str, kind: str = "") -> str:
         return str(redacted(place))
     if place in _INSTALLED:
         return external_fingerprint(sysconfig.get_paths()[_INSTALLED[place]], ".py", contents=False)
-    uri = absolute_uri(place)
+    uri = input_uri(place)
     if not kind and not _has_wildcard(uri):
         return external_fingerprint(uri)
     paths = list_files(uri, kind or "text")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from importlib import metadata
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from qwen3emb.core.errors import UserError
-from qwen3emb.core.storage import Storage, absolute_uri, external_fingerprint
+from qwen3emb.core.storage import Storage, absolute_uri, external_fingerprint, input_uri
 
 SCHEMA = pa.schema([("id", pa.string()), ("n", pa.int64())])
 
@@ -103,6 +105,25 @@ def test_a_ray_job_reads_uploaded_files_but_writes_no_results_into_its_temporary
         assert "absolute path" in str(error)
     else:
         assert not place.startswith(str(copy))
+
+
+def test_a_ray_job_reads_the_folders_and_patterns_that_were_sent_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    (copy / "docs").mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    for place in ("docs", "docs/*.md", "*.md"):
+        assert input_uri(place) == str(copy / place)
+    assert input_uri("s3://bucket/docs") == "s3://bucket/docs" and input_uri("/x/y") == "/x/y"
+    monkeypatch.setattr(metadata, "distribution", _installed_from_an_index)
+    for place in ("missing", "missing/*.md"):
+        with pytest.raises(UserError, match=re.escape(f"{place}: not in the folder that was sent to the cluster")):
+            input_uri(place)
+
+
+def _installed_from_an_index(name: str) -> metadata.Distribution:
+    raise metadata.PackageNotFoundError(name)
 
 
 def test_a_fingerprint_follows_the_content_of_a_file(tmp_path: Path) -> None:
