@@ -23,7 +23,7 @@ from qwen3emb.core.storage import Storage
 from qwen3emb.model.fetch import cache_dir, fetch_model
 from qwen3emb.text.evaluation_sets import evaluation_sets
 from qwen3emb.text.passages import passages_as_corpus
-from tests.multinode.nodes import LAPTOP, why_not
+from tests.multinode.nodes import LAPTOP, Nodes, why_not
 
 pytestmark = pytest.mark.integration
 
@@ -106,3 +106,34 @@ def test_documents_alone_end_with_a_table_an_index_and_a_verdict(
 
     again = run(words(place, model, "qwen3emb.cli", "report", "examples/documents.yaml", "--json"), 200, **known)
     assert json.loads(again.stdout)["synthetic_queries"] is True, again.stderr
+
+
+@pytest.mark.cluster
+def test_one_two_and_three_nodes_give_one_table(tmp_path: Path, tiny_qwen3: Path, s3: dict[str, str]) -> None:
+    """Every stage, the generator SmolLM2: on this machine alone, and with one and two nodes beside a head."""
+    if why_not():
+        pytest.skip(why_not())
+    try:
+        for name in ("smollm2-135m-instruct", "all-minilm-l6-v2"):
+            fetch_model(name)
+    except UserError as error:
+        pytest.skip(f"the real generator is needed: {error}")
+    pipeline = ("jobs.pipeline", "--config", "examples/documents.yaml")
+    known = {"QWEN3EMB_CACHE": str(cache_dir().parent)}
+    tables = {}
+    for names in ((), ("b",), ("b", "c")):
+        with Nodes(names, s3) as cluster:
+            for name in names:
+                cluster.add(name, 4 // len(names))
+            place = f"s3://bucket/{uuid.uuid4().hex}" if names else str(tmp_path / "run")
+            command = words(place, tiny_qwen3, *pipeline)
+            alone = {"RAY_ADDRESS": ""} if not names else {}
+            done = cluster.type(command, 1200, **known, **alone)
+            assert done.returncode == 0, done.stderr[-6000:]
+            with pytest.MonkeyPatch.context() as patch:
+                for key, value in s3.items():
+                    patch.setenv(key, value)
+                found = (Storage(place) / "evaluate").read_json("results.json")
+            tables[1 + len(names)] = found["models"]
+            print(f"{1 + len(names)} nodes: {json.dumps(found['models'])}")
+    assert tables[1] == tables[2] == tables[3]
