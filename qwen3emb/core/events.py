@@ -108,7 +108,7 @@ class EventLog:
 
     def _line(self, event: str, facts: Mapping[str, Any]) -> Event:
         line: Event = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time": datetime.now(UTC).isoformat(timespec="microseconds"),
             "stage": self.attempt.stage,
             "event": event,
             "attempt": self.attempt.number,
