@@ -133,7 +133,10 @@ def test_one_two_and_three_nodes_give_one_table(tmp_path: Path, tiny_qwen3: Path
             with pytest.MonkeyPatch.context() as patch:
                 for key, value in s3.items():
                     patch.setenv(key, value)
-                found = (Storage(place) / "evaluate").read_json("results.json")
-            tables[1 + len(names)] = found["models"]
-            print(f"{1 + len(names)} nodes: {json.dumps(found['models'])}")
-    assert tables[1] == tables[2] == tables[3]
+                out = Storage(place) / "evaluate"
+                found = out.read_json("results.json")["models"]
+                ranked = {name: out.read_table(name).to_pylist() for name in out.names("runs", ".parquet")}
+            tables[1 + len(names)] = found, ranked
+            print(f"{1 + len(names)} nodes: {json.dumps(found)}; {sum(map(len, ranked.values()))} ranked documents")
+    assert len(tables[1][1]) >= len(MODELS) and all(tables[1][1].values())
+    assert tables[1] == tables[2] == tables[3], "figures, or which document was ranked where and with which score"
