@@ -30,7 +30,7 @@ test: install legacy s3 ## unit tests, then integration tests
 	@$(TESTING) --dist=worksteal --durations=5 tests/unit
 	@$(TESTING) --dist=loadgroup --no-loadscope-reorder --durations=10 -m "not cluster" tests/integration tests/multinode
 
-test-cluster: install s3 ## several isolated nodes: faults, autoscaling, the whole demo over S3 (40 minutes)
+test-cluster: install s3 ## several isolated nodes: faults, autoscaling, one table from one, two and three nodes (45 minutes)
 	@$(PY) -m pytest --quiet --durations=10 -m cluster tests/multinode
 
 check: install ## ruff, mypy, every example config, generated documentation
