@@ -1,23 +1,16 @@
-"""Whether a cluster file is filled in and large enough for runs, asked of the files alone.
-
-`python -m cluster.check cluster/aws.yaml examples/qwen3-8b.yaml` prints one sentence per problem and exits with
-2, before anything is started.
-"""
+"""Whether a cluster file is filled in and large enough for runs, asked of the files alone: `qwen3emb preflight FILE
+--cluster-file F`, before anything is started."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 
 from qwen3emb.config.run import RunConfig, load_config
-from qwen3emb.core.errors import UserError
-from qwen3emb.core.exits import guarded
 from qwen3emb.pipeline.demand import SERVE, Demand, run_demands, stage_demands
 from qwen3emb.pipeline.fit import unmet
 from qwen3emb.pipeline.supply import placeholders, read_node_types, serves_only, unfilled
 
-__all__ = ["cluster_problems", "main", "wanted"]
+__all__ = ["cluster_problems", "wanted"]
 
 
 def wanted(cfg: RunConfig, cluster_file: str) -> list[Demand]:
@@ -43,24 +36,3 @@ def cluster_problems(cluster_file: str, runs: Sequence[str], overrides: Sequence
         problems += placeholders(cfg.model_dump(mode="json"), run)
         problems += [f"{run}: {sentence}" for sentence in unmet(wanted(cfg, cluster_file), node_types)]
     return problems
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    problems = cluster_problems(arguments.file, arguments.runs, arguments.set)
-    if problems:
-        raise UserError("\n".join(problems))
-    print(f"{arguments.file}: filled in, and large enough for {', '.join(arguments.runs) or 'no run (none was named)'}")
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Parse the command line and check; the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("file", help="cluster file: cluster/aws.yaml, gcp.yaml, or a manifest in cluster/kuberay/")
-    parser.add_argument("runs", nargs="*", help="YAML of each run that it is for")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the runs")
-    arguments = parser.parse_args(words)
-    return guarded(lambda: _check(arguments), debug=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qwen3emb.cli.options import Config, Debug, Overrides, finish
-from qwen3emb.config.run import load_config
+from qwen3emb.config.run import RunConfig, load_config
 from qwen3emb.core.errors import UserError
 
 __all__ = ["preflight"]
@@ -40,9 +40,9 @@ def preflight(
         if cluster_file:
             _file(cluster_file, config, overrides or [])
         elif place:
-            _cluster(place, config, overrides or [])
+            _cluster(place, cfg, config, overrides or [])
         else:
-            _here(config, overrides or [])
+            _here(cfg, config)
 
     finish(body, debug)
 
@@ -56,24 +56,22 @@ def _file(cluster_file: Path, config: Path, overrides: list[str]) -> None:
     print(f"{cluster_file}: filled in, and large enough for {config}")
 
 
-def _cluster(address: str, config: Path, overrides: list[str]) -> None:
+def _cluster(address: str, cfg: RunConfig, config: Path, overrides: list[str]) -> None:
     from cluster.submission import cluster_target, connect
     from cluster.submission import preflight as ask
     from qwen3emb.model.mirror import is_here
     from qwen3emb.pipeline.run_models import models_of
-    from qwen3emb.pipeline.stages import STAGES, is_enabled
+    from qwen3emb.pipeline.stages import enabled_stages
 
-    cfg = load_config(config, overrides)
-    names = [name for name in STAGES if is_enabled(cfg, name)]
+    names = enabled_stages(cfg)
     models = {model for name in names for model in models_of(cfg, name).values()}
     target = cluster_target(connect(address), cfg, str(config), overrides)
     ask(target, names, sorted(model for model in models if is_here(model)))
 
 
-def _here(config: Path, overrides: list[str]) -> None:
+def _here(cfg: RunConfig, config: Path) -> None:
     from cluster.private_head import refuse_unmet
-    from qwen3emb.pipeline.stages import STAGES, is_enabled
+    from qwen3emb.pipeline.stages import enabled_stages
 
-    cfg = load_config(config, overrides)
-    refuse_unmet(cfg, [name for name in STAGES if is_enabled(cfg, name)])
+    refuse_unmet(cfg, enabled_stages(cfg))
     print(f"{config}: this machine has room for every stage")

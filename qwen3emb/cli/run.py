@@ -145,9 +145,9 @@ def submit(
 def _models_are_there(cfg: RunConfig, stage: str | None) -> list[str]:
     """Copy what only this machine has to the run's storage; the stages that are to run."""
     from qwen3emb.pipeline.run_models import copy_models_of_this_machine
-    from qwen3emb.pipeline.stages import STAGES, is_enabled
+    from qwen3emb.pipeline.stages import enabled_stages
 
-    names = [stage] if stage else [name for name in STAGES if is_enabled(cfg, name)]
+    names = [stage] if stage else enabled_stages(cfg)
     copy_models_of_this_machine(cfg, names, lambda line: print(line, file=sys.stderr, flush=True))
     return names
 

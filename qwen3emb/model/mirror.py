@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,7 @@ def _linked(source: Path, target: Path) -> None:
     Weights are replaced, never edited in place; a small file may be edited.
     """
     if source.stat().st_size >= _LINKED_FROM:
-        try:
+        with suppress(OSError):
             os.link(source.resolve(), target)
-        except OSError:
-            pass
-        else:
             return
     shutil.copyfile(source, target)

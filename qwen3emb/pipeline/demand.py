@@ -28,7 +28,7 @@ from qwen3emb.config.resources import (
 )
 from qwen3emb.config.run import RunConfig
 from qwen3emb.config.training import RERANKER
-from qwen3emb.pipeline.stages import STAGES, is_enabled
+from qwen3emb.pipeline.stages import enabled_stages
 from qwen3emb.text.evaluation_sets import asked_passages
 
 __all__ = ["SERVE", "Demand", "run_demands", "stage_demands"]
@@ -67,7 +67,7 @@ class Demand:
 
 def run_demands(cfg: RunConfig) -> list[Demand]:
     """The demands of all stages that the run has, in their order."""
-    return [demand for name in STAGES if is_enabled(cfg, name) for demand in stage_demands(cfg, name)]
+    return [demand for name in enabled_stages(cfg) for demand in stage_demands(cfg, name)]
 
 
 def stage_demands(cfg: RunConfig, stage: str) -> list[Demand]:

@@ -24,6 +24,7 @@ __all__ = [
     "STAGES",
     "WORDS",
     "Stage",
+    "enabled_stages",
     "identity",
     "is_enabled",
     "needs",
@@ -137,6 +138,11 @@ def is_enabled(cfg: RunConfig, name: str) -> bool:
     return name not in _OPTIONAL | {"filter"} or getattr(cfg, {"filter": "synthesize"}.get(name, name)) is not None
 
 
+def enabled_stages(cfg: RunConfig) -> list[str]:
+    """The names of the stages that the run has, in the order of the pipeline."""
+    return [name for name in STAGES if is_enabled(cfg, name)]
+
+
 def needs(cfg: RunConfig, name: str) -> list[str]:
     """The stages of this run whose artifacts stage `name` reads."""
     unread = set()
@@ -181,7 +187,7 @@ def reuse_stages(cfg: RunConfig, lender: RunConfig) -> list[str]:
     """
     known: dict[str, Identity] = {}
     reused = []
-    for name in (name for name in STAGES if is_enabled(cfg, name)):
+    for name in enabled_stages(cfg):
         folder, lender_folder = Storage(cfg.storage) / name, stage_folder(lender, name)
         folder.delete(_ALIAS)
         stage_identity = identity(cfg, name, known)

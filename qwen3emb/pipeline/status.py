@@ -13,7 +13,7 @@ from qwen3emb.core.artifact import Identity, finished, read_record, state_of
 from qwen3emb.core.event_files import Event, Trail, events_of, trails
 from qwen3emb.core.lease import BEAT, EXPIRY, Holder, holder_of
 from qwen3emb.core.storage import Storage
-from qwen3emb.pipeline.stages import STAGES, identity, is_enabled, stage_folder
+from qwen3emb.pipeline.stages import enabled_stages, identity, stage_folder
 
 __all__ = ["PIPELINE", "Ending", "RunStatus", "RunWatch", "StageStatus"]
 
@@ -102,7 +102,7 @@ class RunWatch:
         """
         known: dict[str, Identity] = {}
         self._cfg, self._run = cfg, Storage(cfg.storage)
-        self._identities = {name: identity(cfg, name, known) for name in STAGES if is_enabled(cfg, name)}
+        self._identities = {name: identity(cfg, name, known) for name in enabled_stages(cfg)}
         self._began = time.monotonic()
         self._signs: dict[str, tuple[float, float]] = {}  # stage -> (its last sign, when it was seen by our clock)
         self._presumed: set[str] = set()  # stages that are lost as far as one can tell by the time

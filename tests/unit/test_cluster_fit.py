@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
-from cluster.check import cluster_problems, main, wanted
+from cluster.check import cluster_problems, wanted
+from qwen3emb.cli.main import app
 from qwen3emb.config.run import load_config
 from qwen3emb.pipeline.demand import Demand, run_demands
 from qwen3emb.pipeline.fit import unmet
@@ -86,15 +88,19 @@ def test_a_file_as_it_is_shipped_is_refused_until_it_is_filled_in(path: str, tmp
     assert unfilled(tmp_path / "filled.yaml") == []
 
 
-def test_the_check_says_every_problem_and_then_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def asked(cluster_file: str, run: str, *words: str) -> Result:
+    return CliRunner().invoke(app, ["preflight", run, "--cluster-file", cluster_file, *words])
+
+
+def test_the_check_says_every_problem_and_then_none(tmp_path: Path) -> None:
     text = (ROOT / "cluster/aws.yaml").read_text(encoding="utf-8")
     (tmp_path / "aws.yaml").write_text(re.sub(r"YOUR-[A-Z-]*[A-Z]", "mine", text))
     (tmp_path / "run.yaml").write_text((ROOT / "examples/qwen3-8b.yaml").read_text().replace("YOUR-BUCKET", "mine"))
     files = [str(tmp_path / "aws.yaml"), str(tmp_path / "run.yaml")]
     assert cluster_problems(files[0], files[1:]) == []
-    assert main(files) == 0
-    assert "large enough" in capsys.readouterr().out
-    assert main([*files, "--set", "weak.num_workers=99"]) == 2
-    assert "stage weak asks for 99 training workers" in capsys.readouterr().err
+    fits = asked(*files)
+    assert fits.exit_code == 0 and "large enough" in fits.stdout
+    too_large = asked(*files, "--set", "weak.num_workers=99")
+    assert too_large.exit_code == 2 and "stage weak asks for 99 training workers" in too_large.stderr
     shipped = cluster_problems(str(ROOT / "cluster/aws.yaml"), [str(ROOT / "examples/qwen3-8b.yaml")])
     assert [re.findall(r"replace (\S+)", p) for p in shipped] == [["YOUR-REGISTRY"], ["YOUR-ACCOUNT"], ["YOUR-BUCKET"]]

@@ -16,7 +16,7 @@ from qwen3emb.pipeline.planning.models import model_shape
 from qwen3emb.pipeline.planning.scoring import SCORING
 from qwen3emb.pipeline.planning.trainings import embedding_estimate, reranker_estimate
 from qwen3emb.pipeline.planning.work import Planner, StageEstimate
-from qwen3emb.pipeline.stages import STAGES, is_enabled
+from qwen3emb.pipeline.stages import enabled_stages
 
 __all__ = ["gpu_demand", "planned"]
 
@@ -52,7 +52,7 @@ def planned(
         if name and model_shape(name) is None:
             raise UserError(f"{key} is a server, {name}; a training starts from a model of which one has the weights")
     planner = Planner(cfg, assumed, gpu, gpus, cores, corpus, datasets, cache(model_shape))
-    return [_estimate(planner, name) for name in STAGES if is_enabled(cfg, name)]
+    return [_estimate(planner, name) for name in enabled_stages(cfg)]
 
 
 def _estimate(planner: Planner, name: str) -> StageEstimate:
